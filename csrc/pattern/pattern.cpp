@@ -1,0 +1,101 @@
+// mask -> packed index. The layout is specified in tost_kernels/pattern.py, whose compile_reference this equals.
+//
+// Two passes over the mask, one counting and one writing, for the forward and the transposed view at once: masks have up to
+// 1e8 entries, and a sort of the transposed entries would cost far more than walking the mask in row order and appending each
+// entry to its transposed row (which leaves the rows sorted by (o, dy, dx), as wanted).
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr int32_t kVersion = 1;
+constexpr int64_t kHeader = 16;
+
+struct Shape {
+  int64_t outputs, inputs, kh, kw;
+  int64_t taps() const { return kh * kw; }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// counts[row * blocks + block + 1] of both views, then their running sums: the two ptr sections.
+void count(const bool* mask, Shape s, int64_t block, std::vector<int64_t>& ptr, std::vector<int64_t>& t_ptr) {
+  const int64_t blocks = ceil_div(s.inputs, block), t_blocks = ceil_div(s.outputs, block);
+  ptr.assign(s.outputs * blocks + 1, 0);
+  t_ptr.assign(s.inputs * t_blocks + 1, 0);
+  for (int64_t o = 0; o < s.outputs; ++o)
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      int64_t kept = 0;
+      for (int64_t t = 0; t < s.taps(); ++t) kept += *mask++;
+      ptr[o * blocks + i / block + 1] += kept;
+      t_ptr[i * t_blocks + o / block + 1] += kept;
+    }
+  for (size_t k = 1; k < ptr.size(); ++k) ptr[k] += ptr[k - 1];
+  for (size_t k = 1; k < t_ptr.size(); ++k) t_ptr[k] += t_ptr[k - 1];
+}
+
+void fill(const bool* mask, Shape s, int64_t block, const std::vector<int64_t>& t_ptr, int32_t* col, int32_t* t_col,
+          int32_t* t_perm) {
+  const int64_t t_blocks = ceil_div(s.outputs, block);
+  std::vector<int64_t> next(s.inputs);
+  for (int64_t i = 0; i < s.inputs; ++i) next[i] = t_ptr[i * t_blocks];
+  int64_t k = 0;
+  for (int64_t o = 0; o < s.outputs; ++o)
+    for (int64_t i = 0; i < s.inputs; ++i)
+      for (int64_t t = 0; t < s.taps(); ++t) {
+        if (!*mask++) continue;
+        col[k] = static_cast<int32_t>(i * s.taps() + t);
+        t_col[next[i]] = static_cast<int32_t>(o * s.taps() + t);
+        t_perm[next[i]] = static_cast<int32_t>(k);
+        ++next[i];
+        ++k;
+      }
+}
+
+py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, int64_t block) {
+  if (mask.ndim() != 4)
+    throw std::invalid_argument("mask: expected 4 dimensions (O, I, kh, kw), got " + std::to_string(mask.ndim()));
+  if (block < 1) throw std::invalid_argument("block: expected at least 1, got " + std::to_string(block));
+  const Shape s{mask.shape(0), mask.shape(1), mask.shape(2), mask.shape(3)};
+  const bool* data = mask.data();
+
+  std::vector<int64_t> ptr, t_ptr;
+  {
+    py::gil_scoped_release release;
+    count(data, s, block, ptr, t_ptr);
+  }
+  const int64_t nnz = ptr.back();
+  const int64_t at_ptr = kHeader, at_col = at_ptr + static_cast<int64_t>(ptr.size()), at_t_ptr = at_col + nnz;
+  const int64_t at_t_col = at_t_ptr + static_cast<int64_t>(t_ptr.size()), at_t_perm = at_t_col + nnz, length = at_t_perm + nnz;
+  if (length > INT32_MAX)
+    throw std::length_error("mask: its index would have " + std::to_string(length) + " entries, expected fewer than 2**31");
+
+  py::array_t<int32_t> packed(length);
+  int32_t* out = packed.mutable_data();
+  {
+    py::gil_scoped_release release;
+    const int64_t header[kHeader] = {kVersion, s.outputs, s.inputs, s.kh,   s.kw,     nnz,      block,     ceil_div(s.inputs, block),
+                                     ceil_div(s.outputs, block), at_ptr, at_col, at_t_ptr, at_t_col, at_t_perm, length, 0};
+    for (int64_t k = 0; k < kHeader; ++k) out[k] = static_cast<int32_t>(header[k]);
+    for (size_t k = 0; k < ptr.size(); ++k) out[at_ptr + k] = static_cast<int32_t>(ptr[k]);
+    for (size_t k = 0; k < t_ptr.size(); ++k) out[at_t_ptr + k] = static_cast<int32_t>(t_ptr[k]);
+    fill(data, s, block, t_ptr, out + at_col, out + at_t_col, out + at_t_perm);
+  }
+  return packed;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_pattern, m) {
+  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern.";
+  m.def("compile_mask", &compile_mask, py::arg("mask").noconvert(), py::arg("block"),
+        "Pack a bool mask (O, I, kh, kw) into its int32 index; the GIL is released.");
+}

@@ -1,0 +1,106 @@
+"""Builds the compiled parts, as far as this machine can. What cannot be built is left out, with one line saying why.
+
+tost_kernels._pattern   pybind11: the Pattern compiler
+tost_kernels._cpu       C++ kernels on the LibTorch stable ABI: one binary for torch >= 2.11 and any Python
+tost_kernels._cuda      CUDA kernels, likewise, where nvcc is found
+
+Environment: TOST_NO_EXTENSIONS=1 builds nothing; MAX_JOBS caps the compile jobs (default: one per core and 2 GB of memory).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.errors import BaseError
+
+GIGABYTES_PER_JOB = 2
+# Kernels use nothing newer than torch 2.11, so that one binary serves it and every later version.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+
+
+def available_memory() -> float:
+    """Gigabytes free for compile jobs (all of it where the system does not say)."""
+    try:
+        with open("/proc/meminfo") as meminfo:
+            return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) / 2**20
+    except OSError:
+        return float("inf")
+
+
+def cap_jobs() -> None:
+    jobs = min(os.cpu_count() or 1, max(1, int(min(available_memory() / GIGABYTES_PER_JOB, 64))))
+    os.environ.setdefault("MAX_JOBS", str(jobs))
+
+
+def sources(folder: str, ending: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc", folder).glob(f"*.{ending}"))
+
+
+def extensions() -> tuple[list, dict]:
+    """The extension modules this machine can build, and the command class that builds them."""
+    if os.environ.get("TOST_NO_EXTENSIONS") == "1":
+        return skip("TOST_NO_EXTENSIONS=1")
+    try:
+        import pybind11
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    except ImportError as error:
+        return skip(f"{error} (install torch first, then this package with --no-build-isolation)")
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return skip("no C++ compiler was found")
+
+    optimise = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    optimise += ["-Wno-unused-parameter", "-g0"]  # torch's own headers leave parameters unused; no debug information
+    pattern = CppExtension(
+        "tost_kernels._pattern",
+        sources("pattern", "cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=[*optimise, "-DPYBIND11_DETAILED_ERROR_MESSAGES"],
+    )
+    stable = {"include_dirs": [str(Path("csrc").resolve())], "py_limited_api": True, "depends": headers()}
+    cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
+    modules = [pattern, cpu]
+    if sources("cuda", "cu") and CUDA_HOME:
+        nvcc = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", STABLE_ABI]
+        modules.append(
+            CUDAExtension(
+                "tost_kernels._cuda",
+                sources("cuda", "cu"),
+                extra_compile_args={"cxx": [*optimise, STABLE_ABI], "nvcc": nvcc},
+                **stable,
+            )
+        )
+    for module in modules:
+        module.optional = True  # setuptools then does not miss the file of a part that was not built
+
+    class Build(BuildExtension):
+        """A failed compile leaves the package without that part, and says so: references do the work then."""
+
+        def run(self) -> None:
+            cap_jobs()
+            super().run()
+
+        def build_extension(self, module: object) -> None:
+            try:
+                super().build_extension(module)
+            except (RuntimeError, OSError, BaseError) as error:
+                if os.environ.get("TOST_REQUIRE_EXTENSIONS") == "1":
+                    raise
+                print(f"tost-sparse: {module.name} was not built: {error}")  # type: ignore[attr-defined]
+
+    return modules, {"build_ext": Build}
+
+
+def headers() -> list[str]:
+    return sorted(str(path) for path in Path("csrc").rglob("*.h"))
+
+
+def skip(reason: str) -> tuple[list, dict]:
+    print(f"tost-sparse: installing without compiled kernels: {reason}")
+    return [], {}
+
+
+modules, commands = extensions()
+setup(ext_modules=modules, cmdclass=commands)

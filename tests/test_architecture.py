@@ -1,0 +1,81 @@
+"""Imports point one way: tost -> tost_kernels -> compiled code; inside tost_kernels: nn -> ops -> plan, layout, pattern."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# (who, whom it must not import)
+FORBIDDEN = [
+    ("tost_kernels", "tost"),
+    ("tost_kernels/ops", "tost_kernels.nn"),
+    ("tost_kernels/pattern.py", "tost_kernels.ops"),
+    ("tost_kernels/pattern.py", "tost_kernels.nn"),
+    ("tost_kernels/backend.py", "tost_kernels.ops"),
+    ("tost_kernels/plan.py", "tost_kernels.ops"),
+    ("tost_kernels/layout.py", "tost_kernels.nn"),
+    ("tost/masks", "tost.ghosts"),
+    ("tost/masks", "tost.training"),
+    ("tost/ghosts", "tost.masks"),
+    ("tost/ghosts", "tost.training"),
+    ("tost/models", "tost.training"),
+    ("tost/models", "tost.ghosts"),
+    ("tost/models", "tost.masks"),
+    ("tost/data", "tost.training"),
+    ("tost/data", "tost.models"),
+    ("tost/training.py", "tost.experiment"),
+    ("tost/training.py", "tost.cli"),
+    ("tost/training.py", "tost.report"),
+    ("tost/experiment.py", "tost.cli"),
+]
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that `file` imports, at any depth of its code, with what it takes from it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import; write the full name"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(files: list[Path], forbidden: str) -> list[str]:
+    return [
+        f"{file.name} imports {name}"
+        for file in files
+        for name in imports(file)
+        if name == forbidden or name.startswith(forbidden + ".")
+    ]
+
+
+@pytest.mark.parametrize(("who", "forbidden"), FORBIDDEN)
+def test_imports_point_one_way(who: str, forbidden: str) -> None:
+    place = ROOT / who
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert files, f"{who} is gone: mend this list"
+    assert violations(files, forbidden) == []
+
+
+def test_a_backward_import_is_caught(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from tost import masks\n")
+    assert violations([bad], "tost") == ["bad.py imports tost", "bad.py imports tost.masks"]
+    bad.write_text("import tost_kernels\n")
+    assert violations([bad], "tost") == []
+
+
+def test_the_training_loop_knows_no_ghosts() -> None:
+    names = set(imports(ROOT / "tost/training.py"))
+    assert not any(name.startswith("tost.ghosts.block") for name in names)
+
+
+def test_schemas_are_defined_in_python_only() -> None:
+    for source in (ROOT / "csrc").rglob("*.c*"):
+        text = source.read_text()
+        assert "STABLE_TORCH_LIBRARY(" not in text, f"{source.name} defines a schema"
+        assert "STABLE_TORCH_LIBRARY_FRAGMENT(" not in text, f"{source.name} defines a schema"

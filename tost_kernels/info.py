@@ -1,0 +1,59 @@
+"""`python -m tost_kernels.info [--json]`: for each op and backend, whether it is installed, usable here, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import torch
+
+from tost_kernels import backend, library
+
+
+def report() -> dict[str, Any]:
+    """What is installed and usable in this process, as plain data.
+
+    Keys: "versions", "libraries" (name -> None or the reason it is absent) and "ops", a list of {"op", "backend",
+    "installed", "usable", "reason"}. Usable means on some tensor here: each op checks device and dtype at the call.
+    """
+    ops = []
+    for op in backend.OPS:
+        for name in backend.BACKENDS:
+            reason = backend.why_not(op, name)
+            installed = name not in backend.COMPILED or library.reason(name) is None
+            ops.append({"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason})
+    return {
+        "versions": {
+            "tost-sparse": importlib.metadata.version("tost-sparse"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "cpu_instructions": torch.ops.tost.cpu_isa() if library.reason("cpu") is None else None,
+            "cuda": torch.version.cuda,
+        },
+        "libraries": {name: library.reason(name) for name in backend.COMPILED},
+        "ops": ops,
+    }
+
+
+def text(data: dict[str, Any]) -> str:
+    """The report as lines for a terminal."""
+    lines = [f"{name:18}{value}" for name, value in data["versions"].items()]
+    lines += ["", f"{'op':18}{'backend':12}{'usable':8}why not"]
+    for row in data["ops"]:
+        lines.append(f"{row['op']:18}{row['backend']:12}{'yes' if row['usable'] else 'no':8}{row['reason'] or ''}".rstrip())
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tost_kernels.info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args(arguments)
+    data = report()
+    print(json.dumps(data, indent=2) if options.json else text(data))
+
+
+if __name__ == "__main__":
+    main()

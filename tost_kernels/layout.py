@@ -1,0 +1,127 @@
+"""Batch-last: the memory layout of sparse networks.
+
+A tensor of shape (N, C, H, W) is batch-last when its memory is ordered [C][H][W][N], that is, when its strides are
+(1, H*W*N, W*N, N). A kept weight then multiplies whole rows of the batch: SIMD lanes on a CPU, coalesced loads on a GPU. It is
+an ordinary strided tensor: every torch op accepts it and elementwise ops keep it. A 2-D tensor (N, F) is batch-last when its
+memory is [F][N].
+
+The rule of every op of this package: the output is batch-last if the input is, else channels_last if the input is, else
+contiguous; the gradient of an input takes the layout of that input, whatever the incoming gradient's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tost_kernels import backend
+from tost_kernels.ops.register import define, differentiate, op
+
+BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
+
+
+def strides_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
+    """The strides of a dense tensor of `shape` (2-D or 4-D for batch_last, 4-D for channels_last) in `layout`."""
+    order = list(range(len(shape)))  # dimensions from the outermost to the innermost in memory
+    if layout == BATCH_LAST:
+        order = [*order[1:], 0]
+    elif layout == CHANNELS_LAST:
+        order = [0, 2, 3, 1]
+    strides = [1] * len(shape)
+    step = 1
+    for dimension in reversed(order):
+        strides[dimension] = step
+        step = step * max(shape[dimension], 1)
+    return tuple(strides)
+
+
+def _matches(x: Tensor, layout: str) -> bool:
+    wanted = strides_of(x.shape, layout)
+    return all(size == 1 or has == want for size, has, want in zip(x.shape, x.stride(), wanted, strict=True))
+
+
+def is_batch_last(x: Tensor) -> bool:
+    """Whether `x` (N, C, H, W) or (N, F) is batch-last. Dimensions of size 1 are ignored; contiguous wins ties."""
+    return x.dim() in (2, 4) and not x.is_contiguous() and _matches(x, BATCH_LAST)
+
+
+def layout_of(x: Tensor) -> str:
+    """"batch_last", "channels_last" or "contiguous": the layout that an op gives its output for the input `x`."""
+    if x.is_contiguous():
+        return CONTIGUOUS
+    if is_batch_last(x):
+        return BATCH_LAST
+    if x.dim() == 4 and _matches(x, CHANNELS_LAST):
+        return CHANNELS_LAST
+    return CONTIGUOUS
+
+
+def empty_layout(shape: Sequence[int], layout: str, like: Tensor) -> Tensor:
+    """An uninitialised tensor of `shape` in `layout`, with the dtype and device of `like`."""
+    return torch.empty_strided(tuple(shape), strides_of(shape, layout), dtype=like.dtype, device=like.device)
+
+
+def _to_batch_last_fake(input: Tensor) -> Tensor:
+    return empty_layout(input.shape, BATCH_LAST, input)
+
+
+class _ToBatchLast(torch.autograd.Function):
+    """The values do not change, so the gradient passes through as it is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(which: str, x: Tensor) -> Tensor:
+        return op("to_batch_last", which)(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad_output
+
+
+define("to_batch_last", "(Tensor input) -> Tensor", _to_batch_last_fake, backends=("cpu",))
+differentiate("to_batch_last", _ToBatchLast.apply, backends=("cpu",))
+
+
+def to_batch_last(x: Tensor) -> Tensor:
+    """`x` in the batch-last layout: the same shape and values, [C][H][W][N] in memory; `x` itself if it is so already.
+
+    x: (N, C, H, W) or (N, F), any dtype and strides. Do this once, at the input of a network: every layer of this package
+    then keeps the layout. Raises ValueError for another number of dimensions.
+    """
+    if x.dim() not in (2, 4):
+        raise ValueError(f"to_batch_last: expected x of shape (N, C, H, W) or (N, F), got {tuple(x.shape)}")
+    if _matches(x, BATCH_LAST):
+        return x
+    if x.device.type == "cpu" and backend.has_native_conversion():
+        return _ToBatchLast.apply("cpu", x)  # type: ignore[no-any-return]
+    order = [*range(1, x.dim()), 0]
+    return x.permute(order).contiguous().permute(-1, *range(x.dim() - 1))
+
+
+def as_layout(x: Tensor, layout: str) -> Tensor:
+    """`x` in `layout` ("batch_last", "channels_last" or "contiguous"); `x` itself if it is so already."""
+    if layout == BATCH_LAST:
+        return to_batch_last(x)
+    if layout == CHANNELS_LAST:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """torch.nn.functional.pad of the last dimensions of `x` (N, C, H, W), in the layout of `x`.
+
+    padding: (left, right) or (left, right, top, bottom). torch itself returns a contiguous tensor for a batch-last one;
+    seen as (C, N, H, W) the same memory is channels_last, which torch keeps.
+    """
+    if is_batch_last(x):
+        return to_batch_last(F.pad(x.transpose(0, 1), list(padding), mode, value).transpose(0, 1))
+    return F.pad(x, list(padding), mode, value)

@@ -1,0 +1,41 @@
+"""Finding and loading the compiled libraries.
+
+A missing library is never an import error: `reason(name)` says why it is absent, and the op that needs it repeats that
+sentence when somebody asks for it by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).parent
+_REASONS: dict[str, str | None] = {}
+
+
+def _load(name: str) -> str | None:
+    files = sorted(_HERE.glob(f"_{name}.*so"))
+    if not files:
+        return f"the compiled library '{name}' is not in this installation (no compiler was found, or its build failed)"
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError as error:
+        return f"the compiled library '{name}' could not be loaded: {error}"
+    return None
+
+
+def load_all() -> None:
+    """Load every compiled library this torch can use. Called once, when `tost_kernels` is imported."""
+    _REASONS["cpu"] = _load("cpu")
+    # The CUDA library refers to symbols that only a torch built with CUDA has.
+    _REASONS["cuda"] = _load("cuda") if torch.version.cuda else "this torch is built without CUDA"
+    _REASONS["triton"] = (
+        None if importlib.util.find_spec("triton") is not None else "the package 'triton' is not installed"
+    )
+
+
+def reason(name: str) -> str | None:
+    """Why the library `name` ("cpu", "cuda", "triton") is absent, or None where it is loaded."""
+    return _REASONS[name]

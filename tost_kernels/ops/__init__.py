@@ -1,0 +1,1 @@
+"""The ops: one file each, with schema, checks, reference, fake and autograd."""

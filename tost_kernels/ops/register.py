@@ -1,0 +1,71 @@
+"""How an op is registered: one schema, one fake and one autograd rule for all its compiled backends.
+
+Schemas are defined here, in Python, and nowhere else: compiled code only adds kernels. A schema defined in C++ would be
+missing without a compiler, and two definitions clash. Each backend is an op of its own, `tost::<name>_<backend>`, since two
+kernels for the same dispatch key (CUDA and Triton) would silently replace each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tost_kernels.backend import COMPILED
+
+LIBRARY = torch.library.Library("tost", "DEF")
+LIBRARY.define("cpu_isa() -> str")  # the instruction set that the compiled CPU kernels use here
+_OPS: dict[tuple[str, str], Any] = {}
+
+
+def _define(name: str, backend: str, schema: str) -> str:
+    qualified = f"{name}_{backend}"
+    LIBRARY.define(qualified + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _OPS[name, backend] = getattr(torch.ops.tost, qualified).default
+    return qualified
+
+
+def define(name: str, schema: str, fake: Callable[..., Any], backends: tuple[str, ...] = COMPILED) -> None:
+    """Define `tost::<name>_<backend>` for the compiled backends, with the fake (shapes, strides, dtypes) they share."""
+    for backend in backends:
+        qualified = _define(name, backend, schema)
+        torch.library.register_fake(f"tost::{qualified}", fake, lib=LIBRARY)
+
+
+def define_reference(name: str, schema: str, function: Callable[..., Any]) -> None:
+    """Define `tost::<name>_reference`, which decomposes into `function`: plain torch, differentiable to any order."""
+    qualified = _define(name, "reference", schema)
+    LIBRARY.impl(qualified, function, "CompositeImplicitAutograd")
+
+
+def op(name: str, backend: str) -> Any:
+    """The op `tost::<name>_<backend>`."""
+    return _OPS[name, backend]
+
+
+def differentiate(name: str, apply: Callable[..., Any], backends: tuple[str, ...] = COMPILED) -> None:
+    """Make `tost::<name>_<backend>` differentiable: `apply(backend, *args)` is an autograd.Function's apply.
+
+    The Function's forward calls the op again with grad mode off, which is how this kernel knows that it is to go on below
+    autograd. Public functions call `apply` themselves, outermost, because torch.func.grad needs to see the Function.
+    """
+    for backend in backends:
+        overload = op(name, backend)
+
+        def kernel(keyset: Any, *args: Any, _backend: str = backend, _overload: Any = overload) -> Any:
+            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+                return apply(_backend, *args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return _overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+        LIBRARY.impl(f"{name}_{backend}", kernel, "Autograd", with_keyset=True)
+
+
+def autocast(device_type: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast floating tensors to autocast's dtype where autocast is on for `device_type`."""
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)

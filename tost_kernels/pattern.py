@@ -1,0 +1,197 @@
+"""Pattern: everything that the mask alone decides, compiled once for a mask.
+
+The kernels take one packed int32 tensor, `Pattern.index`. Its sections, after a header of 16 numbers:
+
+    header   [version, O, I, kh, kw, nnz, block, forward blocks, transposed blocks, five section offsets, length, 0]
+    ptr      O * ceil(I / block) + 1     kept weights of output channel o whose input channel lies in block b are the
+                                         positions ptr[o * blocks + b] up to ptr[o * blocks + b + 1] of `values`
+    col      nnz                         (i * kh + dy) * kw + dx of each kept weight
+    t_ptr    I * ceil(O / block) + 1     the same for the transposed weight: rows are input channels, blocks are of output
+    t_col    nnz                         channels; (o * kh + dy) * kw + dx, sorted by (i, o, dy, dx)
+    t_perm   nnz                         the position in `values` of each transposed entry
+
+Input channels count within their group: groups belong to the convolution, not to the mask. The weight gradient runs on the
+forward view. Since input channels ascend inside a row, any multiple of `block` channels is a contiguous run of a row too, so a
+plan may choose its channel block without the pattern being compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+VERSION = 1
+HEADER = 16
+BLOCK = 8
+
+_Compile = Callable[[npt.NDArray[np.bool_], int], npt.NDArray[np.int32]]
+
+
+def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.int32]:
+    """The packed index of `mask` (O, I, kh, kw), in numpy: the specification of the compiled one, and its stand-in."""
+    outputs, inputs, kh, kw = mask.shape
+
+    def view(m: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        rows, channels = m.shape[:2]
+        blocks = -(-channels // block)
+        row, channel, dy, dx = np.nonzero(m)
+        run_lengths = np.bincount(row * blocks + channel // block, minlength=rows * blocks)
+        ptr = np.concatenate([[0], np.cumsum(run_lengths)])
+        return ptr, (channel * kh + dy) * kw + dx
+
+    ptr, col = view(mask)
+    t_ptr, t_col = view(mask.transpose(1, 0, 2, 3))
+    position = np.cumsum(mask.ravel()).reshape(mask.shape) - 1
+    t_mask = mask.transpose(1, 0, 2, 3)
+    t_perm = position.transpose(1, 0, 2, 3)[t_mask]
+    sections = [ptr, col, t_ptr, t_col, t_perm]
+    offsets = HEADER + np.concatenate([[0], np.cumsum([len(s) for s in sections])])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"mask: its index would have {offsets[-1]} entries, expected fewer than 2**31")
+    blocks = [-(-inputs // block), -(-outputs // block)]
+    header = [VERSION, outputs, inputs, kh, kw, len(col), block, *blocks, *offsets, 0]
+    return np.concatenate([np.asarray(header), *sections]).astype(np.int32)
+
+
+def _compiler() -> _Compile:
+    try:
+        from tost_kernels._pattern import compile_mask
+    except ImportError:
+        return compile_reference
+    return compile_mask
+
+
+_compile = _compiler()
+
+
+class Pattern:
+    """The kept positions of a weight, compiled for the kernels. Immutable: copies, deep ones too, are the object itself.
+
+    mask: bool tensor, or one holding only 0 and 1; shape (O, I) for a linear layer, (O, I / groups, kh, kw) for a
+    convolution; any device but meta. Raises TypeError or ValueError otherwise.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        mask = _checked(mask)
+        self._setup(tuple(mask.shape), mask.device, mask.cpu().numpy())
+
+    def _setup(self, shape: tuple[int, ...], device: torch.device, mask: npt.NDArray[np.bool_]) -> None:
+        packed = _compile(np.ascontiguousarray(mask).reshape(shape if len(shape) == 4 else (*shape, 1, 1)), BLOCK)
+        self._shape = shape
+        self._fingerprint = hashlib.sha256(str(shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+        self._index = torch.from_numpy(packed).to(device)
+        self._positions = torch.from_numpy(np.flatnonzero(mask)).to(device)
+        # Plain numbers, for torch.compile to see through.
+        self._nnz = len(self._positions)
+        self._density = self._nnz / mask.size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight: (O, I) or (O, I / groups, kh, kw)."""
+        return self._shape
+
+    @property
+    def nnz(self) -> int:
+        """How many weights are kept."""
+        return self._nnz
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept."""
+        return self._density
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index tensors are."""
+        return self._index.device
+
+    @property
+    def index(self) -> Tensor:
+        """The packed int32 index that the kernels take. Do not write to it."""
+        return self._index
+
+    @property
+    def positions(self) -> Tensor:
+        """Flat positions of the kept weights in the dense weight, ascending: int64 (nnz,). Do not write to it."""
+        return self._positions
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of shape and mask: equal patterns, and only they, have equal fingerprints, in any process."""
+        return self._fingerprint
+
+    def mask(self) -> Tensor:
+        """The mask, a new bool tensor of `shape`."""
+        return self.scatter(torch.ones(self._nnz, dtype=torch.bool, device=self.device))
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The dense weight: `values` (nnz,) at the kept positions, 0 elsewhere. Differentiable to any order."""
+        if values.shape != self._positions.shape:
+            raise ValueError(f"values: expected shape ({self.nnz},), one a kept weight, got {tuple(values.shape)}")
+        return values.new_zeros(self._shape).flatten().index_put((self._positions,), values).view(self._shape)
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """The kept entries (nnz,) of a dense weight of `shape`. Differentiable to any order."""
+        if tuple(dense.shape) != self._shape:
+            raise ValueError(f"dense: expected shape {self._shape}, got {tuple(dense.shape)}")
+        return dense.reshape(-1).index_select(0, self._positions)
+
+    def to(self, device: torch.device | str | int) -> Pattern:
+        """The same pattern with its index tensors on `device`; itself if they are there already."""
+        device = torch.device(device)
+        if device.type == "meta":
+            raise ValueError("device: a pattern cannot move to 'meta': its index would be lost")
+        index = self._index.to(device)
+        if index.device == self._index.device:
+            return self
+        moved = object.__new__(Pattern)
+        moved.__dict__.update(self.__dict__)
+        moved._index, moved._positions = index, self._positions.to(device)
+        return moved
+
+    def __copy__(self) -> Pattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_bits, (np.packbits(self.mask().cpu().numpy()).tobytes(), self._shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self._fingerprint == other._fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self._fingerprint)
+
+    def __repr__(self) -> str:
+        return f"Pattern(shape={self._shape}, nnz={self.nnz}, density={self.density:.4g}, device='{self.device}')"
+
+
+def _from_bits(bits: bytes, shape: Sequence[int]) -> Pattern:
+    """Unpickle: always on the CPU; `to` moves it, as a module does when it is loaded with a map_location."""
+    size = int(np.prod(shape))
+    flat = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(bool)
+    return Pattern(torch.from_numpy(flat).view(tuple(shape)))
+
+
+def _checked(mask: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: expected a torch.Tensor, got {type(mask).__name__}")
+    if mask.dim() not in (2, 4):
+        raise ValueError(f"mask: expected shape (O, I) or (O, I / groups, kh, kw), got {tuple(mask.shape)}")
+    if mask.numel() == 0:
+        raise ValueError(f"mask: expected no dimension of size 0, got {tuple(mask.shape)}")
+    if mask.device.type == "meta":
+        raise ValueError("mask: expected a tensor with data, got one on 'meta'")
+    if mask.dtype != torch.bool:
+        wrong = mask[(mask != 0) & (mask != 1)]
+        if wrong.numel():
+            raise ValueError(f"mask: expected only 0 and 1, got {wrong.flatten()[0].item()} ({wrong.numel()} such entries)")
+    return mask.detach().to(torch.bool)
