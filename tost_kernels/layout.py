@@ -122,6 +122,6 @@ def pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float 
     padding: (left, right) or (left, right, top, bottom). torch itself returns a contiguous tensor for a batch-last one;
     seen as (C, N, H, W) the same memory is channels_last, which torch keeps.
     """
-    if is_batch_last(x):
+    if x.dim() == 4 and is_batch_last(x):
         return to_batch_last(F.pad(x.transpose(0, 1), list(padding), mode, value).transpose(0, 1))
     return F.pad(x, list(padding), mode, value)
