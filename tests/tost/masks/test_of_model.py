@@ -1,0 +1,118 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+import tost_kernels as tk
+from tost.masks import Masks
+
+
+@pytest.fixture
+def masks(convnet) -> Masks:
+    torch.manual_seed(5)
+    return Masks({name: torch.rand_like(convnet.get_submodule(name).weight) < 0.4 for name in ("0", "2", "5")})
+
+
+def test_masked_dense_computes_with_the_masked_weights(convnet, masks, batches):
+    before = copy.deepcopy(convnet.state_dict())
+    by_hand = copy.deepcopy(convnet)
+    for name in masks:
+        by_hand.get_submodule(name).weight.data *= masks[name]
+    x = batches[0][0]
+    masked = masks.apply_to(convnet)
+    assert torch.equal(masked(x), by_hand(x))
+    masked(x).sum().backward()
+    assert (masked[0].weight_orig.grad[~masks["0"]] == 0).all()
+    assert masked[0].weight_orig.grad.abs().sum() > 0
+    assert masked is not convnet
+    assert all(torch.equal(value, before[name]) for name, value in convnet.state_dict().items())
+    assert convnet.state_dict().keys() == before.keys()
+    masked[0].weight_mask.zero_()  # the network's mask is its own
+    assert masks["0"].any()
+
+
+def test_apply_in_place(convnet, masks):
+    assert masks.apply_to(convnet, inplace=True) is convnet
+    assert hasattr(convnet[0], "weight_mask")
+
+
+def test_every_form_is_read_back(convnet, masks, batches):
+    masked = masks.apply_to(convnet)
+    masked(batches[0][0])
+    assert Masks.from_model(masked) == masks
+    for name in masks:
+        torch_prune.remove(masked.get_submodule(name), "weight")
+    assert Masks.from_model(masked) == masks  # zeros of the dense weights
+    sparse = tk.sparsify(convnet, masks)
+    assert Masks.from_model(sparse) == masks
+    assert Masks.from_model(tk.densify(sparse)) == masks
+    assert list(Masks.from_model(sparse)) == list(masks)
+
+
+def test_a_masks_of_its_own_beats_zeros_of_the_values(convnet, masks):
+    with torch.no_grad():
+        for parameter in convnet.parameters():
+            parameter.zero_()
+    assert Masks.from_model(convnet).kept == 0
+    assert Masks.from_model(masks.apply_to(convnet)) == masks
+    assert Masks.from_model(tk.sparsify(convnet, masks)) == masks
+
+
+class Multiply(nn.Module):
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.mask
+
+
+class Threshold(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.where(weight > 0, weight, 0.0)
+
+
+def test_parametrizations():
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+        net[1].weight.copy_(torch.tensor([[1.0, -1.0], [-2.0, 2.0]]))
+    first, second = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1, 0, 1], [1, 1, 1]])
+    parametrize.register_parametrization(net[0], "weight", Multiply(first))
+    parametrize.register_parametrization(net[0], "weight", Multiply(second))
+    parametrize.register_parametrization(net[1], "weight", Threshold())
+    masks = Masks.from_model(net)
+    assert masks["0"].tolist() == [[True, False, False], [True, True, True]]
+    assert masks["1"].tolist() == [[True, False], [False, True]]
+
+
+def test_dense_network_is_all_ones_and_patterns_choose(convnet):
+    assert Masks.from_model(convnet).density == 1
+    assert list(Masks.from_model(convnet, include=["0", "5"], exclude="0")) == ["5"]
+
+
+def test_refused(convnet, masks):
+    x = dict(masks)
+    with pytest.raises(ValueError, match="no module '7'"):
+        Masks({"7": x["0"]}).apply_to(convnet)
+    with pytest.raises(TypeError, match="'1', got ReLU"):
+        Masks({"0": x["0"], "1": x["0"]}).apply_to(convnet, inplace=True)
+    with pytest.raises(ValueError, match=r"'5' has shape \(6, 3, 3, 3\), its weight \(10, 144\)"):
+        Masks({"0": x["0"], "5": x["0"]}).apply_to(convnet, inplace=True)
+    assert not hasattr(convnet[0], "weight_mask")  # unchanged after all these
+    with pytest.raises(TypeError, match="SparseConv2d"):
+        masks.apply_to(tk.sparsify(convnet, masks))
+    with pytest.raises(ValueError, match="already"):
+        masks.apply_to(masks.apply_to(convnet))
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got dict"):
+        masks.apply_to({})
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got dict"):
+        Masks.from_model({})
+    with pytest.raises(ValueError, match="at least one Conv2d or Linear"):
+        Masks.from_model(nn.Sequential(nn.ReLU()))
+    twice = nn.Sequential(shared := nn.Linear(2, 2), shared)
+    with pytest.raises(ValueError, match="'1' and '0' are one module"):
+        Masks({"0": torch.ones(2, 2), "1": torch.ones(2, 2)}).apply_to(twice)

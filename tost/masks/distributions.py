@@ -1,0 +1,62 @@
+"""How many weights each layer keeps, out of a budget for the whole network. Integers only, so the sum is always exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+Shapes = Sequence[Sequence[int]]
+# (shapes of the weights, number to keep) -> number to keep in each; None: one competition over all layers
+Distribution = Callable[[Shapes, int], "list[int] | None"]
+
+
+def globally(shapes: Shapes, k: int) -> None:
+    """All layers compete for the k places."""
+    return None
+
+
+def uniform(shapes: Shapes, k: int) -> list[int]:
+    """The same density in every layer."""
+    sizes = [prod(shape) for shape in shapes]
+    return apportion(k, sizes, sizes)
+
+
+def erk(shapes: Shapes, k: int) -> list[int]:
+    """Erdős-Rényi-Kernel: density of a layer proportional to sum(shape) / prod(shape), at most 1.
+
+    Small layers stay denser; those that would exceed density 1 are kept whole and the rest shares what is left
+    (https://arxiv.org/abs/1911.11134).
+    """
+    return apportion(k, [sum(shape) for shape in shapes], [prod(shape) for shape in shapes])
+
+
+def apportion(k: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """Integers that sum to exactly `k`, proportional to `weights`, none above its capacity.
+
+    A share above its capacity is cut to it and the rest is shared out again, until all fit. What rounding down leaves goes
+    to the largest remainders, the first among equals.
+
+    Args:
+        k: 0 <= k <= sum(capacities).
+        weights, capacities: positive integers, one a layer.
+    """
+    if not 0 <= k <= sum(capacities):
+        raise ValueError(f"k: expected 0 <= k <= {sum(capacities)}, got {k}")
+    shares = list(capacities)
+    free = list(range(len(weights)))
+    left = k
+    while free:
+        whole = sum(weights[i] for i in free)
+        # Cutting a layer leaves more for the others, so all that are too large now may be cut at once.
+        full = {i for i in free if left * weights[i] > capacities[i] * whole}
+        if not full:
+            for i in free:
+                shares[i] = left * weights[i] // whole
+            # Stable sort: the first among equal remainders. A remainder of 0 never gets one, so no capacity is exceeded.
+            by_remainder = sorted(free, key=lambda i: -(left * weights[i] % whole))
+            for i in by_remainder[: left - sum(shares[i] for i in free)]:
+                shares[i] += 1
+            break
+        left -= sum(capacities[i] for i in full)
+        free = [i for i in free if i not in full]
+    return shares

@@ -1,0 +1,68 @@
+"""Reading the masks out of a network, and masking a dense network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+from tost.masks.layers import is_sparse, masked_modules
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def read_masks(
+    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Module name -> mask of the weight's shape (bool, or 0/1), for each layer that can have one; see `Masks.from_model`."""
+    with torch.no_grad():
+        return {name: _mask_of(module) for name, module in masked_modules(model, include, exclude).items()}
+
+
+def _mask_of(module: nn.Module) -> Tensor:
+    if is_sparse(module):
+        return cast(Tensor, module.mask)
+    if "weight_orig" in module._parameters and isinstance(module._buffers.get("weight_mask"), Tensor):
+        return cast(Tensor, module.weight_mask)
+    weight = cast(Tensor, module.weight)
+    if parametrize.is_parametrized(module, "weight"):
+        steps = cast(Any, module).parametrizations["weight"]
+        masks = [step.mask for step in steps if isinstance(getattr(step, "mask", None), Tensor)]
+        fitting = [mask != 0 for mask in masks if mask.shape == weight.shape]
+        if fitting:
+            return torch.stack(fitting).all(0)
+    return weight != 0
+
+
+def apply_masks(model: ModelT, masks: Mapping[str, Tensor], inplace: bool = False) -> ModelT:
+    """Mask the named layers through torch.nn.utils.prune; see `Masks.apply_to`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: dict[nn.Module, str] = {}
+    for name, mask in masks.items():  # everything is checked before anything is changed
+        module = modules.get(name)
+        if module is None:
+            raise ValueError(f"model: has no module {name!r}, for which there is a mask")
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or is_sparse(module):
+            raise TypeError(f"model: expected a Conv2d or Linear at {name!r}, got {type(module).__name__}")
+        weight = module._parameters.get("weight")
+        if weight is None:
+            raise ValueError(f"model: the weight of {name!r} is pruned or parametrized already, not a plain parameter")
+        if weight.shape != mask.shape:
+            raise ValueError(f"model: the mask of {name!r} has shape {tuple(mask.shape)}, its weight {tuple(weight.shape)}")
+        if module in seen:
+            raise ValueError(f"model: {name!r} and {seen[module]!r} are one module, but have a mask each")
+        seen[module] = name
+    if not inplace:
+        model = copy.deepcopy(model)
+    custom_from_mask = cast(Any, torch_prune.custom_from_mask)  # torch does not type it
+    for name, mask in masks.items():
+        module = model.get_submodule(name)
+        custom_from_mask(module, "weight", mask.to(cast(Tensor, module.weight).device))  # prune makes its own copy
+    return model

@@ -1,0 +1,53 @@
+"""The score of every weight: a function of a `Probe`, one tensor a layer in the weight's shape; the largest are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tost.masks.probe import Probe
+
+Score = Callable[[Probe], list[Tensor]]
+
+GRASP_TEMPERATURE = 200.0
+
+
+def random(probe: Probe) -> list[Tensor]:
+    """Independent uniform numbers."""
+    return probe.draw()
+
+
+def magnitude(probe: Probe) -> list[Tensor]:
+    """|w|"""
+    return [weight.abs() for weight in probe.weights]
+
+
+def connection_sensitivity(probe: Probe) -> list[Tensor]:
+    """|w * dL/dw|: by how much, to first order, the loss changes if the weight goes (SNIP).
+
+    The gradient is taken at the masked network, `w` is the unmasked weight: for FORCE that is the sensitivity a removed
+    weight would have if it came back; for the other methods removed weights do not compete.
+    """
+    return [(w * g).abs() for w, g in zip(probe.weights, probe.mean_loss_gradients(), strict=True)]
+
+
+def synaptic_flow(probe: Probe) -> list[Tensor]:
+    """|w * dR/dw|, R = the sum of the outputs for an input of ones, in the linearized network (SynFlow).
+
+    It is the weight of all paths from inputs to outputs that run through the connection.
+    """
+    flow = probe.forward(probe.ones(), "input_shape").sum()
+    return [(w * g).abs() for w, g in zip(probe.weights, probe.gradients(flow), strict=True)]
+
+
+def gradient_flow(probe: Probe) -> list[Tensor]:
+    """w * (H g), g = dL/dw and H the Hessian of the loss of outputs / 200 (GraSP).
+
+    Removing the weight changes |g|^2 by -2 w (H g) to first order, so the largest are kept: the norm of the gradient falls
+    least, or grows.
+    """
+    gradients = probe.gradients(probe.loss(GRASP_TEMPERATURE), create_graph=True)
+    products = [(g.detach() * g).sum() for g in gradients]
+    curved = probe.gradients(sum(products[1:], start=products[0]))
+    return [w * hg for w, hg in zip(probe.weights, curved, strict=True)]
