@@ -1,0 +1,81 @@
+"""`add_ghosts`: a plain network -> the network ToST trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from tost.duplicate import duplicate
+from tost.ghosts.block import GhostBlock, check_block
+from tost.ghosts.stem import AbsorbedActivation, GhostStem, can_absorb
+from tost.models.resnet import BasicBlock
+from tost.recipe import Recipe
+
+__all__ = ["add_ghosts", "replace_modules"]
+
+
+def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Module:
+    """Gives every BasicBlock of `net` the ghosts `recipe` asks for.
+
+    Each `tost.models.resnet.BasicBlock` becomes a `GhostBlock` around the same submodules, under the same names; the
+    stem of a `tost.models.resnet.ResNet` gets the ghost swish too. Works on dense, masked-dense and sparse networks; call it
+    after `tost_kernels.sparsify`. A recipe without ghosts only fuses BatchNorms, shortcuts and ReLUs; the
+    function stays what it is. Draws no random numbers. ToST: Jaiswal et al., ICML 2022.
+
+    Args:
+        net: the network, without ghosts.
+        recipe: `ghost_skip`, `ghost_swish`, `alpha_start`, `beta_start`, `beta_end`, `permanent` matter here.
+        inplace: change `net` itself instead of a copy. Parameters stay the same objects only then.
+
+    Returns:
+        The network with ghosts, at the strength `alpha_start`, `beta_start`.
+
+    Raises:
+        TypeError: `net` is no module, `recipe` no Recipe, or a BasicBlock's activation is no nn.ReLU.
+        ValueError: `net` has ghosts already, or the recipe asks for ghosts and `net` has no BasicBlock.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"add_ghosts: net: expected a torch.nn.Module, got {type(net).__name__}")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"add_ghosts: recipe: expected a tost.Recipe, got {type(recipe).__name__}")
+    blocks = 0
+    for name, module in net.named_modules():
+        if isinstance(module, GhostBlock | GhostStem):
+            raise ValueError(
+                f"add_ghosts: net: expected a network without ghosts, got one with a {type(module).__name__} at "
+                f"{name or 'its root'!r}; finalize it first"
+            )
+        if isinstance(module, BasicBlock):
+            check_block(module)
+            blocks += 1
+    if blocks == 0 and recipe.has_ghosts:
+        raise ValueError(
+            f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got "
+            f"{type(net).__name__} with none; for other networks use a Recipe with ghost_skip=False, ghost_swish=False"
+        )
+    if not inplace:
+        net = duplicate(net)
+    if blocks == 0:
+        return net
+
+    fused: dict[nn.Module, nn.Module] = {}
+    for module in list(net.modules()):
+        if isinstance(module, BasicBlock):
+            fused[module] = GhostBlock(module, recipe)
+        elif can_absorb(module):
+            fused[module.bn1] = GhostStem(module.bn1, recipe)
+            fused[module.act] = AbsorbedActivation(module.act, recipe)
+    return replace_modules(net, fused)
+
+
+def replace_modules(net: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Puts new[module] in the place of each module of `net` that is a key; returns `net`, or what replaces it.
+
+    A module used at several places stays shared.
+    """
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would skip a second use
+            if child is not None and child in new:
+                parent.add_module(name, new[child])
+    return new.get(net, net)

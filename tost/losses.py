@@ -1,0 +1,76 @@
+"""Losses of the papers: label smoothing (ToST) and distillation (SLTH's variant)."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Distillation", "cross_entropy", "distillation"]
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
+    """Mean cross entropy against the target distribution y (1 - a) + a / K, a = `label_smoothing`, K classes.
+
+    This is the form of ToST's poster (and torch's); its released code spreads a over the K - 1 wrong classes instead.
+    The loss takes logits (N, K) and targets (N,) int64.
+
+    Raises:
+        TypeError, ValueError: `label_smoothing` is no number in [0, 1).
+    """
+    a = _number("cross_entropy", "label_smoothing", label_smoothing)
+    if not 0.0 <= a < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing: expected a number in [0, 1), got {label_smoothing!r}")
+    return nn.CrossEntropyLoss(label_smoothing=a)
+
+
+def distillation(temperature: float = 5.0, weight: float = 0.9) -> Distillation:
+    """`Distillation(temperature, weight)`; the defaults are those of SLTH's CIFAR runs (arXiv 2101.03255)."""
+    return Distillation(temperature, weight)
+
+
+class Distillation(nn.Module):
+    """a T^2 KL(teacher / T || student / T) + (1 - a) CE(student, targets), mean over the batch.
+
+    T = `temperature` > 0, a = `weight` in [0, 1]. T^2 keeps the soft part's gradient at the scale of the hard one's
+    (Hinton et al., arXiv 1503.02531). No gradient flows into the teacher.
+    """
+
+    def __init__(self, temperature: float = 5.0, weight: float = 0.9) -> None:
+        super().__init__()
+        self.temperature = _number("distillation", "temperature", temperature)
+        self.weight = _number("distillation", "weight", weight)
+        if self.temperature <= 0.0:
+            raise ValueError(f"distillation: temperature: expected a number > 0, got {temperature!r}")
+        if not 0.0 <= self.weight <= 1.0:
+            raise ValueError(f"distillation: weight: expected a number in [0, 1], got {weight!r}")
+
+    def forward(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Logits (N, K), logits (N, K), int64 targets (N,) -> 0-dim loss."""
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"distillation: teacher: expected logits of the student's shape {tuple(student.shape)}, "
+                f"got {tuple(teacher.shape)}"
+            )
+        t = self.temperature
+        soft = F.kl_div(
+            torch.log_softmax(student / t, dim=1),
+            torch.log_softmax(teacher.detach() / t, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return self.weight * t * t * soft + (1.0 - self.weight) * F.cross_entropy(student, targets)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, weight={self.weight}"
+
+
+def _number(where: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{where}: {name}: expected a number, got {type(value).__name__} ({value!r})")
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {name}: expected a finite number, got {value!r}")
+    return float(value)

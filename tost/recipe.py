@@ -1,0 +1,150 @@
+"""`Recipe`: which ToST tweaks a training run uses, and how strong each is.
+
+ToST (Jaiswal et al., ICML 2022, "Training Your Sparse Neural Network Better with Any Mask") is four independent
+tweaks: ghost skips, ghost swish, layer-wise re-scaled initialization, label smoothing. Each is one field here and can be
+switched alone; `Recipe.vanilla()` has none of them, `Recipe.tost()` has all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from tost.choices import check_choice
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One choice of ToST tweaks. Immutable and validated; numbers are stored as plain float / int.
+
+    Ghost skips and ghost swish (temporary unless `permanent`):
+        ghost_skip: a dense 1x1 branch, with its own BatchNorm and the gate `alpha`, across each 3x3 convolution.
+        ghost_swish: x * sigmoid(beta x) in place of ReLU while the ghosts live.
+        fade_start, fade_end: fractions of the training in [0, 1] between which alpha falls linearly from `alpha_start`
+            to 0 and beta grows geometrically from `beta_start` to `beta_end`; from `fade_end` on the network computes
+            exactly the plain one (no ghost branch, ReLU). `fade_end=None`: the first drop of the learning rate.
+        alpha_start: gate of the ghost skips before the fade, > 0.
+        beta_start, beta_end: sharpness of the swish; max |swish - ReLU| is 0.2785 / beta, so at 10 it is 0.028.
+        permanent: the ghosts never fade and `finalize` keeps them (a different network: it is accounted as such).
+
+    Layer-wise re-scaled initialization (GradInit, arXiv 2102.08098; see `tost.rescale_init`):
+        rescale_init: learn one scale per parameter tensor before training.
+        rescale_iterations, rescale_eta, rescale_gamma, rescale_lr, rescale_clip: steps of the optimizer on the scales,
+            length of the look-ahead step, bound of the gradient norm above which the norm itself is minimised,
+            learning rate of the scales, and the bound each scale's gradient is clipped to.
+
+    Loss:
+        label_smoothing: a in y (1 - a) + a / K, in [0, 1).
+
+    Raises:
+        TypeError: a field has the wrong type. ValueError: a field is out of range. Both name the field.
+    """
+
+    ghost_skip: bool = True
+    ghost_swish: bool = True
+    rescale_init: bool = True
+    label_smoothing: float = 0.1
+    fade_start: float = 0.0
+    fade_end: float | None = None
+    alpha_start: float = 1.0
+    beta_start: float = 1.0
+    beta_end: float = 10.0
+    permanent: bool = False
+    rescale_iterations: int = 180
+    rescale_eta: float = 0.1
+    rescale_gamma: float = 1.0
+    rescale_lr: float = 1e-2
+    rescale_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("ghost_skip", "ghost_swish", "rescale_init", "permanent"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"Recipe.{name}: expected a bool, got {type(value).__name__} ({value!r})")
+        count: object = self.rescale_iterations
+        if isinstance(count, bool) or not isinstance(count, Integral):
+            raise TypeError(f"Recipe.rescale_iterations: expected an int, got {type(count).__name__} ({count!r})")
+        if int(count) < 1:
+            raise ValueError(f"Recipe.rescale_iterations: expected at least 1, got {count}")
+        # Frozen, yet 1 and 1.0 must give the same dict, hence the same hash of a run's configuration.
+        object.__setattr__(self, "rescale_iterations", int(count))
+
+        self._number("label_smoothing", low=0.0, below=1.0)
+        self._number("fade_start", low=0.0, high=1.0)
+        if self.fade_end is not None:
+            self._number("fade_end", low=0.0, high=1.0)
+            if self.fade_end < self.fade_start:
+                raise ValueError(f"Recipe.fade_end: expected at least fade_start = {self.fade_start}, got {self.fade_end}")
+        for name in (
+            "alpha_start",
+            "beta_start",
+            "beta_end",
+            "rescale_eta",
+            "rescale_lr",
+            "rescale_clip",
+        ):
+            self._number(name, above=0.0)
+        self._number("rescale_gamma", low=0.0)
+        # At beta_end the activation becomes ReLU, so a fade that starts there would have no swish at all.
+        if self.ghost_swish and not self.permanent and self.beta_end <= self.beta_start:
+            raise ValueError(
+                f"Recipe.beta_end: expected more than beta_start = {self.beta_start} (the swish must get sharper), "
+                f"got {self.beta_end}"
+            )
+
+    def _number(
+        self,
+        name: str,
+        *,
+        low: float = -math.inf,
+        high: float = math.inf,
+        above: float = -math.inf,
+        below: float = math.inf,
+    ) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"Recipe.{name}: expected a number, got {type(value).__name__} ({value!r})")
+        number = float(value)
+        if not (math.isfinite(number) and low <= number <= high and above < number < below):
+            left = f"[{low}, " if low > -math.inf else f"({above}, "
+            right = f"{high}]" if high < math.inf else f"{below})"
+            raise ValueError(f"Recipe.{name}: expected a finite number in {left}{right}, got {value!r}")
+        object.__setattr__(self, name, number)
+
+    @property
+    def has_ghosts(self) -> bool:
+        """Whether the network is rewired while training: ghost skips, ghost swish or both."""
+        return self.ghost_skip or self.ghost_swish
+
+    @classmethod
+    def vanilla(cls) -> Recipe:
+        """None of the tweaks: plain training."""
+        return cls(ghost_skip=False, ghost_swish=False, rescale_init=False, label_smoothing=0.0)
+
+    @classmethod
+    def tost(cls) -> Recipe:
+        """All four tweaks at their default strength."""
+        return cls()
+
+    def to_dict(self) -> dict[str, bool | int | float | None]:
+        """Field name -> value, plain JSON types; `Recipe.from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object]) -> Recipe:
+        """The Recipe of a mapping; absent fields take their default.
+
+        Raises:
+            TypeError: `fields` is no mapping. ValueError: a field is unknown (close matches are named).
+        """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"Recipe.from_dict: fields: expected a mapping, got {type(fields).__name__}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            check_choice("recipe", name, known)
+        return cls(**fields)  # type: ignore[arg-type]  # __post_init__ checks every type
