@@ -50,7 +50,7 @@ def is_batch_last(x: Tensor) -> bool:
 
 
 def layout_of(x: Tensor) -> str:
-    """"batch_last", "channels_last" or "contiguous": the layout that an op gives its output for the input `x`."""
+    """ "batch_last", "channels_last" or "contiguous": the layout that an op gives its output for the input `x`."""
     if x.is_contiguous():
         return CONTIGUOUS
     if is_batch_last(x):

@@ -31,9 +31,7 @@ def load_all() -> None:
     _REASONS["cpu"] = _load("cpu")
     # The CUDA library refers to symbols that only a torch built with CUDA has.
     _REASONS["cuda"] = _load("cuda") if torch.version.cuda else "this torch is built without CUDA"
-    _REASONS["triton"] = (
-        None if importlib.util.find_spec("triton") is not None else "the package 'triton' is not installed"
-    )
+    _REASONS["triton"] = None if importlib.util.find_spec("triton") is not None else "the package 'triton' is not installed"
 
 
 def reason(name: str) -> str | None:

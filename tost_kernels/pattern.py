@@ -61,10 +61,10 @@ def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np
 
 def _compiler() -> _Compile:
     try:
-        from tost_kernels._pattern import compile_mask
+        from tost_kernels._pattern import compile_mask  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return compile_reference
-    return compile_mask
+    return compile_mask  # type: ignore[no-any-return,unused-ignore]
 
 
 _compile = _compiler()

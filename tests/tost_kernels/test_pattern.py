@@ -18,9 +18,9 @@ def test_index_by_hand() -> None:
     # two output channels, two input channels, 1 x 2 taps:  o0: i0 (1 0), i1 (0 1);  o1: i0 (1 1), i1 (0 0)
     mask = torch.tensor([[[[1, 0]], [[0, 1]]], [[[1, 1]], [[0, 0]]]])
     header = [1, 2, 2, 1, 2, 4, 8, 1, 1, 16, 19, 23, 26, 30, 34, 0]
-    forward = [0, 2, 4] + [0, 3, 0, 1]  # ptr; col = i * 2 + dx
-    transposed = [0, 3, 4] + [0, 2, 3, 1] + [0, 2, 3, 1]  # t_ptr; t_col = o * 2 + dx; t_perm
-    assert Pattern(mask).index.tolist() == header + forward + transposed
+    ptr, col = [0, 2, 4], [0, 3, 0, 1]  # col = i * 2 + dx
+    t_ptr, t_col, t_perm = [0, 3, 4], [0, 2, 3, 1], [0, 2, 3, 1]  # t_col = o * 2 + dx
+    assert Pattern(mask).index.tolist() == header + ptr + col + t_ptr + t_col + t_perm
 
 
 def test_blocks_of_channels() -> None:
@@ -32,9 +32,7 @@ def test_blocks_of_channels() -> None:
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
-@hypothesis.given(
-    hnp.arrays(bool, hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=11)), st.integers(1, 9)
-)
+@hypothesis.given(hnp.arrays(bool, hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=11)), st.integers(1, 9))
 def test_compiled_equals_numpy(mask: np.ndarray, block: int) -> None:
     native = pytest.importorskip("tost_kernels._pattern", reason="built without a compiler")
     assert native.compile_mask(mask, block).tolist() == compile_reference(mask, block).tolist()

@@ -107,9 +107,7 @@ class MaskedConv2d(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        backend: str, x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, *geometry: Any
-    ) -> Tensor:
+    def forward(backend: str, x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, *geometry: Any) -> Tensor:
         return op("masked_conv2d", backend)(x, values, bias, index, *geometry)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -118,12 +116,10 @@ class MaskedConv2d(torch.autograd.Function):
         ctx.input_shape, ctx.input_layout, ctx.nnz = x.shape, layout_of(x), values.shape[0]
         ctx.bias_dtype = None if bias is None else bias.dtype
         # Each gradient needs one of the two: the other one's memory may go.
-        ctx.save_for_backward(
-            x if ctx.needs_input_grad[2] else None, values if ctx.needs_input_grad[1] else None, index
-        )
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, values if ctx.needs_input_grad[1] else None, index)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, values, index = ctx.saved_tensors
         grad_x = grad_values = grad_bias = None
@@ -177,9 +173,7 @@ def masked_conv2d(
     strides, dilations = _pair("stride", stride, least=1), _pair("dilation", dilation, least=1)
     x, paddings = _resolve_padding(x, padding, pattern.shape[2:], strides, dilations)
     _check(x, values, pattern, bias, groups)
-    cast_x, cast_values, bias = autocast(x.device.type, x, values, bias)
-    assert cast_x is not None and cast_values is not None
-    x, values = cast_x, cast_values
+    x, values, bias = autocast(x, values, bias)
     for name, tensor in (("values", values), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"masked_conv2d: expected {name} of x's dtype {x.dtype}, got {tensor.dtype}")

@@ -16,15 +16,11 @@ from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, static_plan
 
 _SCHEMA = "(Tensor input, Tensor values, Tensor? bias, Tensor index, int[] weight_shape, str plan) -> Tensor"
-_INPUT_GRAD_SCHEMA = (
-    "(Tensor grad_output, Tensor values, Tensor index, str input_layout, int[] weight_shape, str plan) -> Tensor"
-)
+_INPUT_GRAD_SCHEMA = "(Tensor grad_output, Tensor values, Tensor index, str input_layout, int[] weight_shape, str plan) -> Tensor"
 _VALUES_GRAD_SCHEMA = "(Tensor grad_output, Tensor input, Tensor index, int nnz, int[] weight_shape, str plan) -> Tensor"
 
 
-def _fake(
-    input: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, weight_shape: list[int], plan: str
-) -> Tensor:
+def _fake(input: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, weight_shape: list[int], plan: str) -> Tensor:
     return empty_layout((input.shape[0], weight_shape[0]), layout_of(input), input)
 
 
@@ -34,15 +30,11 @@ def _input_grad_fake(
     return empty_layout((grad_output.shape[0], weight_shape[1]), input_layout, grad_output)
 
 
-def _values_grad_fake(
-    grad_output: Tensor, input: Tensor, index: Tensor, nnz: int, weight_shape: list[int], plan: str
-) -> Tensor:
+def _values_grad_fake(grad_output: Tensor, input: Tensor, index: Tensor, nnz: int, weight_shape: list[int], plan: str) -> Tensor:
     return input.new_empty(nnz)
 
 
-def reference(
-    input: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, weight_shape: list[int], plan: str
-) -> Tensor:
+def reference(input: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, weight_shape: list[int], plan: str) -> Tensor:
     """The specification: torch's linear with the weight that is `values` at the kept positions and 0 elsewhere."""
     return as_layout(F.linear(input, scatter_index(values, index, weight_shape), bias), layout_of(input))
 
@@ -75,12 +67,10 @@ class MaskedLinear(torch.autograd.Function):
         ctx.input_layout, ctx.nnz = layout_of(x), values.shape[0]
         ctx.bias_dtype = None if bias is None else bias.dtype
         # Each gradient needs one of the two: the other one's memory may go.
-        ctx.save_for_backward(
-            x if ctx.needs_input_grad[2] else None, values if ctx.needs_input_grad[1] else None, index
-        )
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, values if ctx.needs_input_grad[1] else None, index)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, values, index = ctx.saved_tensors
         grad_x = grad_values = grad_bias = None
@@ -89,9 +79,7 @@ class MaskedLinear(torch.autograd.Function):
                 grad_output, values, index, ctx.input_layout, ctx.weight_shape, ctx.plan
             )
         if ctx.needs_input_grad[2]:
-            grad_values = op("masked_linear_values_grad", ctx.backend)(
-                grad_output, x, index, ctx.nnz, ctx.weight_shape, ctx.plan
-            )
+            grad_values = op("masked_linear_values_grad", ctx.backend)(grad_output, x, index, ctx.nnz, ctx.weight_shape, ctx.plan)
         if ctx.needs_input_grad[3]:
             grad_bias = grad_output.sum(0).to(ctx.bias_dtype)
         return None, grad_x, grad_values, grad_bias, None, None, None
@@ -104,9 +92,7 @@ define_reference("masked_linear", _SCHEMA, reference)
 differentiate("masked_linear", MaskedLinear.apply)
 
 
-def masked_linear(
-    x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, plan: Plan | None = None
-) -> Tensor:
+def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, plan: Plan | None = None) -> Tensor:
     """Linear layer with a sparse weight: torch.nn.functional.linear(x, pattern.scatter(values), bias).
 
     x: (..., I), floating, any strides. values: (nnz,), the kept weights in the order of mask.nonzero(), the dtype of x.
@@ -122,9 +108,7 @@ def masked_linear(
     if not isinstance(x, Tensor) or not isinstance(values, Tensor):
         raise TypeError(f"masked_linear: expected x and values to be tensors, got {type(x).__name__}, {type(values).__name__}")
     _check(x, values, pattern, bias)
-    cast_x, cast_values, bias = autocast(x.device.type, x, values, bias)
-    assert cast_x is not None and cast_values is not None
-    x, values = cast_x, cast_values
+    x, values, bias = autocast(x, values, bias)
     for name, tensor in (("values", values), ("bias", bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"masked_linear: expected {name} of x's dtype {x.dtype}, got {tensor.dtype}")

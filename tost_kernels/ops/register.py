@@ -63,9 +63,9 @@ def differentiate(name: str, apply: Callable[..., Any], backends: tuple[str, ...
         LIBRARY.impl(f"{name}_{backend}", kernel, "Autograd", with_keyset=True)
 
 
-def autocast(device_type: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast floating tensors to autocast's dtype where autocast is on for `device_type`."""
-    if not torch.is_autocast_enabled(device_type):
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+def autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, values and bias of a masked op, cast to autocast's dtype where autocast is on for x's device."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, values, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
