@@ -251,6 +251,7 @@ def geometry(case: Case) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", ["plain", "depthwise_multiplier_strided", "rectangular_wide", "empty"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own reading
 def test_opcheck(backend: str, name: str) -> None:
     needs(backend)
     case = CASES[name]
