@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tost_kernels import backend
+from tost_kernels.layout import is_batch_last
+from tost_kernels.pattern import Pattern
 
-# Above this density, or below this batch, the dense library wins on a CPU: the kernels vectorise over the batch and do
-# one multiply-add a kept weight. See docs/notes/cpu-masked-conv2d.md.
+# Where the compiled CPU kernels win against the dense library, which needs the input in a layout of its own (measured;
+# see docs/notes/cpu-masked-conv2d.md). They do one multiply-add a kept weight, over rows of the batch.
 DENSEST = 0.4
+FEW_KEPT_PER_OUTPUT = 256  # batch-last inputs at any density: two layout changes cost more than so few multiply-adds
 SMALLEST_BATCH = 4
 
 
@@ -26,11 +29,16 @@ class Plan:
     options: str = ""
 
 
-def static_plan(op: str, x: Tensor, density: float) -> Plan:
+def static_plan(op: str, x: Tensor, pattern: Pattern) -> Plan:
     """The plan for a masked op on `x` (batch first) when nothing was tuned: the compiled kernel where it pays, else dense.
 
     A backend forced by `use_backend` is always obeyed.
     """
-    sparse_pays = density <= DENSEST and x.shape[0] >= SMALLEST_BATCH
-    candidates = ("cpu", "dense") if sparse_pays and x.device.type == "cpu" else ("dense",)
-    return Plan(backend.pick(op, candidates, x))
+    return Plan(backend.pick(op, ("cpu", "dense") if _cpu_kernel_pays(x, pattern) else ("dense",), x))
+
+
+def _cpu_kernel_pays(x: Tensor, pattern: Pattern) -> bool:
+    if x.device.type != "cpu" or x.shape[0] < SMALLEST_BATCH:
+        return False
+    few_kept = pattern.nnz <= FEW_KEPT_PER_OUTPUT * pattern.shape[0]
+    return pattern.density <= DENSEST or (few_kept and is_batch_last(x))

@@ -184,7 +184,7 @@ def masked_conv2d(
             f"dilation {tuple(dilations)}, got x of shape {tuple(x.shape)}"
         )
 
-    plan = plan or static_plan("masked_conv2d", x, pattern.density)
+    plan = plan or static_plan("masked_conv2d", x, pattern)
     if plan.backend == "dense":
         return dense(x, values, pattern, bias, strides, paddings, dilations, groups)
     geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)

@@ -116,7 +116,7 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
         flat = masked_linear(x.reshape(-1, x.shape[-1]), values, pattern, bias, plan=plan)
         return flat.reshape(*x.shape[:-1], pattern.shape[0])
 
-    plan = plan or static_plan("masked_linear", x, pattern.density)
+    plan = plan or static_plan("masked_linear", x, pattern)
     if plan.backend == "dense":
         return dense(x, values, pattern, bias)
     arguments = (x, values, bias, pattern.index, list(pattern.shape), plan.options)

@@ -1,0 +1,70 @@
+// What the convolution kernels get: plain numbers and raw pointers, the same for every instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace tost {
+
+// A kept weight inside a packed tile: where its first source vector lies (in floats), and its value.
+struct Nonzero {
+  int32_t offset;
+  float weight;
+};
+
+// Result pixels (rows x columns) and batch vectors of one task. rows * columns * batches accumulators stay in registers.
+struct Tile {
+  int64_t rows, columns, batches;
+};
+
+// An Axis of lattice.h without its vectors.
+struct AxisView {
+  int64_t out_step, out_phase, count, src_step, src_size, tiles, planes, extent;
+  const int64_t* start;
+};
+
+// One phase of the result (the forward convolution has one, an input gradient stride * stride).
+struct Phase {
+  AxisView y, x;
+  int64_t row_pitch;      // floats from one row of a packed plane to the next
+  int64_t channel_pitch;  // floats of one packed channel
+  int64_t first_task;
+  const int32_t* ptr;     // (groups, blocks, rows) + 1: runs of `nonzeros` that one row takes from one channel block
+};
+
+// Tasks are numbered phase, tile row, tile column, batch block, row chunk, from the slowest to the fastest.
+struct ConvJob {
+  const Phase* phases;
+  int64_t phase_count;
+  int64_t tasks;
+  Tile tile;
+  int64_t batch_blocks;   // ceil(N / (tile.batches * lanes))
+  int64_t row_chunks;     // of groups * rows
+  int64_t groups, rows;   // rows a group: channels of the result
+  int64_t channels;       // source channels a group
+  int64_t block, blocks;  // channels packed at a time, and how often
+  int64_t tile_floats;    // scratch for one packed block
+  const Nonzero* nonzeros;
+};
+
+template <class T>
+struct GatherJob {
+  ConvJob conv;
+  View<const T> source;
+  View<T> result;
+  const T* bias;  // one a result channel, or null
+  int64_t bias_stride;
+};
+
+// Chunks of tasks, each with partial sums of its own, so that the bits do not depend on the number of threads.
+template <class T>
+struct ValuesGradJob {
+  ConvJob conv;  // row_chunks is 1: work item = chunk * row_segments + segment
+  View<const T> source;
+  View<const T> grad;
+  int64_t chunks, row_segments, nnz;
+  float* partial;  // (chunks, nnz), zeroed, in the order of `nonzeros`
+};
+
+}  // namespace tost

@@ -1,0 +1,499 @@
+// The convolution kernels; compiled once per instruction set by conv_engine.cpp (see per_isa.h).
+//
+// SIMD lanes are batch items. A task packs a block of source channels of its tile into scratch, [channel][plane][row]
+// [column][batch vector][lane], then goes through the rows (result channels): R x V accumulators in registers, and for
+// each kept weight one broadcast and R x V fused multiply-adds whose memory operands lie at fixed distances, since
+// neighbouring result pixels are neighbours in the packed tile.
+
+namespace tost::TOST_ISA {
+
+// Where a task is.
+struct Place {
+  const Phase* phase;
+  int64_t y0, x0;           // first result pixel, in steps of the phase's lattice
+  int64_t n0, batch;        // first batch item, and how many of the tile's exist
+  int64_t row_begin, row_end;  // of groups * rows
+};
+
+static Place place_of(const ConvJob& job, int64_t task, int64_t batch_size) {
+  const Phase* phase = job.phases + job.phase_count - 1;
+  while (task < phase->first_task) --phase;
+  task -= phase->first_task;
+  const int64_t chunk = task % job.row_chunks;
+  task /= job.row_chunks;
+  const int64_t n = task % job.batch_blocks;
+  task /= job.batch_blocks;
+  const int64_t width = job.tile.batches * kLanes;
+  const int64_t rows = job.groups * job.rows;
+  Place at;
+  at.phase = phase;
+  at.x0 = task % phase->x.tiles * job.tile.columns;
+  at.y0 = task / phase->x.tiles * job.tile.rows;
+  at.n0 = n * width;
+  at.batch = batch_size - at.n0 < width ? batch_size - at.n0 : width;
+  at.row_begin = rows * chunk / job.row_chunks;
+  at.row_end = rows * (chunk + 1) / job.row_chunks;
+  return at;
+}
+
+TOST_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+// Batch items present in batch vector v.
+TOST_INLINE int64_t lanes_of(int64_t batch, int64_t v) { return clamp(batch - v * kLanes, 0, kLanes); }
+
+// `pixels` source pixels, `step` elements apart, into consecutive groups of `vectors` vectors; missing batch items are 0.
+template <class T>
+TOST_INLINE void pack_pixels(
+    const T* from, int64_t step, int64_t stride_n, int64_t pixels, int64_t vectors, int64_t batch, float* to) {
+  if (stride_n == 1 && batch == vectors * kLanes) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t v = 0; v < vectors; ++v) store(to + (p * vectors + v) * kLanes, load(from + p * step + v * kLanes));
+    }
+  } else if (stride_n == 1) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t lanes = lanes_of(batch, v);
+        store(to + (p * vectors + v) * kLanes, lanes > 0 ? load_partial(from + p * step + v * kLanes, lanes) : zero());
+      }
+    }
+  } else {
+    const int64_t width = vectors * kLanes;
+    for (int64_t n = 0; n < batch; ++n) {
+      for (int64_t p = 0; p < pixels; ++p) to[p * width + n] = to_float(from[n * stride_n + p * step]);
+    }
+    for (int64_t n = batch; n < width; ++n) {
+      for (int64_t p = 0; p < pixels; ++p) to[p * width + n] = 0.0f;
+    }
+  }
+}
+
+TOST_INLINE void fill_zero(float* to, int64_t vectors) {
+  for (int64_t v = 0; v < vectors; ++v) store(to + v * kLanes, zero());
+}
+
+// Source channels [channel, channel + channels) of the tile at `at`; pixels outside the source are 0.
+template <class T>
+static __attribute__((noinline)) void pack(
+    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels, float* to) {
+  const AxisView& y = at.phase->y;
+  const AxisView& x = at.phase->x;
+  const int64_t width = tile.batches * kLanes;  // floats of a pixel
+  const T* batch = source.data + at.n0 * source.stride_n;
+  for (int64_t px = 0; px < x.planes; ++px) {
+    // Elements [low, high) of this plane's rows are inside the source.
+    const int64_t first = x.src_step * at.x0 + x.start[px];
+    const int64_t low = first >= 0 ? 0 : clamp((-first + x.src_step - 1) / x.src_step, 0, x.extent);
+    const int64_t inside = x.src_size - first;
+    const int64_t high = inside <= 0 ? low : clamp((inside + x.src_step - 1) / x.src_step, low, x.extent);
+    const int64_t step = x.src_step * source.stride_w;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t py = 0; py < y.planes; ++py) {
+        float* row = to + c * at.phase->channel_pitch + (py * x.planes + px) * y.extent * at.phase->row_pitch;
+        for (int64_t e = 0; e < y.extent; ++e, row += at.phase->row_pitch) {
+          const int64_t sy = y.src_step * (at.y0 + e) + y.start[py];
+          if (sy < 0 || sy >= y.src_size || low == high) {
+            fill_zero(row, x.extent * tile.batches);
+            continue;
+          }
+          fill_zero(row, low * tile.batches);
+          pack_pixels(
+              batch + (channel + c) * source.stride_c + sy * source.stride_h + (first + low * x.src_step) * source.stride_w,
+              step, source.stride_n, high - low, tile.batches, at.batch, row + low * width);
+          fill_zero(row + high * width, (x.extent - high) * tile.batches);
+        }
+      }
+    }
+  }
+}
+
+// The source lines of the next tile, fetched into the second cache a few at a time while this one is worked on: they lie
+// N * 4 bytes apart, which no hardware prefetcher follows.
+struct Ahead {
+  const char* next = nullptr;  // of the channel being fetched: its next row
+  int64_t channel_step = 0, row_step = 0, pixel_step = 0;  // bytes
+  int64_t rows = 0, pixels = 0, lines = 0;                 // of a channel; of a row; of a pixel
+  int64_t row = 0;                                         // within the channel
+  int64_t left = 0;                                        // rows of all channels
+};
+
+// First source pixel on an axis, how many and how far apart; not more than the source has.
+struct Reach {
+  int64_t first, count, step;
+};
+
+static Reach reach_of(const AxisView& axis, int64_t origin) {
+  int64_t low = axis.start[0], high = axis.start[0];
+  for (int64_t p = 1; p < axis.planes; ++p) {
+    low = axis.start[p] < low ? axis.start[p] : low;
+    high = axis.start[p] > high ? axis.start[p] : high;
+  }
+  // One plane takes every src_step-th pixel; several ones, as a rule, all of them.
+  const int64_t step = axis.planes == 1 ? axis.src_step : 1;
+  int64_t first = axis.src_step * origin + low;
+  int64_t end = axis.src_step * (origin + axis.extent - 1) + high + 1;
+  if (first < 0) first += (-first + step - 1) / step * step;
+  end = end < axis.src_size ? end : axis.src_size;
+  return {first, first < end ? (end - first + step - 1) / step : 0, step};
+}
+
+template <class T>
+static Ahead look_ahead(const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
+  Ahead ahead;
+  if (source.stride_n != 1 || at.phase->y.planes == 0 || at.phase->x.planes == 0) return ahead;
+  const Reach y = reach_of(at.phase->y, at.y0), x = reach_of(at.phase->x, at.x0);
+  if (y.count == 0 || x.count == 0) return ahead;
+  const int64_t size = sizeof(T);
+  ahead.next = reinterpret_cast<const char*>(
+      source.data + at.n0 + channel * source.stride_c + y.first * source.stride_h + x.first * source.stride_w);
+  ahead.row_step = y.step * source.stride_h * size;
+  ahead.channel_step = source.stride_c * size - y.count * ahead.row_step;
+  ahead.pixel_step = x.step * source.stride_w * size;
+  ahead.rows = y.count;
+  ahead.pixels = x.count;
+  ahead.lines = (tile.batches * kLanes * size + 63) / 64;
+  ahead.left = channels * y.count;
+  return ahead;
+}
+
+// The same for the gradients that the next task reads, of `channels` result channels.
+template <class T>
+static Ahead look_ahead_result(const View<const T>& grad, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
+  Ahead ahead;
+  if (grad.stride_n != 1) return ahead;
+  const int64_t size = sizeof(T);
+  ahead.rows = clamp(at.phase->y.count - at.y0, 0, tile.rows);
+  ahead.pixels = clamp(at.phase->x.count - at.x0, 0, tile.columns);
+  ahead.lines = (tile.batches * kLanes * size + 63) / 64;
+  ahead.next = reinterpret_cast<const char*>(
+      grad.data + at.n0 + channel * grad.stride_c + at.y0 * grad.stride_h + at.x0 * grad.stride_w);
+  ahead.row_step = grad.stride_h * size;
+  ahead.channel_step = grad.stride_c * size - ahead.rows * ahead.row_step;
+  ahead.pixel_step = grad.stride_w * size;
+  ahead.left = channels * ahead.rows;
+  return ahead;
+}
+
+TOST_INLINE void fetch(Ahead& ahead, int64_t rows) {
+  for (; rows > 0 && ahead.left > 0; --rows, --ahead.left) {
+    for (int64_t p = 0; p < ahead.pixels; ++p) {
+      for (int64_t l = 0; l < ahead.lines; ++l) __builtin_prefetch(ahead.next + p * ahead.pixel_step + l * 64, 0, 2);
+    }
+    ahead.next += ahead.row_step;
+    if (++ahead.row == ahead.rows) {
+      ahead.row = 0;
+      ahead.next += ahead.channel_step;
+    }
+  }
+}
+
+// The tile's pixels of one result channel that exist, from [row][column][batch vector][lane].
+template <class T>
+static __attribute__((noinline)) void write_tile(
+    const View<T>& result, const Tile& tile, const Place& at, int64_t channel, const float* from) {
+  const AxisView& y = at.phase->y;
+  const AxisView& x = at.phase->x;
+  T* to = result.data + at.n0 * result.stride_n + channel * result.stride_c;
+  for (int64_t r = 0; r < tile.rows && at.y0 + r < y.count; ++r) {
+    for (int64_t c = 0; c < tile.columns && at.x0 + c < x.count; ++c) {
+      T* pixel = to + (y.out_step * (at.y0 + r) + y.out_phase) * result.stride_h +
+                 (x.out_step * (at.x0 + c) + x.out_phase) * result.stride_w;
+      for (int64_t v = 0; v < tile.batches; ++v) {
+        const Vec value = load(from + ((r * tile.columns + c) * tile.batches + v) * kLanes);
+        const int64_t lanes = lanes_of(at.batch, v);
+        if (lanes <= 0) break;
+        if (result.stride_n == 1) {
+          store_partial(pixel + v * kLanes, value, lanes);
+        } else {
+          store_strided(pixel + v * kLanes * result.stride_n, result.stride_n, value, lanes);
+        }
+      }
+    }
+  }
+}
+
+// The reverse of write_tile: pixels and batch items that do not exist read as 0.
+template <class T>
+static __attribute__((noinline)) void read_tile(
+    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, float* to) {
+  const AxisView& y = at.phase->y;
+  const AxisView& x = at.phase->x;
+  const T* from = source.data + at.n0 * source.stride_n + channel * source.stride_c;
+  const int64_t width = tile.batches * kLanes;
+  const int64_t columns = clamp(x.count - at.x0, 0, tile.columns);
+  for (int64_t r = 0; r < tile.rows; ++r, to += tile.columns * width) {
+    const int64_t present = at.y0 + r < y.count ? columns : 0;
+    if (present > 0) {
+      pack_pixels(
+          from + (at.y0 + r) * source.stride_h + at.x0 * source.stride_w, source.stride_w, source.stride_n, present,
+          tile.batches, at.batch, to);
+    }
+    fill_zero(to + present * width, (tile.columns - present) * tile.batches);
+  }
+}
+
+// All rows [row_begin, row_end) of one group against one packed channel block.
+template <int R, int V, class T>
+static __attribute__((noinline)) void gather_block(
+    const GatherJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
+    const float* tile, float* partial, bool first, bool last, const int64_t* direct, Ahead& ahead) {
+  constexpr int kVectors = R * V;
+  const Nonzero* nonzeros = job.conv.nonzeros;
+  const float* base[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) base[r] = tile + r * at.phase->row_pitch;
+  const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    fetch(ahead, fetches);
+    const Nonzero* nonzero = nonzeros + ptr[row];
+    const Nonzero* const end = nonzeros + ptr[row + 1];
+    float* sums = partial + (row - row_begin) * (kVectors * kLanes);
+    if (nonzero == end && !first && !last) continue;
+    Vec acc[kVectors];
+    if (first) {
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) acc[a] = zero();
+    } else {
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) acc[a] = load(sums + a * kLanes);
+    }
+    for (; nonzero != end; ++nonzero) {
+      const int64_t offset = nonzero->offset;
+      const Vec weight = broadcast(nonzero->weight);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) acc[r * V + v] = fma(weight, load(base[r] + offset + v * kLanes), acc[r * V + v]);
+      }
+    }
+    if (!last) {
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
+      continue;
+    }
+    const int64_t channel = group * job.conv.rows + row;
+    if (job.bias != nullptr) {
+      const Vec bias = broadcast(to_float(job.bias[channel * job.bias_stride]));
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) acc[a] += bias;
+    }
+    if (direct != nullptr) {
+      T* to = job.result.data + channel * job.result.stride_c;
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) store(to + direct[a], acc[a]);
+    } else {
+      // `sums` of this row are not needed any more.
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
+      write_tile(job.result, job.conv.tile, at, channel, sums);
+    }
+  }
+}
+
+// Offsets of a whole tile's vectors in the result, or false where some of them do not exist or are not contiguous.
+template <int R, int V, class T>
+static bool direct_offsets(const View<T>& result, const Tile& tile, const Place& at, int64_t* offsets) {
+  const AxisView& y = at.phase->y;
+  const AxisView& x = at.phase->x;
+  if (result.stride_n != 1 || at.batch != tile.batches * kLanes) return false;
+  if (at.y0 + tile.rows > y.count || at.x0 + tile.columns > x.count) return false;
+  for (int64_t r = 0; r < R; ++r) {
+    for (int64_t v = 0; v < V; ++v) {
+      offsets[r * V + v] = at.n0 + v % tile.batches * kLanes +
+                           (y.out_step * (at.y0 + r) + y.out_phase) * result.stride_h +
+                           (x.out_step * (at.x0 + v / tile.batches) + x.out_phase) * result.stride_w;
+    }
+  }
+  return true;
+}
+
+// What will be packed after `block` of `group` in `task`: the next block, or the first one of the next task.
+template <class T>
+static Ahead look_ahead_after(
+    const View<const T>& source, const ConvJob& conv, const Place& at, int64_t group, int64_t block, int64_t task, int64_t end) {
+  if (block + 1 < conv.blocks) {
+    const int64_t channel = (block + 1) * conv.block;
+    const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
+    return look_ahead(source, conv.tile, at, group * conv.channels + channel, channels);
+  }
+  if ((group + 1) * conv.rows < at.row_end) {
+    return look_ahead(source, conv.tile, at, (group + 1) * conv.channels, conv.block);
+  }
+  if (task + 1 >= end) return Ahead{};
+  const Place next = place_of(conv, task + 1, source.n);
+  return look_ahead(source, conv.tile, next, next.row_begin / conv.rows * conv.channels, conv.block);
+}
+
+template <int R, int V, class T>
+static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
+  const ConvJob& conv = job.conv;
+  const int64_t total_rows = conv.groups * conv.rows;
+  const int64_t chunk_rows = total_rows / conv.row_chunks + 1;
+  const int64_t most_rows = chunk_rows < conv.rows ? chunk_rows : conv.rows;
+  float* tile = thread_scratch(conv.tile_floats + most_rows * R * V * kLanes);
+  float* partial = tile + conv.tile_floats;
+  int64_t offsets[R * V];
+  for (int64_t task = begin; task < end; ++task) {
+    const Place at = place_of(conv, task, job.source.n);
+    const int64_t* direct = direct_offsets<R, V>(job.result, conv.tile, at, offsets) ? offsets : nullptr;
+    for (int64_t group = at.row_begin / conv.rows; group * conv.rows < at.row_end; ++group) {
+      const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
+      const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
+      for (int64_t block = 0; block < conv.blocks; ++block) {
+        const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows;
+        const bool first = block == 0, last = block + 1 == conv.blocks;
+        if (ptr[row_begin] != ptr[row_end]) {
+          const int64_t channel = block * conv.block;
+          const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
+          pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
+        } else if (!first && !last) {
+          continue;
+        }
+        Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, end);
+        gather_block<R, V>(job, at, group, row_begin, row_end, ptr, tile, partial, first, last, direct, ahead);
+      }
+    }
+  }
+}
+
+// ---- gradient of the kept weights
+
+// Lane l of the result is the sum of the lanes of vectors[l]: a butterfly of kLanes - 1 adds.
+TOST_INLINE Vec sum_each(const float* vectors) {
+  Vec v[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) v[i] = load(vectors + i * kLanes);
+#pragma GCC unroll 4
+  for (int d = kLanes / 2; d > 0; d /= 2) {
+    // Lanes with bit d set take the second vector's, the others the first's; each adds its partner lane.
+    IVec blend, swap;
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) {
+      blend[l] = (l & d) ? l + kLanes : l;
+      swap[l] = (l & d) ? l - d + kLanes : l + d;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < d; ++i) v[i] = shuffle(v[i], v[i + d], blend) + shuffle(v[i], v[i + d], swap);
+  }
+  return v[0];
+}
+
+template <int R, int V>
+static __attribute__((noinline)) void values_grad_block(
+    const Nonzero* nonzeros, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
+    const float* grads, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
+  constexpr int kVectors = R * V;
+  alignas(64) float products[kLanes * kLanes];
+  const float* base[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) base[r] = tile + r * pitch;
+  int64_t done = ptr[row_begin];  // sums below this one are in `partial`
+  int64_t k = done;
+  const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    fetch(ahead, fetches);
+    fetch(grads_ahead, grad_fetches);
+    const int64_t end = ptr[row + 1];
+    if (k == end) continue;
+    Vec grad[kVectors];
+#pragma GCC unroll 16
+    for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
+    for (; k < end; ++k) {
+      const int64_t offset = nonzeros[k].offset;
+      Vec chain[4];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+          const int a = r * V + v;
+          const Vec source = load(base[r] + offset + v * kLanes);
+          chain[a % 4] = a < 4 ? grad[a] * source : fma(grad[a], source, chain[a % 4]);
+        }
+      }
+      store(products + (k - done) * kLanes, (chain[0] + chain[1]) + (chain[2] + chain[3]));
+      if (k - done == kLanes - 1) {
+        store(partial + done, load(partial + done) + sum_each(products));
+        done += kLanes;
+      }
+    }
+  }
+  for (int64_t left = 0; done + left < k; ++left) partial[done + left] += sum(load(products + left * kLanes));
+}
+
+template <int R, int V, class T>
+static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_t end) {
+  const ConvJob& conv = job.conv;
+  constexpr int64_t kFloats = R * V * kLanes;
+  const int64_t total_rows = conv.groups * conv.rows;
+  const int64_t segment_rows = total_rows / job.row_segments + 1;
+  float* tile = thread_scratch(conv.tile_floats + segment_rows * kFloats);
+  float* grads = tile + conv.tile_floats;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t chunk = item / job.row_segments, segment = item % job.row_segments;
+    float* partial = job.partial + chunk * job.nnz;
+    const int64_t last_task = conv.tasks * (chunk + 1) / job.chunks;
+    for (int64_t task = conv.tasks * chunk / job.chunks; task < last_task; ++task) {
+      Place at = place_of(conv, task, job.source.n);
+      at.row_begin = total_rows * segment / job.row_segments;
+      at.row_end = total_rows * (segment + 1) / job.row_segments;
+      for (int64_t row = at.row_begin; row < at.row_end; ++row) {
+        read_tile(job.grad, conv.tile, at, row, grads + (row - at.row_begin) * kFloats);
+      }
+      Ahead grads_ahead;
+      int64_t grad_fetches = 0;  // a row and block, so that all are done when the task is
+      if (task + 1 < last_task) {
+        const Place next = place_of(conv, task + 1, job.source.n);
+        const int64_t rows = at.row_end - at.row_begin;
+        grads_ahead = look_ahead_result(job.grad, conv.tile, next, at.row_begin, rows);
+        grad_fetches = (grads_ahead.left + rows * conv.blocks - 1) / (rows * conv.blocks);
+      }
+      for (int64_t group = at.row_begin / conv.rows; group * conv.rows < at.row_end; ++group) {
+        const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
+        const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
+        const float* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kFloats;
+        for (int64_t block = 0; block < conv.blocks; ++block) {
+          const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows;
+          if (ptr[row_begin] == ptr[row_end]) continue;
+          const int64_t channel = block * conv.block;
+          const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
+          pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
+          Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
+          values_grad_block<R, V>(
+              conv.nonzeros, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, partial, ahead, grads_ahead,
+              grad_fetches);
+        }
+      }
+    }
+  }
+}
+
+// ---- one entry a job; the tile decides which copy runs
+// 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_engine.cpp knows the same list.
+
+#if TOST_LANES == 16
+#define TOST_FOR_EACH_TILE \
+  TOST_TILE(4, 4) TOST_TILE(2, 8) TOST_TILE(1, 16) TOST_TILE(2, 4) TOST_TILE(1, 8) TOST_TILE(1, 4)
+#else
+#define TOST_FOR_EACH_TILE TOST_TILE(2, 4) TOST_TILE(1, 8) TOST_TILE(1, 4)
+#endif
+
+template <class T>
+static void gather(const GatherJob<T>& job, int64_t begin, int64_t end) {
+  const int64_t rows = job.conv.tile.rows, vectors = job.conv.tile.columns * job.conv.tile.batches;
+#define TOST_TILE(R, V) \
+  if (rows == R && vectors == V) return gather_tasks<R, V, T>(job, begin, end);
+  TOST_FOR_EACH_TILE
+#undef TOST_TILE
+}
+
+template <class T>
+static void values_grad(const ValuesGradJob<T>& job, int64_t begin, int64_t end) {
+  const int64_t rows = job.conv.tile.rows, vectors = job.conv.tile.columns * job.conv.tile.batches;
+#define TOST_TILE(R, V) \
+  if (rows == R && vectors == V) return values_grad_items<R, V, T>(job, begin, end);
+  TOST_FOR_EACH_TILE
+#undef TOST_TILE
+}
+
+#undef TOST_FOR_EACH_TILE
+
+}  // namespace tost::TOST_ISA

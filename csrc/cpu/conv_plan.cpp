@@ -1,0 +1,120 @@
+#include "conv_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <sstream>
+
+#include "../checks.h"
+
+namespace tost {
+
+namespace {
+
+struct Registers {
+  int64_t rows, vectors;
+};
+
+// The tiles conv_kernels.h is compiled for.
+constexpr Registers kTiles[] = {{4, 4}, {2, 8}, {1, 16}, {2, 4}, {1, 8}, {1, 4}};
+
+bool compiled(int64_t rows, int64_t vectors, Isa isa) {
+  for (const Registers& tile : kTiles) {
+    if (tile.rows == rows && tile.vectors == vectors) return isa == Isa::avx512 || rows * vectors <= 8;
+  }
+  return false;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Reads "4x4" or "2x2x4"; false if it is neither.
+bool parse_numbers(const std::string& text, std::vector<int64_t>& numbers) {
+  std::istringstream stream(text);
+  std::string part;
+  while (std::getline(stream, part, 'x')) {
+    if (part.empty() || part.size() > 9 || part.find_first_not_of("0123456789") != std::string::npos) return false;
+    numbers.push_back(std::stoll(part));
+    if (numbers.back() < 1) return false;
+  }
+  return !numbers.empty();
+}
+
+// In units of one fused multiply-add on vectors.
+constexpr double kLatency = 4;        // fewer accumulators than this do not go faster
+constexpr double kWeightOverhead = 1.5;  // broadcast and loop
+constexpr double kPackVector = 2;
+
+}  // namespace
+
+int64_t lanes(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
+
+ConvOptions parse_options(const char* op, const std::string& plan) {
+  ConvOptions options;
+  std::istringstream stream(plan);
+  std::string part;
+  while (std::getline(stream, part, ',')) {
+    const size_t equals = part.find('=');
+    const std::string key = part.substr(0, equals);
+    std::vector<int64_t> numbers;
+    const bool read = equals != std::string::npos && parse_numbers(part.substr(equals + 1), numbers);
+    if (read && key == "tile" && (numbers.size() == 2 || numbers.size() == 3)) {
+      options.tile = {numbers[0], numbers[1], numbers.size() == 3 ? numbers[2] : 1};
+    } else if (read && key == "block" && numbers.size() == 1) {
+      options.block = numbers[0];
+    } else {
+      fail(op, "plan: expected \"\", \"tile=4x4\", \"tile=2x2x4\", \"block=32\" or both with a comma, got \"", plan, "\"");
+    }
+  }
+  return options;
+}
+
+Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& need, Isa isa) {
+  if (options.tile.rows > 0) {
+    const Tile& wish = options.tile;
+    TOST_CHECK(
+        compiled(wish.rows, wish.columns * wish.batches, isa), op, "plan: expected a tile that is compiled for ",
+        isa_name(isa), " (rows x vectors: ", isa == Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", wish.rows,
+        "x", wish.columns * wish.batches);
+    return wish;
+  }
+  const int64_t batch_vectors = std::max<int64_t>(1, ceil_div(need.batch, lanes(isa)));
+  Tile best{1, 1, 4};
+  double least = std::numeric_limits<double>::infinity();
+  for (const Registers& registers : kTiles) {
+    if (!compiled(registers.rows, registers.vectors, isa)) continue;
+    for (int64_t columns = registers.vectors; columns >= 1; columns /= 2) {
+      const Tile tile{registers.rows, columns, registers.vectors / columns};
+      const double tasks = static_cast<double>(
+          ceil_div(need.y.count, tile.rows) * ceil_div(need.x.count, tile.columns) * ceil_div(batch_vectors, tile.batches));
+      const double packed = static_cast<double>(
+          need.y.planes * (tile.rows + need.y.halo) * need.x.planes * (tile.columns + need.x.halo) * tile.batches);
+      const double multiply = std::max(kLatency, static_cast<double>(tile.rows * registers.vectors)) + kWeightOverhead;
+      const double cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
+      if (cost < least) {
+        least = cost;
+        best = tile;
+      }
+    }
+  }
+  return best;
+}
+
+int64_t choose_block(
+    const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
+    double weights_per_row_and_channel) {
+  // Measured on Zen 4 (docs/notes/cpu-masked-conv2d.md): a tile slightly larger than the first cache is best, and twice
+  // that where the runs would be too short.
+  constexpr int64_t kUsual = 40 * 1024 / 4, kMost = 80 * 1024 / 4;  // floats
+  constexpr double kRun = 5;                                        // kept weights of a row in a block
+  if (options.block > 0) return std::min(options.block, channels);
+  const int64_t usual = std::max<int64_t>(1, kUsual / std::max<int64_t>(1, channel_floats));
+  const int64_t most = std::max<int64_t>(1, kMost / std::max<int64_t>(1, channel_floats));
+  const double for_runs = weights_per_row_and_channel > 0 ? std::ceil(kRun / weights_per_row_and_channel) : 1e9;
+  const int64_t wanted = static_cast<int64_t>(std::min(for_runs, static_cast<double>(channels)));
+  int64_t block = std::max(usual, std::min(wanted, most));
+  if (block >= channels) return channels;
+  block = ceil_div(channels, ceil_div(channels, block));  // blocks of about equal size
+  return std::min(channels, ceil_div(block, multiple) * multiple);
+}
+
+}  // namespace tost

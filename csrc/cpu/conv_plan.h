@@ -1,0 +1,45 @@
+// How a convolution is cut into tasks. Every rule here depends on shapes and on the pattern only, except the number of
+// row chunks, which does not change any sum.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "conv_job.h"
+#include "isa.h"
+
+namespace tost {
+
+// What a plan string asks for: "", "tile=4x4", "tile=2x2x4" (rows x columns x batch vectors), "block=32", or both with a comma.
+struct ConvOptions {
+  Tile tile{0, 0, 0};  // 0: chosen by the static rule
+  int64_t block = 0;   // source channels packed at a time; 0: chosen by the static rule
+};
+
+ConvOptions parse_options(const char* op, const std::string& plan);
+
+// One spatial axis as far as the choice of a tile needs it.
+struct AxisNeed {
+  int64_t count;   // result pixels of a phase
+  int64_t planes;  // about how many planes, and
+  int64_t halo;    // by how much they exceed the tile
+};
+
+struct TileNeed {
+  AxisNeed y, x;
+  int64_t batch;
+  double weights_per_channel;  // kept weights of one source channel: the work that one packed channel feeds
+};
+
+int64_t lanes(Isa isa);
+
+Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& need, Isa isa);
+
+// Source channels packed at a time: enough for the runs of kept weights to outweigh loading and storing the partial
+// sums, few enough for the packed tile to stay in the cache. A multiple of `multiple` (the index's own block), or all.
+int64_t choose_block(
+    const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
+    double weights_per_row_and_channel);
+
+}  // namespace tost

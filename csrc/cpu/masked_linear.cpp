@@ -1,0 +1,93 @@
+// masked_linear on the CPU: a 1x1 convolution of a 1x1 image. Schemas: tost_kernels/ops/masked_linear.py.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
+#include "conv_arguments.h"
+#include "conv_engine.h"
+#include "packed_index.h"
+#include "tensor.h"
+
+namespace tost {
+
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+Tensor masked_linear(
+    const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& index, const Ints& weight_shape,
+    const std::string& plan) {
+  constexpr const char* op = "masked_linear_cpu";
+  check_activation(op, "input", input, 2);
+  check_numbers(op, "values", values, "input", input);
+  const PackedIndex packed = read_index(op, index, weight_shape, 2, values.numel());
+  check_shape(op, "input", input, {input.size(0), packed.inputs});
+  if (bias.has_value()) {
+    check_numbers(op, "bias", *bias, "input", input);
+    check_shape(op, "bias", *bias, {packed.outputs});
+  }
+  const ConvOptions options = parse_options(op, plan);
+  Tensor output = empty({input.size(0), packed.outputs}, layout_of(input), input.scalar_type());
+  for_dtype(input, [&](auto zero) {
+    using T = decltype(zero);
+    conv_forward<T>(
+        op, view<T>(input), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, ConvGeometry{},
+        options, mutable_view<T>(output));
+  });
+  return output;
+}
+
+Tensor masked_linear_input_grad(
+    const Tensor& grad_output, const Tensor& values, const Tensor& index, const std::string& input_layout,
+    const Ints& weight_shape, const std::string& plan) {
+  constexpr const char* op = "masked_linear_input_grad_cpu";
+  check_activation(op, "grad_output", grad_output, 2);
+  check_numbers(op, "values", values, "grad_output", grad_output);
+  const PackedIndex packed = read_index(op, index, weight_shape, 2, values.numel());
+  check_shape(op, "grad_output", grad_output, {grad_output.size(0), packed.outputs});
+  const ConvOptions options = parse_options(op, plan);
+  Tensor grad_input = empty(
+      {grad_output.size(0), packed.inputs}, layout_named(op, "input_layout", input_layout), grad_output.scalar_type());
+  for_dtype(grad_output, [&](auto zero) {
+    using T = decltype(zero);
+    conv_input_grad<T>(
+        op, view<T>(grad_output), numbers<T>(values), packed, ConvGeometry{}, options, mutable_view<T>(grad_input));
+  });
+  return grad_input;
+}
+
+Tensor masked_linear_values_grad(
+    const Tensor& grad_output, const Tensor& input, const Tensor& index, int64_t nnz, const Ints& weight_shape,
+    const std::string& plan) {
+  constexpr const char* op = "masked_linear_values_grad_cpu";
+  check_activation(op, "input", input, 2);
+  check_activation(op, "grad_output", grad_output, 2);
+  check_same_dtype(op, "grad_output", grad_output, "input", input);
+  const PackedIndex packed = read_index(op, index, weight_shape, 2, nnz);
+  check_shape(op, "input", input, {input.size(0), packed.inputs});
+  check_shape(op, "grad_output", grad_output, {input.size(0), packed.outputs});
+  const ConvOptions options = parse_options(op, plan);
+  Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
+  for_dtype(input, [&](auto zero) {
+    using T = decltype(zero);
+    conv_values_grad<T>(
+        op, view<T>(grad_output), view<T>(input), packed, ConvGeometry{}, options,
+        static_cast<T*>(grad_values.mutable_data_ptr()));
+  });
+  return grad_values;
+}
+
+}  // namespace
+
+}  // namespace tost
+
+STABLE_TORCH_LIBRARY_IMPL(tost, CPU, m) {
+  m.impl("masked_linear_cpu", TORCH_BOX(&tost::masked_linear));
+  m.impl("masked_linear_input_grad_cpu", TORCH_BOX(&tost::masked_linear_input_grad));
+  m.impl("masked_linear_values_grad_cpu", TORCH_BOX(&tost::masked_linear_values_grad));
+}

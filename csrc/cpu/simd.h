@@ -1,0 +1,127 @@
+// One vector type for all instruction sets, on the compilers' vector extensions. Included by per_isa.h, once per
+// instruction set, hence no include guard; see there for the rules.
+//
+// Vec is kLanes floats and takes + - * / and comparisons as it is (a comparison gives an IVec of 0 / -1, and
+// `mask ? a : b` selects by lane).
+
+namespace tost::TOST_ISA {
+
+#define TOST_INLINE static inline __attribute__((always_inline))
+
+constexpr int kLanes = TOST_LANES;
+
+typedef float Vec __attribute__((vector_size(TOST_LANES * 4)));
+typedef int32_t IVec __attribute__((vector_size(TOST_LANES * 4)));
+typedef uint32_t UVec __attribute__((vector_size(TOST_LANES * 4)));
+typedef uint16_t HVec __attribute__((vector_size(TOST_LANES * 2)));
+// The same in memory at any address.
+typedef float VecInMemory __attribute__((vector_size(TOST_LANES * 4), aligned(4), may_alias));
+typedef uint16_t HVecInMemory __attribute__((vector_size(TOST_LANES * 2), aligned(2), may_alias));
+
+TOST_INLINE Vec broadcast(float x) { return Vec{} + x; }
+TOST_INLINE Vec zero() { return Vec{}; }
+
+// a * b + c; one instruction where there is one (contraction is on by default in both compilers).
+TOST_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+
+TOST_INLINE Vec as_float(UVec bits) { return reinterpret_cast<Vec>(bits); }
+TOST_INLINE UVec as_bits(Vec x) { return reinterpret_cast<UVec>(x); }
+
+TOST_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }  // b where either is NaN
+TOST_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
+TOST_INLINE Vec abs(Vec x) { return as_float(as_bits(x) & 0x7fffffffu); }
+
+// ---- memory: kLanes consecutive elements, float or bf16, any alignment
+TOST_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
+TOST_INLINE Vec load(const bf16* p) {
+  const HVec half = *reinterpret_cast<const HVecInMemory*>(p);
+  return as_float(__builtin_convertvector(half, UVec) << 16);
+}
+TOST_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecInMemory*>(p) = x; }
+TOST_INLINE void store(bf16* p, Vec x) {
+  const UVec bits = as_bits(x);
+  UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest, ties to even
+  rounded = x == x ? rounded : (UVec{} + 0x7fc0u);
+  *reinterpret_cast<HVecInMemory*>(p) = __builtin_convertvector(rounded, HVec);
+}
+
+// ---- the first n of kLanes elements (0 <= n <= kLanes), `stride` elements apart; the other lanes read as 0
+template <class T>
+TOST_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n) {
+  Vec x = {};
+  for (int64_t lane = 0; lane < n; ++lane) x[lane] = to_float(p[lane * stride]);
+  return x;
+}
+template <class T>
+TOST_INLINE void store_strided(T* p, int64_t stride, Vec x, int64_t n) {
+  for (int64_t lane = 0; lane < n; ++lane) assign(p[lane * stride], x[lane]);
+}
+template <class T>
+TOST_INLINE Vec load_partial(const T* p, int64_t n) {
+  return n == kLanes ? load(p) : load_strided(p, 1, n);
+}
+template <class T>
+TOST_INLINE void store_partial(T* p, Vec x, int64_t n) {
+  if (n == kLanes) {
+    store(p, x);
+  } else {
+    store_strided(p, 1, x, n);
+  }
+}
+
+// ---- sums
+// Always the same tree, so that a sum has the same bits whoever asks for it.
+TOST_INLINE float sum(Vec x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+// Lane l is lane index[l] of a and b laid end to end. The indices must be constants for this to be one instruction.
+TOST_INLINE Vec shuffle(Vec a, Vec b, IVec index) {
+#if defined(__clang__)
+  Vec x = {};
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = index[lane] < kLanes ? a[index[lane]] : b[index[lane] - kLanes];
+  return x;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// ---- exp and sigmoid, about 1e-7 relative; exp(-inf) = 0, exp(inf) = inf, NaN stays NaN
+TOST_INLINE Vec exp(Vec x) {
+  // Past these ends the result is 0 or inf anyway. Written so that NaN passes.
+  x = x > 89.0f ? broadcast(89.0f) : x;
+  x = x < -104.5f ? broadcast(-104.5f) : x;
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  const Vec magic = broadcast(12582912.0f);
+  const Vec shifted = x * 1.44269504088896341f + magic;
+  const UVec n = as_bits(shifted) - as_bits(magic);
+  const Vec whole = shifted - magic;
+  // x - n ln 2 in two parts: the first is exact.
+  Vec r = x - whole * 0.693359375f;
+  r = r + whole * 2.12194440e-4f;
+  // exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2) / 2 (Cephes' minimax coefficients).
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.0f);
+  // 2^n in two factors, so that subnormal results and the overflow to inf come out right.
+  const UVec half = reinterpret_cast<UVec>(reinterpret_cast<IVec>(n) >> 1);
+  const UVec rest = n - half;
+  return p * as_float((half + 127u) << 23) * as_float((rest + 127u) << 23);
+}
+
+TOST_INLINE Vec sigmoid(Vec x) {
+  const Vec e = exp(-abs(x));  // in (0, 1]: nothing overflows
+  const Vec one = broadcast(1.0f);
+  return (x >= 0.0f ? one : e) / (one + e);  // NaN: e is NaN
+}
+
+}  // namespace tost::TOST_ISA
