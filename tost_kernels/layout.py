@@ -88,7 +88,7 @@ class _ToBatchLast(torch.autograd.Function):
 
 
 define("to_batch_last", "(Tensor input) -> Tensor", _to_batch_last_fake, backends=("cpu",))
-differentiate("to_batch_last", _ToBatchLast.apply, backends=("cpu",))
+differentiate("to_batch_last", _ToBatchLast, backends=("cpu",))
 
 
 def to_batch_last(x: Tensor) -> Tensor:

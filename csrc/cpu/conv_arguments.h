@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "conv_engine.h"
+#include "to_batch_last.h"
 
 namespace tost {
 
@@ -30,6 +31,27 @@ inline void check_numbers(const char* op, const char* name, const Tensor& tensor
 template <class T>
 inline Numbers<T> numbers(const Tensor& tensor) {
   return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0)};
+}
+
+// The kernels take SIMD lanes from the batch. Gathering and scattering lanes tile by tile costs two to three times the
+// convolution (each pixel is read by several tiles), so other layouts are converted as a whole first.
+inline bool lanes_are_dense(const Tensor& tensor) { return tensor.size(0) == 1 || tensor.stride(0) == 1; }
+
+inline Tensor with_dense_lanes(const Tensor& tensor) { return lanes_are_dense(tensor) ? tensor : to_batch_last(tensor); }
+
+// Calls compute(result) with a new tensor that is batch-last, or is the one to return if its lanes are dense.
+template <class Compute>
+inline Tensor compute_in_layout(
+    const char* op, const std::vector<int64_t>& shape, Layout layout, ScalarType dtype, const Compute& compute) {
+  Tensor result = empty(shape, layout, dtype);
+  if (lanes_are_dense(result)) {
+    compute(result);
+    return result;
+  }
+  Tensor batch_last = empty(shape, Layout::batch_last, dtype);
+  compute(batch_last);
+  copy_layout(op, batch_last, result);
+  return result;
 }
 
 // Calls run(T{}) with T = float or bf16.

@@ -71,14 +71,16 @@ Tensor masked_conv2d(
     check_shape(op, "bias", *bias, {packed.outputs});
   }
   const ConvOptions options = parse_options(op, plan);
-  Tensor output = empty(output_shape(op, sizes_of(input), packed, geometry), layout_of(input), input.scalar_type());
-  for_dtype(input, [&](auto zero) {
-    using T = decltype(zero);
-    conv_forward<T>(
-        op, view<T>(input), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, geometry, options,
-        mutable_view<T>(output));
+  const Tensor source = with_dense_lanes(input);
+  const Ints shape = output_shape(op, sizes_of(input), packed, geometry);
+  return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
+    for_dtype(source, [&](auto zero) {
+      using T = decltype(zero);
+      conv_forward<T>(
+          op, view<T>(source), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, geometry, options,
+          mutable_view<T>(result));
+    });
   });
-  return output;
 }
 
 Tensor masked_conv2d_input_grad(
@@ -95,13 +97,15 @@ Tensor masked_conv2d_input_grad(
       op, "input_shape: expected four sizes, got ", shape_string(input_shape));
   check_shape(op, "grad_output", grad_output, output_shape(op, input_shape, packed, geometry));
   const ConvOptions options = parse_options(op, plan);
-  Tensor grad_input = empty(input_shape, layout_named(op, "input_layout", input_layout), grad_output.scalar_type());
-  for_dtype(grad_output, [&](auto zero) {
-    using T = decltype(zero);
-    conv_input_grad<T>(
-        op, view<T>(grad_output), numbers<T>(values), packed, geometry, options, mutable_view<T>(grad_input));
+  const Tensor source = with_dense_lanes(grad_output);
+  const Layout layout = layout_named(op, "input_layout", input_layout);
+  return compute_in_layout(op, input_shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
+    for_dtype(source, [&](auto zero) {
+      using T = decltype(zero);
+      conv_input_grad<T>(
+          op, view<T>(source), numbers<T>(values), packed, geometry, options, mutable_view<T>(result));
+    });
   });
-  return grad_input;
 }
 
 Tensor masked_conv2d_values_grad(
@@ -116,10 +120,11 @@ Tensor masked_conv2d_values_grad(
   check_shape(op, "grad_output", grad_output, output_shape(op, sizes_of(input), packed, geometry));
   const ConvOptions options = parse_options(op, plan);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
+  const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     conv_values_grad<T>(
-        op, view<T>(grad_output), view<T>(input), packed, geometry, options,
+        op, view<T>(grad), view<T>(source), packed, geometry, options,
         static_cast<T*>(grad_values.mutable_data_ptr()));
   });
   return grad_values;

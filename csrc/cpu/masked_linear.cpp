@@ -32,14 +32,16 @@ Tensor masked_linear(
     check_shape(op, "bias", *bias, {packed.outputs});
   }
   const ConvOptions options = parse_options(op, plan);
-  Tensor output = empty({input.size(0), packed.outputs}, layout_of(input), input.scalar_type());
-  for_dtype(input, [&](auto zero) {
-    using T = decltype(zero);
-    conv_forward<T>(
-        op, view<T>(input), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, ConvGeometry{},
-        options, mutable_view<T>(output));
+  const Tensor source = with_dense_lanes(input);
+  const Ints shape{input.size(0), packed.outputs};
+  return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
+    for_dtype(source, [&](auto zero) {
+      using T = decltype(zero);
+      conv_forward<T>(
+          op, view<T>(source), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, ConvGeometry{},
+          options, mutable_view<T>(result));
+    });
   });
-  return output;
 }
 
 Tensor masked_linear_input_grad(
@@ -51,14 +53,16 @@ Tensor masked_linear_input_grad(
   const PackedIndex packed = read_index(op, index, weight_shape, 2, values.numel());
   check_shape(op, "grad_output", grad_output, {grad_output.size(0), packed.outputs});
   const ConvOptions options = parse_options(op, plan);
-  Tensor grad_input = empty(
-      {grad_output.size(0), packed.inputs}, layout_named(op, "input_layout", input_layout), grad_output.scalar_type());
-  for_dtype(grad_output, [&](auto zero) {
-    using T = decltype(zero);
-    conv_input_grad<T>(
-        op, view<T>(grad_output), numbers<T>(values), packed, ConvGeometry{}, options, mutable_view<T>(grad_input));
+  const Tensor source = with_dense_lanes(grad_output);
+  const Ints shape{grad_output.size(0), packed.inputs};
+  const Layout layout = layout_named(op, "input_layout", input_layout);
+  return compute_in_layout(op, shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
+    for_dtype(source, [&](auto zero) {
+      using T = decltype(zero);
+      conv_input_grad<T>(
+          op, view<T>(source), numbers<T>(values), packed, ConvGeometry{}, options, mutable_view<T>(result));
+    });
   });
-  return grad_input;
 }
 
 Tensor masked_linear_values_grad(
@@ -73,10 +77,11 @@ Tensor masked_linear_values_grad(
   check_shape(op, "grad_output", grad_output, {input.size(0), packed.outputs});
   const ConvOptions options = parse_options(op, plan);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
+  const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     conv_values_grad<T>(
-        op, view<T>(grad_output), view<T>(input), packed, ConvGeometry{}, options,
+        op, view<T>(grad), view<T>(source), packed, ConvGeometry{}, options,
         static_cast<T*>(grad_values.mutable_data_ptr()));
   });
   return grad_values;

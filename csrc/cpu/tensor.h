@@ -84,7 +84,8 @@ inline Tensor empty(const std::vector<int64_t>& shape, Layout layout, ScalarType
   return empty_strided(shape, strides_of(shape, layout), dtype);
 }
 
-// A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1). Strides in elements, any sign or 0.
+// A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1). Strides in elements, any sign or 0; that of
+// a batch of one is 1, whatever the tensor says, since kernels are fast for that.
 template <class T>
 struct View {
   T* data;
@@ -97,8 +98,9 @@ inline View<const T> view(const Tensor& tensor) {
   const auto size = tensor.sizes();
   const auto stride = tensor.strides();
   const T* data = static_cast<const T*>(tensor.const_data_ptr());
-  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride[0], stride[1], 0, 0};
-  return {data, size[0], size[1], size[2], size[3], stride[0], stride[1], stride[2], stride[3]};
+  const int64_t stride_n = size[0] == 1 ? 1 : stride[0];
+  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride_n, stride[1], 0, 0};
+  return {data, size[0], size[1], size[2], size[3], stride_n, stride[1], stride[2], stride[3]};
 }
 
 template <class T>
@@ -106,8 +108,9 @@ inline View<T> mutable_view(Tensor& tensor) {
   const auto size = tensor.sizes();
   const auto stride = tensor.strides();
   T* data = static_cast<T*>(tensor.mutable_data_ptr());
-  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride[0], stride[1], 0, 0};
-  return {data, size[0], size[1], size[2], size[3], stride[0], stride[1], stride[2], stride[3]};
+  const int64_t stride_n = size[0] == 1 ? 1 : stride[0];
+  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride_n, stride[1], 0, 0};
+  return {data, size[0], size[1], size[2], size[3], stride_n, stride[1], stride[2], stride[3]};
 }
 
 }  // namespace tost

@@ -110,7 +110,7 @@ class GhostSkipAdd(nn.Module):
         count = u.numel() // max(u.shape[1], 1)
         for row, bn in enumerate((norm, ghost_norm, shortcut_norm)):
             if isinstance(bn, _BatchNorm) and bn.training:
-                _update(bn, stats[row], count, self.alpha.detach() != 0 if bn is ghost_norm else None)
+                _update(bn, stats[row], count, self.alpha.detach() != 0 if row == 1 else None)
         return out
 
     def extra_repr(self) -> str:

@@ -202,15 +202,13 @@ class _GhostSkipAdd(torch.autograd.Function):
 define("ghost_skip_add", SCHEMA, _fake)
 define("ghost_skip_add_backward", BACKWARD_SCHEMA, _backward_fake)
 define_reference("ghost_skip_add", SCHEMA, ghost_skip_add_reference)
-differentiate("ghost_skip_add", _GhostSkipAdd.apply)
+differentiate("ghost_skip_add", _GhostSkipAdd)
 
 
 def _check_part(name: str, x: Any, like: Tensor) -> None:
     check_floating(name, x, "ghost_skip_add")
     if x.shape != like.shape:
-        raise ValueError(
-            f"ghost_skip_add: expected {name} of the shape of u, {tuple(like.shape)}, got {tuple(x.shape)}"
-        )
+        raise ValueError(f"ghost_skip_add: expected {name} of the shape of u, {tuple(like.shape)}, got {tuple(x.shape)}")
     if x.device != like.device:
         raise ValueError(f"ghost_skip_add: expected {name} on the device of u, {like.device}, got {x.device}")
 

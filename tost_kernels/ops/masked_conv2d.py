@@ -138,7 +138,7 @@ define("masked_conv2d", _SCHEMA, _fake)
 define("masked_conv2d_input_grad", _INPUT_GRAD_SCHEMA, _input_grad_fake)
 define("masked_conv2d_values_grad", _VALUES_GRAD_SCHEMA, _values_grad_fake)
 define_reference("masked_conv2d", _SCHEMA, reference)
-differentiate("masked_conv2d", MaskedConv2d.apply)
+differentiate("masked_conv2d", MaskedConv2d)
 
 
 def masked_conv2d(

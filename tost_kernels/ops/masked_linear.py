@@ -89,7 +89,7 @@ define("masked_linear", _SCHEMA, _fake)
 define("masked_linear_input_grad", _INPUT_GRAD_SCHEMA, _input_grad_fake)
 define("masked_linear_values_grad", _VALUES_GRAD_SCHEMA, _values_grad_fake)
 define_reference("masked_linear", _SCHEMA, reference)
-differentiate("masked_linear", MaskedLinear.apply)
+differentiate("masked_linear", MaskedLinear)
 
 
 def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, plan: Plan | None = None) -> Tensor:

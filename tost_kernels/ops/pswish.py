@@ -97,7 +97,7 @@ class _PSwish(torch.autograd.Function):
 define("pswish", SCHEMA, _fake)
 define("pswish_backward", BACKWARD_SCHEMA, _backward_fake)
 define_reference("pswish", SCHEMA, pswish_reference)
-differentiate("pswish", _PSwish.apply)
+differentiate("pswish", _PSwish)
 
 
 def pswish(x: Tensor, beta: Tensor | float) -> Tensor:

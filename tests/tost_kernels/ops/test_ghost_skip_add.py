@@ -1,0 +1,500 @@
+"""ghost_skip_add: exact tables, the reference's gradients, and the compiled kernel against a float64 reference."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import tost_kernels as tk
+from tost_kernels import backend
+from tost_kernels.layout import as_layout, layout_of
+from tost_kernels.ops.register import op
+
+needs_cpu = pytest.mark.skipif(backend.why_not("ghost_skip_add", "cpu") is not None, reason="the compiled library is absent")
+NATIVE = [pytest.param("cpu", marks=needs_cpu), "reference"]
+PARTS = ("u", "ghost", "shortcut")
+NAN = float("nan")
+
+SHAPES = {
+    "ordinary": (4, 3, 5, 5),
+    "one image": (1, 4, 3, 3),
+    "odd batch": (17, 2, 3, 1),
+    "one channel": (5, 1, 2, 2),
+    "one pixel": (6, 3, 1, 1),
+    "several blocks": (7, 2, 21, 33),
+    "empty batch": (0, 3, 2, 2),
+    "no channels": (2, 0, 2, 2),
+    "features": (9, 6),
+    "sequence": (3, 4, 7),
+    "video": (2, 3, 2, 2, 3),
+}
+# name -> (norm of u, of the ghost, of the shortcut, activation); "" = the part is absent
+CASES = {
+    "a plain tail": ("batch", "", "none", "relu"),
+    "all batch": ("batch", "batch", "batch", "pswish"),
+    "all running": ("running", "running", "running", "pswish"),
+    "no norm": ("none", "none", "none", "none"),
+    "mixed": ("batch", "running", "", "relu"),
+    "alone": ("batch", "", "", "none"),
+}
+
+
+@dataclass
+class Case:
+    """The arguments of one call, all leaves, and how to call."""
+
+    tensors: dict[str, Tensor]
+    act: str = "none"
+    batch_stats: dict[str, bool] = field(default_factory=dict)
+    normed: tuple[str, ...] = ()
+
+    def to(self, dtype: torch.dtype, parameters: torch.dtype | None = None) -> "Case":
+        kept = {k: t.detach().to(dtype if k in PARTS else parameters or dtype) for k, t in self.tensors.items()}
+        return Case(kept, self.act, self.batch_stats, self.normed)
+
+    def norm(self, part: str) -> tk.Norm | None:
+        if part not in self.normed:
+            return None
+        given = {f: self.tensors.get(f"{part}_{f}") for f in ("weight", "bias", "mean", "var")}
+        return tk.Norm(**given, eps=1e-3, batch_stats=self.batch_stats[part])
+
+    def call(self) -> tk.GhostSkipAddOutput:
+        t = self.tensors
+        return tk.ghost_skip_add(
+            t["u"],
+            t.get("ghost"),
+            t.get("alpha"),
+            t.get("shortcut"),
+            norm=self.norm("u"),
+            ghost_norm=self.norm("ghost"),
+            shortcut_norm=self.norm("shortcut"),
+            act=self.act,
+            beta=t.get("beta"),
+        )
+
+    def results(self, dy: Tensor, name: str) -> dict[str, Tensor]:
+        """out, stats and the gradient of every tensor but the running statistics, computed by backend `name`."""
+        leaves = {k: t.detach().requires_grad_() for k, t in self.tensors.items() if not k.endswith(("_mean", "_var"))}
+        case = Case(self.tensors | leaves, self.act, self.batch_stats, self.normed)
+        with tk.use_backend(name):
+            out, stats = case.call()
+        assert not stats.requires_grad
+        grads = torch.autograd.grad(out, list(leaves.values()), dy.to(out.dtype))
+        return {"out": out.detach(), "stats": stats} | dict(zip(leaves, grads, strict=True))
+
+
+def make(
+    shape: tuple[int, ...],
+    kind: str = "all batch",
+    layout: str = "contiguous",
+    alpha: float = 0.7,
+    beta_per_channel: bool = False,
+) -> Case:
+    *norms, act = CASES[kind]
+    channels = shape[1]
+    case = Case({}, act)
+    for part, norm in zip(PARTS, norms, strict=True):
+        if not norm:
+            continue
+        case.tensors[part] = as_layout(torch.randn(shape) * 1.5 + 0.3, layout)
+        if part == "ghost":
+            case.tensors["alpha"] = torch.tensor(alpha)
+        if norm == "none":
+            continue
+        case.normed += (part,)
+        case.batch_stats[part] = norm == "batch"
+        case.tensors[f"{part}_weight"] = torch.rand(channels) + 0.5
+        case.tensors[f"{part}_bias"] = torch.randn(channels)
+        if norm == "running":
+            case.tensors[f"{part}_mean"] = torch.randn(channels)
+            case.tensors[f"{part}_var"] = torch.rand(channels) + 0.5
+    if act == "pswish":
+        case.tensors["beta"] = torch.linspace(0.5, 2.0, channels) if beta_per_channel else torch.tensor(1.4)
+    return case
+
+
+def close(got: dict[str, Tensor], want: dict[str, Tensor], dy: Tensor, tolerance: float = 1e-5) -> None:
+    """Every result within `tolerance` of the largest value. A sum may cancel: it is measured against its terms, |dy|."""
+    assert got.keys() == want.keys()
+    for key, exact in want.items():
+        assert got[key].shape == exact.shape, key
+        if exact.numel() == 0:
+            continue
+        is_sum = key not in (*PARTS, "out", "stats")
+        scale = exact.abs().max() + (dy.double().abs().sum() / max(dy.shape[1], 1) if is_sum else 0.0)
+        if key in PARTS:  # a gradient through the statistics of few values is a difference of terms like dy
+            scale = scale + dy.double().abs().max()
+        assert (got[key].double() - exact).abs().max() <= tolerance * scale, key
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_sum_by_hand(name: str) -> None:
+    u = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
+    ghost, shortcut = torch.tensor([[2.0, 2.0], [-8.0, 0.0]]), torch.tensor([[0.5, 1.0], [0.0, -3.0]])
+    with tk.use_backend(name):
+        out, stats = tk.ghost_skip_add(u, ghost, 0.5, shortcut)
+        assert out.tolist() == [[2.5, -2.0], [-1.0, -1.0]]
+        assert tk.ghost_skip_add(u, ghost, 0.5, shortcut, act="relu").out.tolist() == [[2.5, 0.0], [0.0, 0.0]]
+    assert stats.tolist() == torch.zeros(3, 2, 2).tolist()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_norms_by_hand(name: str) -> None:
+    u = torch.tensor([[1.0], [3.0], [1.0], [3.0]])  # mean 2, variance 1
+    weight, bias = torch.tensor([4.0]), torch.tensor([10.0])
+    with tk.use_backend(name):
+        out, stats = tk.ghost_skip_add(u, norm=tk.Norm(weight, bias, eps=3.0, batch_stats=True))
+        assert out.flatten().tolist() == [8.0, 12.0, 8.0, 12.0]
+        assert stats[:, :, 0].tolist() == [[2.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+        running = tk.Norm(None, bias, torch.tensor([1.0]), torch.tensor([4.0]), eps=0.0)
+        out, stats = tk.ghost_skip_add(u, norm=running)
+        assert out.flatten().tolist() == [10.0, 11.0, 10.0, 11.0]
+        assert not stats.any()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_gradients_by_hand(name: str) -> None:
+    u, ghost = torch.tensor([[1.0], [-5.0]]), torch.tensor([[2.0], [4.0]])
+    case = Case({"u": u, "ghost": ghost, "alpha": torch.tensor(0.5)}, "relu")
+    got = case.results(torch.tensor([[3.0], [7.0]]), name)
+    assert got["out"].flatten().tolist() == [2.0, 0.0]
+    assert got["u"].flatten().tolist() == [3.0, 0.0]
+    assert got["ghost"].flatten().tolist() == [1.5, 0.0]
+    assert got["alpha"].item() == 6.0
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_large_mean_does_not_drown_the_variance(name: str) -> None:
+    u = torch.randn(64, 2, 8, 8) + 3000.0
+    with tk.use_backend(name):
+        out, stats = tk.ghost_skip_add(u, norm=tk.Norm(batch_stats=True))
+    var, mean = torch.var_mean(u.double(), (0, 2, 3), correction=0)
+    assert torch.allclose(stats[0].double(), torch.stack((mean, var)), rtol=1e-6 if name == "cpu" else 1e-3)
+    want = (u.double() - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+    assert (out.double() - want).abs().max() < (1e-5 if name == "cpu" else 1e-3)
+
+
+def test_equals_torch_batch_norm() -> None:
+    case = make((6, 3, 4, 4), "a plain tail").to(torch.float64)
+    t = case.tensors
+    want = F.relu(F.batch_norm(t["u"], None, None, t["u_weight"], t["u_bias"], True, 0.0, 1e-3) + t["shortcut"])
+    torch.testing.assert_close(case.call().out, want)
+
+
+# ---- gradients of the reference
+
+
+@pytest.mark.parametrize("alpha", [0.6, 0.0])
+@pytest.mark.parametrize("kind", ["all batch", "all running", "no norm"])
+def test_reference_gradients_of_first_and_second_order(kind: str, alpha: float) -> None:
+    case = make((3, 2, 2), kind, alpha=alpha).to(torch.float64)
+    names = [k for k in case.tensors if not k.endswith(("_mean", "_var"))]
+    leaves = tuple(case.tensors[k].requires_grad_() for k in names)
+
+    def function(*tensors: Tensor) -> Tensor:
+        merged = case.tensors | dict(zip(names, tensors, strict=True))
+        return Case(merged, case.act, case.batch_stats, case.normed).call().out
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+# ---- the kernel against the reference
+
+
+@needs_cpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_last"])
+@pytest.mark.parametrize("kind", CASES)
+def test_kernel_is_accurate(kind: str, layout: str) -> None:
+    shape = (5, 4, 7, 6)
+    case, dy = make(shape, kind, layout), torch.randn(shape)
+    got = case.results(dy, "cpu")
+    close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
+    assert {layout_of(got[k]) for k in ("out", *PARTS) if k in got} == {layout}
+
+
+@needs_cpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_last"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_odd_shapes(shape: tuple[int, ...], layout: str) -> None:
+    if layout != "contiguous" and len(shape) != 4:
+        pytest.skip("this layout is 4-D")
+    case, dy = make(shape, "all batch", layout, beta_per_channel=True), torch.randn(shape)
+    got = case.results(dy, "cpu")
+    close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
+    assert layout_of(got["out"]) == layout_of(got["u"]) == layout_of(case.tensors["u"])
+    assert layout_of(got["ghost"]) == layout_of(case.tensors["ghost"])
+
+
+@needs_cpu
+def test_features_batch_last() -> None:
+    case = make((9, 6), "all batch", "batch_last")
+    dy = torch.randn(9, 6)
+    got = case.results(dy, "cpu")
+    close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
+    assert layout_of(got["out"]) == "batch_last"
+
+
+@needs_cpu
+@pytest.mark.parametrize("u_layout", ["contiguous", "channels_last", "batch_last"])
+def test_mixed_layouts_and_strides(u_layout: str) -> None:
+    shape = (4, 3, 6, 2)
+    case = make(shape)
+    case.tensors["u"] = as_layout(case.tensors["u"], u_layout)
+    case.tensors["ghost"] = as_layout(case.tensors["ghost"], "batch_last")
+    case.tensors["shortcut"] = torch.randn(8, 3, 6, 5)[::2, :, :, 1::2]
+    for dy in (torch.ones(()).expand(shape), torch.randn(2, 6, 3, 4).permute(3, 2, 1, 0), torch.randn(4, 1, 6, 2).expand(shape)):
+        got = case.results(dy, "cpu")
+        close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
+        layouts = [layout_of(got[k]) for k in ("out", *PARTS)]
+        assert layouts == [u_layout, u_layout, "batch_last", "contiguous"]
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", ["all batch", "all running"])
+def test_bfloat16_is_as_good_as_torch(kind: str) -> None:
+    shape = (8, 4, 6, 6)
+    case, dy = make(shape, kind).to(torch.bfloat16, torch.float32), torch.randn(shape).bfloat16()
+    exact = case.to(torch.float64).results(dy.double(), "reference")
+    got = case.results(dy, "cpu")
+
+    t = {k: v.detach().requires_grad_() for k, v in case.tensors.items()}
+    parts = []
+    for part in PARTS:
+        batch = case.batch_stats[part]
+        mean, var = (None, None) if batch else (t[f"{part}_mean"].detach(), t[f"{part}_var"].detach())
+        weight, bias = t[f"{part}_weight"], t[f"{part}_bias"]
+        parts.append(F.batch_norm(t[part], mean, var, weight, bias, batch, 0.0, 1e-3))
+    z = parts[0] + t["alpha"].bfloat16() * parts[1] + parts[2]
+    out = z * torch.sigmoid(t["beta"].bfloat16() * z)
+    names = [k for k in got if k not in ("out", "stats")]
+    torch_own = dict(zip(names, torch.autograd.grad(out, [t[k] for k in names], dy), strict=True)) | {"out": out}
+    assert got["out"].dtype == got["u"].dtype == torch.bfloat16
+    for key, other in torch_own.items():
+        want = exact[key]
+        mine, theirs = (got[key].double() - want).abs().max(), (other.double() - want).abs().max()
+        assert mine <= 2 * theirs + 2e-3 * want.abs().max(), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_run_through_the_reference(dtype: torch.dtype) -> None:
+    case = make((4, 3, 5, 5))
+    out, stats = case.to(dtype, torch.float32).call()
+    assert out.dtype == dtype
+    assert stats.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(out.float(), case.call().out, rtol=1e-2, atol=1e-2)
+
+
+# ---- alpha == 0
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+@pytest.mark.parametrize("kind", ["all batch", "all running", "no norm"])
+def test_a_ghost_switched_off_reaches_nothing(kind: str, bad: float, name: str) -> None:
+    case, dy = make((4, 3, 2, 2), kind, alpha=0.0), torch.randn(4, 3, 2, 2)
+    without = Case({k: t for k, t in case.tensors.items() if not k.startswith(("ghost", "alpha"))}, case.act)
+    without.batch_stats, without.normed = case.batch_stats, tuple(p for p in case.normed if p != "ghost")
+    want = without.results(dy, name)
+    case.tensors["ghost"][1, 1] = bad
+    if kind == "all running":
+        case.tensors["ghost_mean"][2] = bad
+    got = case.results(dy, name)
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-6, atol=1e-6)
+    assert not got["ghost"].any()
+    assert not any(got[k].any() for k in got if k in ("ghost_weight", "ghost_bias"))
+    assert got["alpha"].isfinite()
+
+
+@pytest.mark.parametrize("kind", ["all batch", "all running", "no norm"])
+@needs_cpu
+def test_the_gradient_of_alpha_at_zero(kind: str) -> None:
+    case, dy = make((4, 3, 5, 5), kind, "batch_last", alpha=0.0), torch.randn(4, 3, 5, 5)
+    got = case.results(dy, "cpu")
+    near = make((4, 3, 5, 5), kind)
+    near.tensors = case.tensors | {"alpha": torch.tensor(1e-12)}
+    want = near.to(torch.float64).results(dy.double(), "reference")
+    assert got["alpha"].item() == pytest.approx(want["alpha"].item(), rel=1e-4)
+    case.tensors["ghost"][0, 1] = NAN  # only finite values count
+    reference = case.to(torch.float64).results(dy.double(), "reference")
+    assert case.results(dy, "cpu")["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4)
+
+
+# ---- dispatch, compile, threads
+
+
+@needs_cpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_last"])
+@pytest.mark.parametrize("kind", ["all batch", "mixed"])
+def test_opcheck(kind: str, layout: str) -> None:
+    case = make((3, 4, 2, 5), kind, layout, beta_per_channel=True)
+    t = {k: v.requires_grad_(not k.endswith(("_mean", "_var"))) for k, v in case.tensors.items()}
+    tensors = []
+    for part in PARTS:
+        tensors += [t.get(part), *(t.get(f"{part}_{f}") for f in ("weight", "bias", "mean", "var"))]
+        tensors += [t.get("alpha")] if part == "ghost" else []
+    norm = [0 if p not in case.normed else 2 if case.batch_stats[p] else 1 for p in PARTS]
+    args = (*tensors, t.get("beta"), case.act, norm, [1e-3] * 3, "")
+    torch.library.opcheck(op("ghost_skip_add", "cpu"), args)
+    if layout == "contiguous":
+        torch.library.opcheck(op("ghost_skip_add", "reference"), args)
+    args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+    out, stats = op("ghost_skip_add", "cpu")(*args)
+    torch.library.opcheck(op("ghost_skip_add_backward", "cpu"), (torch.randn(out.shape), *args, stats))
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_compile_sees_alpha_and_beta_move(name: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    case = make((4, 3, 2, 2), layout="batch_last")
+    case.tensors["u"].requires_grad_()
+
+    def step(u: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        t = case.tensors
+        return tk.ghost_skip_add(
+            u,
+            t["ghost"],
+            alpha,
+            norm=tk.Norm(t["u_weight"], t["u_bias"], batch_stats=True),
+            ghost_norm=tk.Norm(batch_stats=True),
+            act="pswish",
+            beta=beta,
+        )
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    u, alpha, beta = case.tensors["u"], torch.tensor(1.0), torch.tensor(1.0)
+    with tk.use_backend(name):
+        for strength in (1.0, 0.25, 0.0):
+            alpha.fill_(strength)
+            beta.fill_(2.0 - strength)
+            got, want = compiled(u, alpha, beta), step(u, alpha, beta)
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(a, b)
+            grads = [torch.autograd.grad(o[0].square().sum(), u)[0] for o in (got, want)]
+            torch.testing.assert_close(*grads)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_torch_func_grad(name: str) -> None:
+    u, ghost = torch.randn(5, 3), torch.randn(5, 3)
+    with tk.use_backend(name):
+        got = torch.func.grad(lambda a: tk.ghost_skip_add(u, ghost, a).out.square().sum())(torch.tensor(0.5))
+    torch.testing.assert_close(got, (2 * (u + 0.5 * ghost) * ghost).sum())
+
+
+@needs_cpu
+@pytest.mark.parametrize("layout", ["contiguous", "batch_last"])
+def test_bits_do_not_depend_on_the_number_of_threads(layout: str) -> None:
+    shape = (8, 7, 64, 65)
+    case, dy = make(shape, "all batch", layout), torch.randn(shape)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(case.results(dy, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
+
+
+def test_mixed_dtypes_promote_and_autocast_changes_nothing() -> None:
+    u, ghost = torch.randn(4, 3).bfloat16(), torch.randn(4, 3)
+    assert tk.ghost_skip_add(u, ghost, 1.0).out.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tk.ghost_skip_add(u, ghost, 1.0).out.dtype == torch.float32
+        assert tk.ghost_skip_add(u).out.dtype == torch.bfloat16
+
+
+# ---- errors
+
+U = torch.zeros(4, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"u": [1.0]}, TypeError, "u to be a Tensor, got list"),
+        ({"u": torch.zeros(3)}, ValueError, r"u of shape \(N, C, ...\), got \(3,\)"),
+        ({"u": U.int()}, TypeError, "u of float16.*got torch.int32"),
+        ({"u": U, "act": "gelu"}, ValueError, "act to be one of .*got 'gelu'"),
+        ({"u": U, "act": "pswish"}, ValueError, "expected beta with act='pswish'"),
+        ({"u": U, "beta": 1.0}, ValueError, "beta with act='pswish' and only then"),
+        ({"u": U, "ghost": U}, ValueError, "ghost and alpha together, got alpha=None"),
+        ({"u": U, "alpha": 1.0}, ValueError, "ghost and alpha together, got ghost=None"),
+        ({"u": U, "ghost": U, "alpha": torch.ones(3)}, ValueError, r"alpha of shape \(\).*got \(3,\)"),
+        ({"u": U, "ghost": U[:2], "alpha": 1.0}, ValueError, r"ghost of the shape of u, \(4, 3, 2, 2\), got \(2,"),
+        ({"u": U, "shortcut": U.to("meta")}, ValueError, "shortcut on the device of u, cpu, got meta"),
+        ({"u": U, "ghost_norm": tk.Norm()}, ValueError, "ghost_norm only with ghost"),
+        ({"u": U, "norm": "batch"}, TypeError, "norm to be a tost_kernels.Norm or None, got str"),
+        ({"u": U, "norm": tk.Norm()}, ValueError, "norm to have mean and var"),
+        ({"u": U, "norm": tk.Norm(weight=torch.ones(2))}, ValueError, r"norm.weight of shape \(3,\), got \(2,\)"),
+        ({"u": U, "norm": tk.Norm(bias=3.0)}, TypeError, "norm.bias to be a floating Tensor or None, got float"),
+        ({"u": U, "norm": tk.Norm(mean=torch.ones(3, device="meta"))}, ValueError, "norm.mean on cpu, got meta"),
+        ({"u": U, "norm": tk.Norm(eps=-1.0)}, ValueError, "norm.eps >= 0, got -1.0"),
+        ({"u": U[:1, :, :1, :1], "norm": tk.Norm(batch_stats=True)}, ValueError, "more than one value per channel"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tk.ghost_skip_add(**arguments)
+
+
+@needs_cpu
+def test_the_raw_op_names_what_is_wrong() -> None:
+    def call(u: Tensor, weight: Tensor | None = None, norm: int = 0, act: str = "none", count: int = 3) -> None:
+        nothing = [None] * 11
+        op("ghost_skip_add", "cpu")(u, weight, None, None, None, *nothing, None, act, [norm] + [0] * (count - 1), [0.0] * 3, "")
+
+    u = torch.ones(2, 3)
+    for arguments, message in (
+        ({"u": u.double()}, "u: expected float32 or bfloat16, got float64"),
+        ({"u": torch.ones(3)}, r"u: expected shape \(N, C, ...\), got \(3\)"),
+        ({"u": u, "weight": torch.ones(2), "norm": 2}, r"u_weight: expected shape \(3\), got \(2\)"),
+        ({"u": u, "weight": torch.ones(3).double()}, "u_weight: expected float32, got float64"),
+        ({"u": u, "norm": 1}, "u_mean, u_var: expected tensors with norm 1"),
+        ({"u": u, "norm": 5}, "norm: expected 0, 1 or 2 for u, got 5"),
+        ({"u": u, "act": "mish"}, 'act: expected none, relu or pswish, got "mish"'),
+        ({"u": u, "act": "pswish"}, "beta: expected a tensor"),
+        ({"u": u, "count": 2}, "norm: expected 3 values, got 2"),
+    ):
+        with pytest.raises(RuntimeError, match="ghost_skip_add_cpu: " + message):
+            call(**arguments)
+
+
+CHILD = """
+import torch, tost_kernels as tk
+torch.manual_seed(0)
+parts = [torch.randn(3, 5, 7, 3, requires_grad=True) for _ in range(3)]
+alpha, beta = torch.tensor(0.5, requires_grad=True), torch.tensor(1.3, requires_grad=True)
+batch = tk.Norm(batch_stats=True)
+def run(u, g, s, a, b):
+    out = tk.ghost_skip_add(u, g, a, s, norm=batch, ghost_norm=batch, act="pswish", beta=b).out
+    return out, *torch.autograd.grad(out.square().sum(), (u, g, s, a, b))
+leaves = (*parts, alpha, beta)
+got, want = run(*leaves), run(*(t.detach().double().requires_grad_() for t in leaves))
+for x, y in zip(got, want):
+    assert ((x.double() - y).abs().max() / y.abs().max()).item() < 1e-5
+print(torch.ops.tost.cpu_isa())
+"""
+
+
+@needs_cpu
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_lower_instruction_sets(isa: str) -> None:
+    environment = {**os.environ, "TOST_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
+    if isa == "avx2" and "at most portable" in child.stderr:
+        pytest.skip("this machine has no AVX2")
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == isa

@@ -1,0 +1,290 @@
+"""The compiled CPU kernels of masked_conv2d, masked_linear and to_batch_last, called as raw ops."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tost_kernels import library
+from tost_kernels.layout import as_layout, layout_of
+from tost_kernels.pattern import Pattern
+
+pytestmark = pytest.mark.skipif(library.reason("cpu") is not None, reason="the compiled CPU library is not built")
+OPS = torch.ops.tost
+
+# name: (N, C, H, W), (O, kh, kw), stride, padding, dilation, groups, density
+CASES = {
+    "plain 3x3": ((64, 8, 8, 8), (16, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.1),
+    "odd batch, ragged tiles": ((3, 5, 7, 9), (11, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3),
+    "one image, dense stem 7x7 stride 2": ((1, 3, 32, 32), (16, 7, 7), (2, 2), (3, 3), (1, 1), 1, 1.0),
+    "rectangular, all numbers different": ((17, 6, 9, 8), (12, 3, 5), (2, 3), (1, 2), (1, 2), 3, 0.4),
+    "depthwise": ((5, 8, 6, 6), (8, 3, 3), (1, 1), (1, 1), (1, 1), 8, 0.7),
+    "depthwise, two outputs a channel, stride 2": ((20, 6, 7, 7), (12, 3, 3), (2, 2), (1, 1), (1, 1), 6, 0.5),
+    "1x1 on 1x1 images": ((20, 16, 1, 1), (10, 1, 1), (1, 1), (0, 0), (1, 1), 1, 0.2),
+    "2x2 images": ((33, 20, 2, 2), (40, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.1),
+    "one row": ((6, 4, 1, 19), (6, 1, 3), (1, 1), (0, 1), (1, 1), 1, 0.5),
+    "dilation wider than a tile": ((4, 10, 30, 30), (7, 3, 3), (2, 2), (9, 9), (9, 9), 1, 0.3),
+    "stride beyond the kernel, pixels nobody reads": ((2, 4, 5, 5), (4, 1, 1), (3, 3), (0, 0), (1, 1), 2, 0.8),
+    "dilation shares a factor with the stride": ((3, 4, 9, 9), (4, 3, 3), (2, 2), (2, 2), (2, 2), 1, 0.5),
+    "padding beyond the kernel": ((2, 3, 4, 4), (5, 2, 2), (1, 1), (3, 4), (1, 1), 1, 0.6),
+    "nothing kept": ((6, 12, 3, 17), (20, 2, 4), (2, 1), (0, 3), (2, 3), 4, 0.0),
+    "many channels, several blocks": ((2, 300, 5, 5), (70, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.02),
+    "kernel as large as the image": ((4, 3, 6, 5), (5, 6, 5), (1, 1), (0, 0), (1, 1), 1, 0.3),
+}
+LAYOUTS = ("batch_last", "contiguous", "channels_last")
+
+
+def worst(result: Tensor, reference: Tensor) -> float:
+    """max|error| / max|reference|; inf where a NaN got out."""
+    error = (result.double() - reference.double()).abs()
+    assert result.shape == reference.shape
+    if not error.numel():
+        return 0.0
+    return float(error.nan_to_num(nan=float("inf")).max() / reference.detach().double().abs().max().clamp_min(1e-30))
+
+
+def make(name: str, dtype: torch.dtype = torch.float32):
+    shape, (out, kh, kw), stride, padding, dilation, groups, density = CASES[name]
+    mask = torch.rand(out, shape[1] // groups, kh, kw) < density
+    mask[: out // 3] = False if density < 1 else mask[: out // 3]  # whole rows without a weight
+    pattern = Pattern(mask)
+    values, bias = torch.randn(pattern.nnz).to(dtype), torch.randn(out).to(dtype)
+    geometry = (list(mask.shape), list(stride), list(padding), list(dilation), groups, "")
+    return torch.randn(shape).to(dtype), values, bias, pattern, geometry
+
+
+def dense_results(x, values, bias, pattern, geometry, dtype):
+    """Output, input gradient and values gradient of torch's own convolution in `dtype`, for a fixed output gradient."""
+    _, stride, padding, dilation, groups, _ = geometry
+    x = x.detach().to(dtype).contiguous().requires_grad_()
+    weight = pattern.scatter(values.to(dtype)).requires_grad_()
+    y = F.conv2d(x, weight, bias.to(dtype), stride, padding, dilation, groups)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()  # exact in every dtype
+    grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad.to(dtype))
+    return grad, [y.detach(), grad_x, pattern.gather(grad_weight)]
+
+
+def kernel_results(x, values, bias, pattern, geometry, grad, plan=""):
+    geometry = (*geometry[:-1], plan)
+    return [
+        OPS.masked_conv2d_cpu(x, values, bias, pattern.index, *geometry),
+        OPS.masked_conv2d_input_grad_cpu(grad, values, pattern.index, list(x.shape), layout_of(x), *geometry),
+        OPS.masked_conv2d_values_grad_cpu(grad, x, pattern.index, pattern.nnz, *geometry),
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_conv_equals_dense(name, layout):
+    x, values, bias, pattern, geometry = make(name)
+    grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    x = as_layout(x, layout)
+    got = kernel_results(x, values, bias, pattern, geometry, as_layout(grad.float(), layout))
+    assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-5
+    # The output takes the input's layout; the input gradient takes it whatever the output gradient's is.
+    assert layout_of(got[0]) == layout_of(as_layout(wanted[0].float(), layout_of(x)))
+    assert not x.numel() or got[1].stride() == x.stride()
+    other = kernel_results(x, values, bias, pattern, geometry, as_layout(grad.float(), LAYOUTS[LAYOUTS.index(layout) - 1]))
+    assert other[1].stride() == x.stride()
+    assert max(worst(a, b) for a, b in zip(other, got, strict=True)) < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_errs_at_most_twice_as_much_as_torch(name):
+    x, values, bias, pattern, geometry = make(name, torch.bfloat16)
+    grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    _, torch_own = dense_results(x, values, bias, pattern, geometry, torch.bfloat16)
+    got = kernel_results(as_layout(x, "batch_last"), values, bias, pattern, geometry, grad)
+    for mine, theirs, exact in zip(got, torch_own, wanted, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert worst(mine, exact) <= 2 * worst(theirs, exact) + 2**-9
+
+
+@pytest.mark.parametrize("name", ["rectangular, all numbers different", "many channels, several blocks"])
+def test_strided_views(name):
+    x, values, bias, pattern, geometry = make(name)
+    grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    n, c, h, w = x.shape
+    sliced = torch.full((2 * n, c, h + 2, w + 3), float("nan"))[::2, :, 1 : h + 1, 2 : w + 2]
+    sliced.copy_(x)
+    batch_last_slice = torch.full((c, h, w, n + 5), float("nan")).permute(3, 0, 1, 2)[2 : n + 2]  # batch stride 1, padded
+    batch_last_slice.copy_(x)
+    apart = torch.full((2 * pattern.nnz,), float("nan"))[::2]
+    apart.copy_(values)
+    for strided in (sliced, batch_last_slice):
+        got = kernel_results(strided, apart, bias, pattern, geometry, grad.float())
+        assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-5
+
+
+def test_expanded_tensors():
+    x, values, bias, pattern, geometry = make("plain 3x3")
+    x = x[:1].expand(64, -1, -1, -1)
+    grad = torch.ones(()).expand(64, 16, 8, 8)  # what sum().backward() hands over
+    got = kernel_results(x, values, bias, pattern, geometry, grad)
+    again = kernel_results(x.contiguous(), values, bias, pattern, geometry, grad.contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+def test_by_hand():
+    pattern = Pattern(torch.tensor([[[[1, 0], [0, 1]]], [[[0, 0], [0, 0]]]]))
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    geometry = ([2, 1, 2, 2], [1, 1], [0, 0], [1, 1], 1, "")
+    values = torch.tensor([10.0, 1.0])
+    y, grad_x, grad_values = kernel_results(x, values, torch.tensor([0.0, 5.0]), pattern, geometry, torch.ones(1, 2, 2, 2))
+    assert y.tolist() == [[[[4.0, 15.0], [37.0, 48.0]], [[5.0, 5.0], [5.0, 5.0]]]]
+    assert grad_x.tolist() == [[[[10.0, 10.0, 0.0], [10.0, 11.0, 1.0], [0.0, 1.0, 1.0]]]]
+    assert grad_values.tolist() == [8.0, 24.0]
+
+
+@pytest.mark.parametrize("plan", ["tile=2x4", "tile=1x1x4,block=1", "block=3", "tile=2x2x2,block=1000"])
+def test_plans_change_no_result(plan):
+    for name in ("rectangular, all numbers different", "2x2 images"):
+        x, values, bias, pattern, geometry = make(name)
+        grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+        got = kernel_results(as_layout(x, "batch_last"), values, bias, pattern, geometry, grad.float(), plan)
+        assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-5
+
+
+def test_same_bits_with_any_number_of_threads():
+    threads = torch.get_num_threads()
+    x, values, bias, pattern, geometry = make("many channels, several blocks")
+    grad, _ = dense_results(x, values, bias, pattern, geometry, torch.float32)
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(kernel_results(x, values, bias, pattern, geometry, grad.float()))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_empty_batch():
+    pattern = Pattern(torch.ones(4, 3, 3, 3))
+    geometry = ([4, 3, 3, 3], [1, 1], [1, 1], [1, 1], 1, "")
+    x, grad = torch.empty(0, 3, 8, 8), torch.empty(0, 4, 8, 8)
+    y, grad_x, grad_values = kernel_results(x, torch.randn(pattern.nnz), torch.randn(4), pattern, geometry, grad)
+    assert y.shape == (0, 4, 8, 8)
+    assert grad_x.shape == x.shape
+    assert torch.equal(grad_values, torch.zeros(pattern.nnz))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["batch_last", "contiguous"])
+@pytest.mark.parametrize(
+    ("batch", "inputs", "outputs", "density"),
+    [(64, 784, 300, 0.02), (1, 7, 5, 0.5), (37, 20, 33, 1.0), (300, 9, 4, 0.0), (0, 6, 8, 0.5), (128, 1, 1, 1.0)],
+)
+def test_linear_equals_dense(batch, inputs, outputs, density, layout, dtype):
+    pattern = Pattern(torch.rand(outputs, inputs) < density)
+    values, bias = torch.randn(pattern.nnz).to(dtype), torch.randn(outputs).to(dtype)
+    x, grad = torch.randn(batch, inputs).to(dtype), torch.randn(batch, outputs).to(dtype)
+    weight = pattern.scatter(values.double())
+    wanted = [
+        F.linear(x.double(), weight, bias.double()), grad.double() @ weight, pattern.gather(grad.double().T @ x.double())
+    ]  # fmt: skip
+    x, grad = as_layout(x, layout), as_layout(grad, layout)
+    shape = list(pattern.shape)
+    got = [
+        OPS.masked_linear_cpu(x, values, bias, pattern.index, shape, ""),
+        OPS.masked_linear_input_grad_cpu(grad, values, pattern.index, layout_of(x), shape, ""),
+        OPS.masked_linear_values_grad_cpu(grad, x, pattern.index, pattern.nnz, shape, ""),
+    ]
+    assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < (1e-5 if dtype == torch.float32 else 2**-8)
+    assert not x.numel() or got[1].stride() == x.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (33, 2, 1, 17), (1, 4, 4, 4), (20, 37), (4, 0, 2, 2), (64, 3, 32, 32)])
+def test_to_batch_last_copies_exactly(shape, dtype):
+    x = torch.randint(0, 200, shape).to(dtype)
+    variants = [x, x.transpose(-1, -2), x[::2], x.flip(-1), x[:1].expand(shape)]
+    if x.dim() == 4:
+        variants += [x.contiguous(memory_format=torch.channels_last), x[:, :, 1:]]
+    for variant in variants:
+        result = OPS.to_batch_last_cpu(variant)
+        assert torch.equal(result, variant)
+        if variant.numel():
+            order = (*range(1, x.dim()), 0)
+            assert result.permute(order).is_contiguous()
+
+
+def test_messages_name_op_and_argument():
+    x, values, bias, pattern, geometry = make("plain 3x3")
+    shape, rest = geometry[0], geometry[1:]
+
+    def call(x=x, values=values, bias=bias, index=pattern.index, shape=shape, rest=rest):
+        return OPS.masked_conv2d_cpu(x, values, bias, index, shape, *rest)
+
+    damaged = pattern.index.clone()
+    damaged[16 + 16 + 1 + 3] = 10**6  # a column
+    version = pattern.index.clone()
+    version[0] = 2
+    wrong = [
+        ({"x": x.double()}, "input: expected float32 or bfloat16, got float64"),
+        ({"values": values.bfloat16()}, r"values: expected the dtype of input \(float32\), got bfloat16"),
+        ({"bias": bias.bfloat16()}, r"bias: expected the dtype of input \(float32\), got bfloat16"),
+        ({"bias": bias[:3]}, r"bias: expected shape \(16\), got \(3\)"),
+        ({"x": x[:, :3]}, r"input: expected 8 channels \(8 a group, groups 1\), got shape \(64, 3, 8, 8\)"),
+        ({"x": x[0]}, r"input: expected 4 dimensions, got shape \(8, 8, 8\)"),
+        ({"x": x[:, :, :0]}, "input: expected it to be large enough"),
+        ({"values": values[1:]}, f"values: expected {pattern.nnz} numbers, one a kept weight, got {pattern.nnz - 1}"),
+        ({"shape": [16, 8, 3, 2]}, r"index: expected the index of a weight of shape \(16, 8, 3, 2\)"),
+        ({"shape": [16, 72]}, r"weight_shape: expected 4 numbers"),
+        ({"index": pattern.index[:-1]}, "index: damaged header"),
+        ({"index": pattern.index[:5]}, "index: expected a packed Pattern index, got 5 numbers"),
+        ({"index": pattern.index.long()}, "index: expected int32, got int64"),
+        ({"index": version}, "index: expected version 1, got 2"),
+        ({"index": damaged}, "index: damaged: a row or a column is out of range"),
+        ({"rest": ([0, 1], *rest[1:])}, r"stride: expected two numbers, each at least 1 and below 2\^31, got \(0, 1\)"),
+        ({"rest": (*rest[:3], 3, "")}, "groups: expected a divisor of the 16 output channels, got 3"),
+        ({"rest": (*rest[:4], "tile=5x5")}, "plan: expected a tile that is compiled"),
+        ({"rest": (*rest[:4], "fast")}, 'plan: expected "", "tile=4x4"'),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(RuntimeError, match=f"^masked_conv2d_cpu: {message}"):
+            call(**arguments)
+    grad = torch.zeros(64, 16, 8, 7)
+    with pytest.raises(RuntimeError, match=r"grad_output: expected shape \(64, 16, 8, 8\), got \(64, 16, 8, 7\)"):
+        OPS.masked_conv2d_values_grad_cpu(grad, x, pattern.index, pattern.nnz, *geometry)
+    grad = torch.zeros(64, 16, 8, 8)
+    with pytest.raises(RuntimeError, match='input_layout: expected batch_last, channels_last or contiguous, got "nchw"'):
+        OPS.masked_conv2d_input_grad_cpu(grad, values, pattern.index, list(x.shape), "nchw", *geometry)
+
+
+OTHER_ISA = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch, test_cpu_kernels as t
+torch.manual_seed(0)
+print(torch.ops.tost.cpu_isa())
+for name in t.CASES:
+    t.test_conv_equals_dense(name, "batch_last")
+t.test_bfloat16_errs_at_most_twice_as_much_as_torch("plain 3x3")
+t.test_linear_equals_dense(37, 20, 33, 1.0, "batch_last", torch.float32)
+"""
+
+
+@pytest.mark.parametrize("isa", ["avx2", "portable"])
+def test_lower_instruction_sets(isa):
+    better = {"portable": 0, "avx2": 1, "avx512": 2}
+    if better[OPS.cpu_isa()] < better[isa]:
+        pytest.skip(f"this machine has no {isa}")
+    done = run(OTHER_ISA.format(folder=os.path.dirname(__file__)), isa)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [isa]
+
+
+def test_unknown_instruction_set_is_an_error():
+    done = run("import tost_kernels, torch; torch.ops.tost.cpu_isa()", "sse9")
+    assert "TOST_CPU_ISA: expected avx512, avx2 or portable, got sse9" in done.stderr
+
+
+def run(code: str, isa: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "TOST_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
