@@ -83,7 +83,7 @@ class _ToBatchLast(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:
         return None, grad_output
 
 
