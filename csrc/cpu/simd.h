@@ -48,9 +48,9 @@ TOST_INLINE void store(bf16* p, Vec x) {
 // ---- the first n of kLanes elements (0 <= n <= kLanes), `stride` elements apart; the other lanes read as 0
 template <class T>
 TOST_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n) {
-  Vec x = {};
-  for (int64_t lane = 0; lane < n; ++lane) x[lane] = to_float(p[lane * stride]);
-  return x;
+  float lanes[kLanes] = {};
+  for (int64_t lane = 0; lane < kLanes && lane < n; ++lane) lanes[lane] = to_float(p[lane * stride]);
+  return load(lanes);
 }
 template <class T>
 TOST_INLINE void store_strided(T* p, int64_t stride, Vec x, int64_t n) {

@@ -1,0 +1,190 @@
+"""The command line: every mistake is one line and exit code 2; results on stdout, the rest on stderr."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tost import Masks, training
+from tost.cli import main
+from tost.data import Dataset
+
+LENET = ["--model", "lenet300100", "--recipe", "vanilla", "--steps", "2", "--batch-size", "16"]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tost", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--density", "lots"], "tost train: error: density: expected a number, got 'lots'"),
+        (["train", "--method", "snap"], "tost: error: method: unknown name 'snap'; did you mean snip?"),
+        (["train", "--config", "nowhere.yaml"], "tost train: error: config: File does not exist:"),
+    ],
+)
+def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "tost: error: expected a command: train, prune, compare, report, info"),
+        (["trian"], "tost: error: command: unknown name 'trian'; did you mean train?"),
+        (["train", "--densty", "1"], "tost train: error: unrecognized arguments: --densty 1; did you mean --density?"),
+        (["train", "stray"], "tost train: error: unrecognized arguments: stray"),
+        (["train", "--steps", "1.5"], "tost train: error: steps: expected a whole number or null, got '1.5'"),
+        (["train", "--steps"], "tost train: error: argument --steps: expected one argument"),
+        (["train", "--steps", "0"], "tost: error: steps: expected a whole number of at least 1, got 0"),
+        (["train", "--density", "5"], "tost: error: density: expected a fraction above 0 and at most 1, got 5.0"),
+        (["train", "--nesterov", "maybe"], "tost train: error: nesterov: expected true or false, got 'maybe'"),
+        (["train", "--milestones", "[0.9,0.1]"], "tost: error: milestones: expected rising fractions"),
+        (["train", "--model", "resnet19"], "tost: error: model: unknown name 'resnet19'; did you mean"),
+        (["train", "--dataset", "mnist"], "tost: error: dataset: unknown name 'mnist'; did you mean mnist5k?"),
+        (["train", "--dataset", "cifar10"], "tost: error: data_dir: cifar10 needs the folder"),
+        (["train", "--dataset", "cifar10", "--data-dir", "nowhere"], "tost: error: data_dir: no such folder: nowhere"),
+        (["train", "--recipe", "tots"], "tost: error: recipe: unknown name 'tots'; did you mean tost?"),
+        (["train", "--recipe.label_smoothing", "2"], "tost: error: Recipe.label_smoothing: expected"),
+        (["train", "--recipe.ghost_skp", "true"], "tost: error: Option 'ghost_skp' is not accepted; did you mean"),
+        (["train", "--threads", "0"], "tost: error: threads: expected at least 1, got 0"),
+        (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
+        (["compare", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
+        (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe: unknown name 'tots'"),
+        (["report", "nowhere"], "tost: error: runs: no such folder: nowhere"),
+        (["report"], "tost: error: the following arguments are required: report.folder"),
+        (["info", "--jsn"], "tost info: error: unrecognized arguments: --jsn; did you mean --json?"),
+    ],
+)
+def test_every_mistake_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(message)
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["modl: resnet20\n", "density: lots\n", "steps: [1\n", "just text\n"])
+def test_mistakes_in_yaml_are_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert main(["train", "--config", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tost")
+    assert captured.err.count("\n") == 1
+
+
+def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "prune", "compare", "report", "info"):
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "--json" in text
+        assert "--seed" in text
+
+
+def test_train_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = run("train", *LENET, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["config"]["model"] == "lenet300100"
+    assert (tmp_path / result["run_dir"] / "result.json").is_file()
+
+
+@pytest.mark.usefixtures("small_images")
+def test_train_then_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("model: lenet300100\nrecipe: vanilla\nsteps: 9\nbatch_size: 16\nlr: 2e-2\n")
+    assert main(["train", "--config", "c.yaml", "--steps", "2", "--seed", "5"]) == 0
+    text = capsys.readouterr().out
+    assert "test accuracy" in text
+    assert "ghost weights    0 while training, 0 left" in text
+    (folder,) = (tmp_path / "runs").iterdir()
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["lr"], config["steps"], config["seed"]) == (0.02, 2, 5)
+
+    assert main(["report", "runs"]) == 0
+    assert "lenet300100 on mnist5k" in capsys.readouterr().out
+    assert main(["report", "runs", "--markdown", "--seed", "5", "--figure", "f.png"]) == 0
+    assert "| vanilla |" in capsys.readouterr().out
+    assert (tmp_path / "f.png").is_file()
+    assert main(["report", "runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["seeds"] == [5]
+    assert main(["report", "runs", "--seed", "6"]) == 2
+    assert "seed: no run in runs has seed 6" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_images")
+def test_compare_saves_table_picture_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--out", str(tmp_path / "o")]
+    variants = "{plain: vanilla, smooth: {ghost_skip: false, ghost_swish: false, rescale_init: false}}"
+    assert main([*command, "--variants", variants, "--seeds", "2", "--seed", "3"]) == 0
+    captured = capsys.readouterr()
+    assert "paired difference to plain" in captured.out
+    assert captured.err.count("seed 3  ") == captured.err.count("seed 4  ") == 2
+    assert {p.name for p in (tmp_path / "o").iterdir() if p.is_file()} == {
+        "comparison.json",
+        "comparison.md",
+        "comparison.png",
+    }
+    assert main([*command, "--variants", variants, "--seeds", "2", "--seed", "3", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values == json.loads((tmp_path / "o" / "comparison.json").read_text())
+    assert values["seeds"] == [3, 4]
+
+
+@pytest.mark.usefixtures("small_images")
+def test_ghosts_need_a_network_with_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--out", str(tmp_path)]
+    assert main([*command, "--recipe.rescale_init", "false"]) == 2
+    error = capsys.readouterr().err
+    assert "BasicBlock" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("small_images")
+def test_divergence_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *LENET, "--steps", "20", "--lr", "1e30", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tost: error: the loss became")
+    assert error.count("\n") == 1
+
+
+def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.safetensors"
+    assert main(["prune", "--model", "lenet300100", "--method", "random", "--out", str(out), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    masks = Masks.load(out)
+    assert values["fingerprint"] == masks.fingerprint
+    assert values["kept"] == masks.kept == round(0.05 * masks.total)
+    assert main(["prune", "--model", "lenet300100", "--method", "random", "--out", str(out), "--seed", "1"]) == 0
+    assert "fc1" in capsys.readouterr().out
+    assert Masks.load(out) != masks

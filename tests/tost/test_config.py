@@ -1,0 +1,146 @@
+"""Config: checks name the field, equal meaning gives equal hashes, YAML says the same."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tost
+from tost import Config, Recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("density", 0),
+        ("density", 1.5),
+        ("density", float("nan")),
+        ("density", "0.1"),
+        ("lr", 0),
+        ("lr", True),
+        ("momentum", 1),
+        ("weight_decay", -1),
+        ("gamma", 0),
+        ("milestones", (0.5, 0.5)),
+        ("milestones", (0, 0.5)),
+        ("milestones", 0.5),
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("eval_every", 0),
+        ("warmup_steps", -1),
+        ("seed", -1),
+        ("nesterov", 1),
+        ("include", "conv1"),
+        ("model", 3),
+        ("data_dir", 3),
+        ("backend", "sparce"),
+        ("recipe", "tots"),
+        ("recipe", 3),
+    ],
+)
+def test_a_wrong_value_names_its_field(field: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"^{field}: "):
+        Config(**{field: value})
+
+
+def test_errors_across_fields() -> None:
+    with pytest.raises(ValueError, match=r"^momentum: expected above 0 with nesterov"):
+        Config(nesterov=True, momentum=0)
+    with pytest.raises(ValueError, match=r"^recipe.fade_start: expected at most the first milestone"):
+        Config(recipe=Recipe(fade_start=0.6))
+    Config(recipe=Recipe(fade_start=0.6, fade_end=0.7))
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "resnet2"), ("dataset", "mnst"), ("method", "ekr")])
+def test_names_are_looked_up(field: str, value: str) -> None:
+    config = Config(**{field: value})
+    with pytest.raises(ValueError, match=rf"^{field}: unknown name '{value}'; did you mean"):
+        config.check_names()
+
+
+def test_dense_needs_no_method() -> None:
+    Config(backend="dense", method="none").check_names()
+
+
+def test_unknown_keys_are_rejected() -> None:
+    with pytest.raises(ValueError, match="config: unknown name 'densty'; did you mean density"):
+        Config.from_dict({"densty": 0.1})
+    with pytest.raises(ValueError, match="ghost_skp"):
+        Config.from_dict({"recipe": {"ghost_skp": True}})
+
+
+def test_dict_and_yaml_round_trip(tmp_path: Path) -> None:
+    config = Config(density=0.02, recipe=Recipe(ghost_skip=False), include=("layer*",), milestones=(0.4,), steps=7)
+    assert Config.from_dict(config.as_dict()) == config
+    (tmp_path / "c.yaml").write_text(
+        "density: 2e-2\nrecipe: {ghost_skip: false}\ninclude: [layer*]\nmilestones: [0.4]\nsteps: 7\n"
+    )
+    assert Config.from_yaml(tmp_path / "c.yaml") == config
+    (tmp_path / "v.yaml").write_text("recipe: vanilla\n")
+    assert Config.from_yaml(tmp_path / "v.yaml").recipe == Recipe.vanilla()
+
+
+def test_hash_is_about_the_result() -> None:
+    base = Config()
+    assert len(base.hash) == 12
+    assert dataclasses.replace(base, out="elsewhere").hash == base.hash
+    assert Config(density=1).hash == Config(density=1.0).hash
+    assert Config(milestones=[0.5, 0.75]).hash == base.hash  # type: ignore[arg-type]
+    changed: dict[str, Any] = {
+        "model": "resnet32",
+        "dataset": "cifar10",
+        "data_dir": "x",
+        "method": "snip",
+        "density": 0.1,
+        "include": ("a",),
+        "exclude": ("a",),
+        "recipe": Recipe.vanilla(),
+        "epochs": 3,
+        "steps": 3,
+        "batch_size": 3,
+        "lr": 0.3,
+        "momentum": 0.3,
+        "nesterov": True,
+        "weight_decay": 0.3,
+        "milestones": (0.3,),
+        "gamma": 0.3,
+        "warmup_steps": 3,
+        "eval_every": 3,
+        "seed": 3,
+        "backend": "dense",
+    }
+    assert {f.name for f in dataclasses.fields(Config)} == {*changed, "out"}
+    hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}
+    assert len(hashes | {base.hash}) == len(changed) + 1
+
+
+def test_hash_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Config().hash
+    monkeypatch.setattr(tost, "__version__", "9.9.9")
+    assert Config().hash != before
+
+
+def test_hash_is_the_same_in_every_process() -> None:
+    code = "import tost; print(tost.Config(density=0.1, seed=4).hash)"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for salt in ("1", "2")
+    }
+    assert seen == {Config(density=0.1, seed=4).hash}
+
+
+def test_steps_override_epochs() -> None:
+    assert Config(epochs=3).total_steps(10) == 30
+    assert Config(epochs=3, steps=4).total_steps(10) == 4

@@ -1,0 +1,32 @@
+"""Runs in processes of their own give what runs in this one give."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tost import Config, Recipe
+from tost.parallel import train_all
+from tost.runs import Result
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(model="lenet300100", recipe=Recipe.vanilla(), steps=2, batch_size=16, out=str(tmp_path / "runs"))
+
+
+def test_two_at_a_time_equal_one_after_the_other(config: Config, tmp_path: Path) -> None:
+    ended: list[tuple[Result, bool]] = []
+    configs = [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
+    together = train_all(configs, jobs=2, progress=True, ended=lambda *args: ended.append(args))
+    assert [result.config.seed for result in together] == [0, 1]
+    assert {result.config.seed for result, _ in ended} == {0, 1}
+    assert [earlier for _, earlier in ended] == [False, False]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (alone,) = train_all([dataclasses.replace(config, out=str(tmp_path / "alone"))])
+    finally:
+        torch.set_num_threads(threads)
+    assert (alone.test_loss, alone.batches_fingerprint) == (together[0].test_loss, together[0].batches_fingerprint)

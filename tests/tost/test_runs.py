@@ -1,0 +1,73 @@
+"""Reading runs back: what is damaged or missing is named."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tost.accounting import Accounting
+from tost.config import Config
+from tost.runs import Result, RunFolder, find_runs
+
+
+def finished(out: Path, **changes: object) -> Result:
+    config = Config.from_dict({"out": str(out), **changes})
+    folder = RunFolder.of(config)
+    folder.start(config)
+    result = Result(
+        config=config,
+        run_dir=folder.path,
+        test_accuracy=0.5,
+        test_loss=1.0,
+        history=({"epoch": 1, "step": 3, "test_accuracy": 0.5},),
+        accounting=Accounting(5, 100, 0.05, 0, 120),
+        ghost_weights_at_start=7,
+        masks_fingerprint="m",
+        weights_fingerprint="w",
+        batches_fingerprint="b",
+        seconds=1.5,
+        ms_per_step=2.5,
+        ms_per_step_with_ghosts=None,
+        kernels="reference",
+        threads=1,
+        torch="2.13",
+    )
+    folder.finish(result)
+    return result
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    result = finished(tmp_path)
+    assert RunFolder.of(result.config).load() == result
+    assert json.loads((result.run_dir / "result.json").read_text()) == result.as_dict()
+
+
+def test_every_finished_run_is_found(tmp_path: Path) -> None:
+    results = [finished(tmp_path / "deep", seed=seed) for seed in (2, 1, 0)]
+    unfinished = RunFolder.of(Config(out=str(tmp_path), seed=9))
+    unfinished.start(Config(out=str(tmp_path), seed=9))
+    assert find_runs(tmp_path) == results[::-1]
+    assert find_runs(results[0].run_dir) == [results[0]]
+
+
+def test_a_moved_folder_knows_its_new_place(tmp_path: Path) -> None:
+    result = finished(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert find_runs(tmp_path) == [dataclasses.replace(result, run_dir=tmp_path / "new" / result.config.hash)]
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="runs: no such folder"):
+        find_runs(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="runs: no finished run in"):
+        find_runs(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no finished run in"):
+        RunFolder(tmp_path).load()
+    result = finished(tmp_path)
+    (result.run_dir / "result.json").write_text('{"config": {}}')
+    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+        find_runs(tmp_path)
+    (result.run_dir / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+        find_runs(tmp_path)

@@ -1,0 +1,228 @@
+"""Training: files, determinism, equality of the backends, dead ghosts, divergence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tost
+import tost_kernels as tk
+from tost import Config, Masks, Recipe, training
+from tost.callbacks import Callback, Run
+from tost.data import Dataset
+from tost.models.resnet import ResNet
+from tost.training import NonFiniteLoss, evaluate, train
+
+QUICK = Recipe(rescale_iterations=2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
+    """Every run of this file is on the toy images and a network of two blocks."""
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    monkeypatch.setattr(tost.models, "build", lambda *args: ResNet((1, 1), (4, 8), args[1], args[2]))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Config]:
+    def make(**changes: Any) -> Config:
+        values = {"steps": 6, "batch_size": 16, "density": 0.3, "recipe": QUICK, "out": str(tmp_path), **changes}
+        return Config(**values)
+
+    return make
+
+
+def test_run_folder_holds_everything(config: Callable[..., Config]) -> None:
+    result = train(config(milestones=(0.5,)))
+    folder = result.run_dir
+    assert folder.name == result.config.hash
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json",
+        "record.jsonl",
+        "result.json",
+        "masks.safetensors",
+        "model.safetensors",
+    }
+    assert Config.from_dict(json.loads((folder / "config.json").read_text())) == result.config
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    assert lines == list(result.history)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 3), (2, 6)]
+    assert lines[0]["alpha"] == pytest.approx(1 / 3)  # steps 0, 1, 2 of a fade over 3
+    assert lines[0]["beta"] == pytest.approx(10 ** (2 / 3))
+    assert "test_accuracy_with_ghosts" in lines[0]
+    assert (lines[1]["alpha"], lines[1]["beta"]) == (0.0, None)
+    assert "test_accuracy_with_ghosts" not in lines[1]
+    assert lines[1]["lr"] == pytest.approx(0.01)
+    assert lines[1]["test_accuracy"] == result.test_accuracy
+
+
+def test_saved_network_is_the_plain_one_and_scores_what_the_result_says(
+    config: Callable[..., Config], toy_images: Dataset
+) -> None:
+    result = train(config())
+    net = ResNet((1, 1), (4, 8), 3, 1)
+    net.load_state_dict(load_file(result.run_dir / "model.safetensors"))
+    accuracy, loss = evaluate(net, toy_images, 16)
+    assert accuracy == result.test_accuracy
+    assert loss == pytest.approx(result.test_loss, rel=1e-5)
+    masks = Masks.load(result.run_dir / "masks.safetensors")
+    assert result.masks_fingerprint == masks.fingerprint[:16]
+    for name, mask in masks.items():
+        weight = net.get_submodule(name).weight
+        assert torch.equal(weight != 0, mask), name
+    assert result.accounting.weights_kept == masks.kept
+    assert (result.accounting.ghost_weights, result.ghost_weights_at_start > 0) == (0, True)
+
+
+def test_equal_configurations_give_equal_bits(config: Callable[..., Config], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = train(config(out=str(tmp_path / "a")))
+    torch.manual_seed(2)
+    torch.rand(3)
+    second = train(config(out=str(tmp_path / "b")))
+    a, b = (load_file(r.run_dir / "model.safetensors") for r in (first, second))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    other = train(config(seed=1))
+    assert not torch.equal(a["fc.weight"], load_file(other.run_dir / "model.safetensors")["fc.weight"])
+
+
+def test_global_random_state_is_left_alone(config: Callable[..., Config]) -> None:
+    before = torch.get_rng_state()
+    train(config(method="snip"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.vanilla(), QUICK], ids=["vanilla", "tost"])
+def test_all_backends_train_the_same_network(config: Callable[..., Config], recipe: Recipe) -> None:
+    results = {b: train(config(recipe=recipe, backend=b)) for b in ("sparse", "reference", "masked-dense")}
+    losses = {b: [line["train_loss"] for line in r.history] for b, r in results.items()}
+    assert losses["sparse"] == pytest.approx(losses["masked-dense"], rel=1e-3)
+    assert losses["reference"] == pytest.approx(losses["masked-dense"], rel=1e-3)
+    assert len({r.masks_fingerprint for r in results.values()}) == 1
+    assert len({r.accounting.weights_kept for r in results.values()}) == 1
+    compiled = tk.backend.why_not("masked_conv2d", "cpu") is None
+    assert results["sparse"].kernels == ("cpu" if compiled else "reference")
+    assert (results["reference"].kernels, results["masked-dense"].kernels) == ("reference", "dense")
+
+
+def test_dense_run_has_no_masks(config: Callable[..., Config]) -> None:
+    result = train(config(backend="dense", density=0.1))
+    assert result.masks_fingerprint is None
+    assert result.accounting.density == 1.0
+    assert not (result.run_dir / "masks.safetensors").exists()
+
+
+def test_finished_run_is_read_back(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(config())
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "steps", None)  # would fail if called
+        assert train(config()) == first
+    other_way = config(out=f"{config().out}/../{Path(config().out).name}")
+    assert train(other_way).config == other_way
+    again = train(config(), overwrite=True)
+    assert again.test_loss == first.test_loss
+    assert again.seconds != first.seconds
+
+
+def test_pairs_share_mask_weights_and_batches(config: Callable[..., Config]) -> None:
+    vanilla, ghosts = train(config(recipe=Recipe.vanilla())), train(config())
+    for what in ("masks_fingerprint", "weights_fingerprint", "batches_fingerprint"):
+        assert getattr(vanilla, what) == getattr(ghosts, what)
+    other = train(config(seed=1))
+    for what in ("masks_fingerprint", "weights_fingerprint", "batches_fingerprint"):
+        assert getattr(other, what) != getattr(ghosts, what)
+
+
+class Spy(Callback):
+    """What the optimizer holds after each step."""
+
+    def __init__(self) -> None:
+        self.parameters: list[int] = []
+        self.states: list[int] = []
+        self.nets: list[torch.nn.Module] = []
+        self.seen: list[torch.Tensor] = []
+
+    def on_start(self, run: Run) -> None:
+        run.net.register_forward_pre_hook(lambda module, args: self.seen.append(args[0]))
+
+    def after_step(self, run: Run) -> None:
+        self.parameters.append(sum(len(g["params"]) for g in run.optimizer.param_groups))
+        self.states.append(len(run.optimizer.state))
+
+
+def test_dead_ghosts_leave_the_optimizer(config: Callable[..., Config]) -> None:
+    spy = Spy()
+    train(config(milestones=(0.5,)), callbacks=[spy])
+    plain = len(list(ResNet((1, 1), (4, 8), 3, 1).parameters()))
+    ghosts = 2 * 2 * 3  # blocks x convolutions x (weight, BatchNorm weight, BatchNorm bias)
+    assert spy.parameters == [plain + ghosts] * 3 + [plain] * 3
+    assert spy.states == spy.parameters
+
+
+def test_sparse_kernels_get_batch_last_images(config: Callable[..., Config]) -> None:
+    for backend in ("sparse", "masked-dense"):
+        spy = Spy()
+        train(config(backend=backend), callbacks=[spy])
+        wanted = backend == "sparse" and tk.backend.why_not("masked_conv2d", "cpu") is None
+        assert {tk.is_batch_last(x) for x in spy.seen} == {wanted}
+
+
+def test_a_fade_over_the_whole_training_ends_before_finalizing(config: Callable[..., Config]) -> None:
+    # finalize warns of an unfinished fade, and warnings are errors here
+    result = train(config(recipe=Recipe(fade_end=1.0, rescale_init=False)))
+    assert result.history[-1]["alpha"] == 0.0
+    assert result.ms_per_step_with_ghosts == pytest.approx(result.ms_per_step)
+
+
+def test_permanent_ghosts_stay(config: Callable[..., Config]) -> None:
+    result = train(config(recipe=Recipe(permanent=True, rescale_init=False)))
+    assert result.accounting.ghost_weights == result.ghost_weights_at_start > 0
+    assert result.history[-1]["alpha"] == 1.0
+
+
+def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:
+    bad = config(lr=1e30, recipe=Recipe.vanilla(), steps=20)
+    with pytest.raises(NonFiniteLoss, match=r"the loss became (nan|inf) at step \d+ of 20 .*lower lr"):
+        train(bad)
+    assert not (Path(bad.out) / bad.hash / "result.json").exists()
+
+
+def test_a_test_loss_without_a_number_is_no_result(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "evaluate", lambda *args: (0.1, float("inf")))
+    with pytest.raises(NonFiniteLoss, match="the test loss of the finalized network is inf"):
+        train(config(recipe=Recipe.vanilla()))
+    (record,) = Path(config().out).glob("*/record.jsonl")
+    assert json.loads(record.read_text().splitlines()[0])["test_loss"] is None
+
+
+def test_a_crash_during_overwrite_leaves_the_run_unfinished(config: Callable[..., Config]) -> None:
+    class Crash(Callback):
+        def on_epoch_end(self, run: Run) -> None:
+            raise KeyboardInterrupt
+
+    result = train(config())
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), overwrite=True, callbacks=[Crash()])
+    assert not (result.run_dir / "result.json").exists()
+
+
+def test_batches_larger_than_the_data(config: Callable[..., Config]) -> None:
+    with pytest.raises(ValueError, match="batch_size: expected 1 to 48"):
+        train(config(batch_size=49))
+
+
+def test_evaluation_restores_the_mode(toy_images: Dataset) -> None:
+    net = ResNet((1,), (4,), 3, 1)
+    assert net.training
+    before = net.bn1.running_mean.clone()
+    accuracy, loss = evaluate(net, toy_images, 7)
+    assert net.training
+    assert torch.equal(net.bn1.running_mean, before)
+    logits = net.eval()(toy_images.test_inputs)
+    assert accuracy == (logits.argmax(1) == toy_images.test_targets).double().mean().item()
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, toy_images.test_targets).item())

@@ -1,0 +1,82 @@
+"""Train a sparse network better (ToST) and faster (sparse-weight kernels), with any mask.
+
+The names below are imported on first use (PEP 562), so `import tost` costs next to nothing::
+
+    masks = tost.prune(model, "synflow", density=0.05, input_shape=(3, 32, 32))
+    result = tost.train(tost.Config(model="resnet20", method="synflow", density=0.05))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tost import data, experiment, ghosts, init, losses, masks, models, report
+    from tost.accounting import Accounting, account
+    from tost.config import Config
+    from tost.experiment import compare
+    from tost.ghosts import add_ghosts, finalize
+    from tost.init import rescale_init
+    from tost.masks import Masks, methods, prune
+    from tost.recipe import Recipe
+    from tost.training import Result, train
+
+# public name -> the module that defines it
+_EXPORTS = {
+    "Accounting": "tost.accounting",
+    "Config": "tost.config",
+    "Masks": "tost.masks",
+    "Recipe": "tost.recipe",
+    "Result": "tost.training",
+    "account": "tost.accounting",
+    "add_ghosts": "tost.ghosts",
+    "compare": "tost.experiment",
+    "finalize": "tost.ghosts",
+    "methods": "tost.masks",
+    "prune": "tost.masks",
+    "rescale_init": "tost.init",
+    "train": "tost.training",
+}
+_SUBMODULES = {"data", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accounting",
+    "Config",
+    "Masks",
+    "Recipe",
+    "Result",
+    "account",
+    "add_ghosts",
+    "compare",
+    "data",
+    "experiment",
+    "finalize",
+    "ghosts",
+    "init",
+    "losses",
+    "masks",
+    "methods",
+    "models",
+    "prune",
+    "report",
+    "rescale_init",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"tost.{name}")
+    else:
+        raise AttributeError(f"module 'tost' has no attribute {name!r}")
+    globals()[name] = value  # the next access is an ordinary one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,372 @@
+"""The command `tost`: train | prune | compare | report | info.
+
+Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 done, 1 the run itself failed (it diverged), 2 the
+command line, a configuration or a file is wrong. Errors are one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from tost.choices import check_choice
+from tost.config import RECIPES, Config
+from tost.recipe import Recipe
+
+# torch and the kernels are imported inside the commands: --help and typos answer at once
+if TYPE_CHECKING:
+    from tost.experiment import Comparison
+    from tost.report import Sheet
+
+_MASK_FIELDS = ("model", "dataset", "data_dir", "method", "density", "include", "exclude", "seed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's) and return its exit code."""
+    words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    try:
+        options = _parser().parse_args(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            _COMMANDS[options.subcommand](options[options.subcommand])
+    except SystemExit as stop:  # --help, or an error that is told already
+        return stop.code if isinstance(stop.code, int) else 2
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        return _complain(error, 2)
+    except ArithmeticError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return 0
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _train(options: Namespace) -> None:
+    config = _config(options)
+    config.check_names()
+    _set_threads(options.threads)
+    from tost.training import train
+
+    result = train(config, overwrite=options.overwrite, progress=True)
+    if options.json:
+        _print_json(result.as_dict())
+        return
+    counts = result.accounting
+    lines = [
+        f"test accuracy    {100 * result.test_accuracy:.2f}%  (loss {result.test_loss:.4f})",
+        f"weights kept     {counts.weights_kept:,} of {counts.weights_prunable:,} ({100 * counts.density:.3g}%)",
+        f"ghost weights    {result.ghost_weights_at_start:,} while training, {counts.ghost_weights:,} left",
+        f"ms a step        {result.ms_per_step:.1f}"
+        + (f"  ({result.ms_per_step_with_ghosts:.1f} with ghosts)" if result.ms_per_step_with_ghosts else ""),
+        f"run folder       {result.run_dir}",
+    ]
+    print("\n".join(lines))
+
+
+def _prune(options: Namespace) -> None:
+    config = _config(options, without=("out",))  # here a file, there the folder of runs
+    config.check_names()
+    out = Path(options.out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out: no such folder: {out.parent}")
+    from tost.data import load
+    from tost.report import Sheet
+    from tost.training import initial_model, make_masks
+
+    dataset = load(config.dataset, config.data_dir)
+    masks = make_masks(config, initial_model(config, dataset), dataset)
+    masks.save(out)
+    layers = [(layer.name, layer.shape, layer.kept, layer.total) for layer in masks.per_layer()]
+    if options.json:
+        _print_json(
+            {
+                "file": str(out),
+                "fingerprint": masks.fingerprint,
+                "density": masks.density,
+                "kept": masks.kept,
+                "total": masks.total,
+                "layers": [{"name": n, "shape": s, "kept": k, "total": t} for n, s, k, t in layers],
+            }
+        )
+        return
+    rows = [(n, "x".join(map(str, s)), f"{k:,}", f"{t:,}", f"{100 * k / t:.2f}") for n, s, k, t in layers]
+    rows.append(("all", "", f"{masks.kept:,}", f"{masks.total:,}", f"{100 * masks.density:.2f}"))
+    title = f"{config.method} masks of {config.model}, saved to {out}"
+    _print_sheets([Sheet(title, ("layer", "shape", "kept", "weights", "kept %"), tuple(rows))])
+
+
+def _compare(options: Namespace) -> None:
+    base = dataclasses.replace(_config(options), recipe=Recipe.vanilla())
+    base.check_names()
+    variants = _variants(options.variants)
+    if options.seeds < 1:
+        raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
+    if options.jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {options.jobs}")
+    _set_threads(options.threads)
+    import torch
+
+    from tost.experiment import compare
+    from tost.report import accuracy_sheet, require_matplotlib, save_figure, step_time_sheet
+
+    require_matplotlib()  # before minutes of training, not after
+    comparison = compare(
+        base,
+        variants,
+        range(base.seed, base.seed + options.seeds),
+        timing_rounds=options.timing_rounds,
+        jobs=options.jobs,
+        overwrite=options.overwrite,
+        progress=True,
+        report=_note,
+    )
+    out = Path(base.out)
+    sheets = [accuracy_sheet(comparison)]
+    if comparison.step_times:
+        sheets.append(step_time_sheet(comparison.step_times, torch.get_num_threads()))
+    _save(comparison, sheets, out / "comparison")
+    save_figure(comparison, out / "comparison.png")
+    if options.json:
+        _print_json(comparison.as_dict())
+    else:
+        _print_sheets(sheets)
+        print(f"picture {out / 'comparison.png'}, records {out / 'comparison.json'}, runs in {out}")
+
+
+def _report(options: Namespace) -> None:
+    from tost.report import accuracy_sheet, comparisons_of, require_matplotlib, save_figure
+    from tost.runs import find_runs
+
+    results = find_runs(options.folder)
+    if options.seed is not None:
+        results = [result for result in results if result.config.seed == options.seed]
+        if not results:
+            raise ValueError(f"seed: no run in {options.folder} has seed {options.seed}")
+    comparisons = comparisons_of(results)
+    if options.figure is not None:
+        require_matplotlib()
+        stem = Path(options.figure)
+        for number, comparison in enumerate(comparisons):
+            suffix = f"-{number + 1}" if len(comparisons) > 1 else ""
+            save_figure(comparison, stem.with_name(f"{stem.stem}{suffix}{stem.suffix or '.png'}"))
+    sheets = [accuracy_sheet(comparison) for comparison in comparisons]
+    if options.json:
+        _print_json([comparison.as_dict() for comparison in comparisons])
+    elif options.markdown:
+        print("\n".join(sheet.markdown() for sheet in sheets))
+    else:
+        _print_sheets(sheets)
+
+
+def _info(options: Namespace) -> None:
+    from tost_kernels import info
+
+    info.main(["--json"] if options.json else [])
+
+
+_COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "train": _train,
+    "prune": _prune,
+    "compare": _compare,
+    "report": _report,
+    "info": _info,
+}
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line; jsonargparse would add usage, a tip and a paragraph."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        known += [f"--{field.name}" for field in dataclasses.fields(Config)]  # those of the commands
+        # jsonargparse parses nested options with parsers of other names
+        prog = self.prog.replace(" [options]", "") if self.prog.startswith("tost") else "tost"
+        print(f"{prog}: error: {_one_line(message, known)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(prog="tost", description="Train sparse networks better (ToST) and faster (sparse-weight kernels).")
+    commands = parser.add_subcommands(required=True, dest="subcommand")
+
+    train = _Parser(description="Train one network; a finished run with the same configuration is read back.")
+    _add_config(train, [f.name for f in dataclasses.fields(Config)])
+    _add_running(train)
+    commands.add_subcommand("train", train, help="train one network")
+
+    prune = _Parser(description="Choose a mask for a freshly initialized network and save it.")
+    _add_config(prune, _MASK_FIELDS)
+    prune.add_argument("--out", type=str, default="masks.safetensors", help="file to write")
+    _add_json(prune)
+    commands.add_subcommand("prune", prune, help="choose a mask and save it")
+
+    compare = _Parser(description="Train recipes against each other on the same masks, initial weights and batches.")
+    _add_config(compare, [f.name for f in dataclasses.fields(Config) if f.name != "recipe"])
+    compare.add_argument(
+        "--variants",
+        type=dict,
+        default={name: name for name in reversed(RECIPES)},
+        help="name -> 'vanilla', 'tost' or settings of the recipe (others as in 'tost'); the first is the baseline",
+    )
+    compare.add_argument("--seeds", type=int, default=3, help="number of pairs; their seeds count up from --seed")
+    compare.add_argument(
+        "--timing_rounds", type=int, default=0, help="also time a step of each backend, this many turns of 2 steps"
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="runs at the same time, sharing the threads")
+    _add_running(compare)
+    commands.add_subcommand("compare", compare, help="paired comparison of recipes")
+
+    report = _Parser(description="Tables of the finished runs in a folder.")
+    report.add_argument("folder", type=str, help="a run folder, or a folder of them")
+    report.add_argument("--figure", type=str | None, default=None, help="also save a picture (FILE.png)")
+    report.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    report.add_argument("--seed", type=int | None, default=None, help="only runs of this seed")
+    _add_json(report)
+    commands.add_subcommand("report", report, help="tables and pictures of finished runs")
+
+    info = _Parser(description="What is installed and usable here, for each op and backend.")
+    info.add_argument("--seed", type=int, default=0, help="accepted as everywhere; nothing here is random")
+    _add_json(info)
+    commands.add_subcommand("info", info, help="what is installed and usable here")
+    return parser
+
+
+def _add_config(parser: ArgumentParser, names: Sequence[str]) -> None:
+    """An option for each of these fields of Config, and --config for a YAML file that has the same names."""
+    parser.add_argument("--config", action="config", help="YAML file of options; later options override it")
+    hints = get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if field.name not in names:
+            continue
+        default = Recipe.tost() if field.name == "recipe" else field.default
+        kind = Recipe | str if field.name == "recipe" else hints[field.name]
+        parser.add_argument(f"--{field.name}", type=kind, default=default, help=field.metadata["help"])
+
+
+def _add_running(parser: ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="repeat finished runs")
+    parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (default: torch's choice)")
+    _add_json(parser)
+
+
+def _add_json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _config(options: Namespace, without: Sequence[str] = ()) -> Config:
+    known = {f.name for f in dataclasses.fields(Config)}.difference(without)
+    return Config.from_dict({name: value for name, value in options.as_dict().items() if name in known})
+
+
+def _variants(values: dict[str, Any]) -> dict[str, Recipe]:
+    recipes = {}
+    for name, value in values.items():
+        try:
+            recipes[str(name)] = Config(recipe=value).recipe
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"variants: {name}: {error}") from None
+    return recipes
+
+
+def _with_underscores(word: str) -> str:
+    """--batch-size is --batch_size."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+# ---- output ----------------------------------------------------------------------------------------------------------
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def _print_sheets(sheets: Sequence[Sheet]) -> None:
+    from rich.console import Console
+
+    # a pipe has no width; wide enough that no cell is folded there
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for sheet in sheets:
+        console.print(sheet.rich())
+        console.print()
+
+
+def _save(comparison: Comparison, sheets: Sequence[Sheet], stem: Path) -> None:
+    from tost.files import write_atomic
+
+    comparison.save(stem.with_suffix(".json"))
+    write_atomic(stem.with_suffix(".md"), "\n".join(sheet.markdown() for sheet in sheets))
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    _note(f"tost: error: {' '.join(str(error).split())}")
+    return code
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _note(f"tost: note: {' '.join(str(message).split())}")
+
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+
+def _one_line(message: str, options: Sequence[str]) -> str:
+    """jsonargparse's message as `field: expected ..., got ...`, with the option that was probably meant."""
+    text = " ".join(message.split())
+    key = re.match(r'Parser key "([^"]+)": ?(.*)', text)
+    if key:
+        name, rest = key.groups()
+        kinds = re.findall(r"<class '(\w+)'>", rest.split("Errors:")[0].split("Given value type")[0])
+        value = re.search(r"(?:Got value|Given value): (.*)$", rest)
+        if kinds and value:
+            expected = " or ".join(dict.fromkeys(_TYPES.get(kind, kind) for kind in kinds))
+            return f"{name}: expected {expected}, got {value[1]!r}"
+        return f"{name}: {rest}"
+    stray = re.search(r"(?:unrecognized arguments: |does not accept option |Option )'?([\w.-]+)", text)
+    if stray:
+        close = difflib.get_close_matches(f"--{stray[1].lstrip('-')}", options, n=1)
+        text += f"; did you mean {close[0]}?" if close else ""
+    if 'expected "subcommand"' in text:
+        return f"expected a command: {', '.join(_COMMANDS)} (tost --help)"
+    choice = re.search(r"invalid choice: '([^']*)'", text)
+    if choice:
+        try:
+            check_choice("command", choice[1], _COMMANDS)
+        except ValueError as error:
+            return str(error)
+    return text

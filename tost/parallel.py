@@ -1,0 +1,95 @@
+"""Several runs at once, each in a process of its own.
+
+A small sparse network cannot keep two cores busy, two runs can: on two cores two runs of one thread each end sooner than
+one after the other with two threads, and they do not wait for each other in every operation.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tost.config import Config
+from tost.runs import Result, RunFolder
+from tost.training import train
+
+_POLL_SECONDS = 0.5
+
+
+def train_all(
+    configs: Sequence[Config],
+    jobs: int = 1,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    ended: Callable[[Result, bool], None] = lambda result, finished_earlier: None,
+) -> list[Result]:
+    """The results of `configs`, in their order.
+
+    Args:
+        configs: all different.
+        jobs: how many run at the same time; with more than one each gets its share of torch's threads, at least one.
+        overwrite: repeat finished runs.
+        progress: a bar on stderr.
+        ended: called as each run ends, with whether it was finished before this call.
+
+    Raises:
+        ValueError: `jobs` is below 1. What `train` raises; runs that have not begun are dropped then.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    earlier = {config: RunFolder.of(config).finished and not overwrite for config in configs}
+    results: dict[Config, Result] = {}
+    if jobs == 1 or len(configs) == 1:
+        for config in configs:
+            results[config] = train(config, overwrite=overwrite, progress=progress)
+            ended(results[config], earlier[config])
+        return [results[config] for config in configs]
+
+    threads = max(1, torch.get_num_threads() // jobs)
+    # spawn: a forked child would inherit torch's thread pool without its threads
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = {pool.submit(_train, config, overwrite, threads): config for config in configs}
+        for future in _as_they_end(futures, progress):
+            config = futures[future]
+            results[config] = future.result()
+            ended(results[config], earlier[config])
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [results[config] for config in configs]
+
+
+def _train(config: Config, overwrite: bool, threads: int) -> Result:
+    torch.set_num_threads(threads)
+    return train(config, overwrite=overwrite)
+
+
+def _as_they_end(futures: dict[Future[Result], Config], progress: bool) -> Iterator[Future[Result]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task(f"{len(futures)} runs", total=len(futures))
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            part = 0.0 if bar.disable else sum(_done_of(futures[future]) for future in pending)
+            bar.update(task, completed=len(futures) - len(pending) + part)
+            yield from done
+
+
+def _done_of(config: Config) -> float:
+    """Roughly which fraction of a run is done, from the record it writes."""
+    total = config.steps
+    try:
+        lines = RunFolder.of(config).record.read_text().splitlines()
+        last = json.loads(lines[-1])
+        return float(last["step"] / total if total else last["epoch"] / config.epochs)
+    except (OSError, ValueError, IndexError):
+        return 0.0  # not begun, or amid a line

@@ -1,0 +1,18 @@
+"""Records of runs -> tables and pictures."""
+
+from __future__ import annotations
+
+from tost.report.figures import require_matplotlib, save_figure
+from tost.report.from_runs import comparisons_of, recipe_name
+from tost.report.tables import Sheet, accuracy_sheet, format_paired, step_time_sheet
+
+__all__ = [
+    "Sheet",
+    "accuracy_sheet",
+    "comparisons_of",
+    "format_paired",
+    "recipe_name",
+    "require_matplotlib",
+    "save_figure",
+    "step_time_sheet",
+]

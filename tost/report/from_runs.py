@@ -1,0 +1,56 @@
+"""Finished runs of a folder -> comparisons: runs that differ only in recipe and seed belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tost.experiment import Comparison
+from tost.recipe import Recipe
+from tost.runs import Result
+
+__all__ = ["comparisons_of", "recipe_name"]
+
+_TWEAKS = ("ghost_skip", "ghost_swish", "rescale_init", "label_smoothing")
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """`vanilla`, `tost`, or what differs: first the tweaks that are on, then settings other than the default."""
+    if recipe == Recipe.vanilla():
+        return "vanilla"
+    values, default = recipe.to_dict(), Recipe.tost().to_dict()
+    tweaks = [name for name in _TWEAKS if values[name]]
+    parts = ["tost" if tweaks == list(_TWEAKS) else "+".join(tweaks) or "vanilla"]
+    off = [name for name in _TWEAKS if not values[name]]  # said by their absence
+    parts += [f"{name}={value}" for name, value in values.items() if value != default[name] and name not in off]
+    return " ".join(parts)
+
+
+def comparisons_of(results: Sequence[Result]) -> list[Comparison]:
+    """Group runs by everything but recipe, seed and folder. In each group only seeds that all its recipes ran count.
+
+    The vanilla recipe is the baseline where there is one. Recipes that share no seed with the baseline are compared in a
+    group of their own.
+    """
+    groups: dict[str, dict[Recipe, dict[int, Result]]] = {}
+    for result in results:
+        values = result.config.as_dict()
+        for name in ("recipe", "seed", "out"):
+            del values[name]
+        runs = groups.setdefault(json.dumps(values, sort_keys=True), {})
+        runs.setdefault(result.config.recipe, {})[result.config.seed] = result
+
+    comparisons = []
+    for runs in groups.values():
+        recipes = sorted(runs, key=lambda recipe: (recipe != Recipe.vanilla(), recipe_name(recipe)))
+        while recipes:
+            seeds = set(runs[recipes[0]])
+            together = [recipes[0]]
+            for recipe in recipes[1:]:
+                if seeds & set(runs[recipe]):
+                    seeds &= set(runs[recipe])
+                    together.append(recipe)
+            recipes = [recipe for recipe in recipes if recipe not in together]
+            order = tuple(sorted(seeds))
+            comparisons.append(Comparison({recipe_name(r): tuple(runs[r][seed] for seed in order) for r in together}, order))
+    return comparisons

@@ -1,0 +1,105 @@
+"""Records -> tables: one list of cells for the terminal (rich) and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from tost.experiment import Comparison
+from tost.paired import Paired, mean_and_spread
+from tost.step_times import StepTime
+
+__all__ = ["Sheet", "accuracy_sheet", "format_paired", "step_time_sheet"]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table without a look: the first column is text, the others are right-aligned."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="right" if i else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """For a file."""
+        ruler = [":--"] + ["--:"] * (len(self.header) - 1)
+        lines = [f"**{self.title}**", ""]
+        lines += ["| " + " | ".join(cells) + " |" for cells in (self.header, tuple(ruler), *self.rows)]
+        return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+
+
+def format_paired(difference: Paired) -> str:
+    """E.g. `+0.53 [-0.20, +1.26], 2 of 3 won`: mean difference in points, its 95% interval, wins."""
+    text = f"{100 * difference.mean:+.2f}"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    return f"{text}, {difference.wins} of {len(difference.differences)} won"
+
+
+def accuracy_sheet(comparison: Comparison) -> Sheet:
+    """Accuracy and weights of each variant, and its paired difference to the baseline."""
+    kernels = {"cpu": "compiled sparse kernels", "reference": "no compiled kernel", "dense": "dense kernels"}
+    rows = []
+    for name, results in comparison.results.items():
+        mean, spread = mean_and_spread(comparison.accuracies(name))
+        against = "baseline" if name == comparison.baseline else format_paired(comparison.against_baseline(name))
+        counts = results[0].accounting
+        ghosts_left = max(result.accounting.ghost_weights for result in results)
+        rows.append(
+            (
+                name,
+                f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if len(results) > 1 else ""),
+                against,
+                f"{counts.weights_kept:,} of {counts.weights_prunable:,}",
+                f"{results[0].ghost_weights_at_start:,} -> {ghosts_left:,}",
+                f"{mean_and_spread([result.seconds for result in results])[0]:.0f}",
+            )
+        )
+    first = next(iter(comparison.results.values()))[0]
+    config, steps = first.config, first.history[-1]["step"]
+    what = "dense" if config.backend == "dense" else f"{config.method} mask, {100 * (1 - config.density):g}% sparse"
+    count = len(comparison.seeds)
+    return Sheet(
+        f"{config.model} on {config.dataset}, {what}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
+        f"{kernels[first.kernels]}",
+        ("recipe", "test accuracy %", f"paired difference to {comparison.baseline}", "weights kept", "ghost weights", "s/run"),
+        tuple(rows),
+        "Accuracy after the last step, finalized network: mean ± standard deviation. Difference: points, with its 95% "
+        "t-interval. Ghost weights: while training -> left in the result.",
+    )
+
+
+def step_time_sheet(times: Sequence[StepTime], threads: int | None = None) -> Sheet:
+    """Milliseconds a step of each backend, and how many times faster than dense without ghosts."""
+    dense = next((t.ms for t in times if t.backend == "dense" and not t.ghosts), None)
+    rows = tuple(
+        (
+            t.backend
+            + (", no compiled kernel" if t.backend == "sparse" and t.kernels == "reference" else "")
+            + (", ghosts alive" if t.ghosts else ""),
+            f"{t.ms:.1f}",
+            f"{t.ms_low:.1f} - {t.ms_high:.1f}",
+            f"{dense / t.ms:.2f}x" if dense else "",
+            t.layout,
+        )
+        for t in times
+    )
+    return Sheet(
+        "Duration of a training step" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""),
+        ("backend", "ms (median)", "quartiles", "speed against dense", "images"),
+        rows,
+        "Forward, backward and update, interleaved in one process on the same batches. Dense and masked-dense: the faster "
+        "of contiguous and channels_last.",
+    )

@@ -1,0 +1,134 @@
+"""How long one training step takes: dense, masked dense and sparse, without and with living ghosts.
+
+All variants are measured in one process on the same batches, a few steps of each in turn, so that a slow moment of the
+machine hits all of them. Compare ratios; milliseconds hold for one machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import tost_kernels as tk
+from tost.allocator import keep_freed_memory
+from tost.config import Config
+from tost.data import Dataset, TrainBatches
+from tost.losses import cross_entropy
+from tost.masks import Masks
+from tost.recipe import Recipe
+from tost.training import Prepared, input_form, kernels_of, prepare, training_form
+
+_BACKENDS = ("dense", "masked-dense", "sparse")
+_STEPS_A_TURN = 2
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Duration of a training step (forward, backward, update).
+
+    Attributes:
+        backend: dense, masked-dense or sparse.
+        kernels: what computed the sparse layers, see `tost.runs.Result`.
+        ghosts: whether ghost skips and ghost swish were alive.
+        layout: memory format of the images; for the dense backends the faster of contiguous and channels_last.
+        ms: median in milliseconds.
+        ms_low, ms_high: quartiles.
+        steps: how many steps were timed.
+    """
+
+    backend: str
+    kernels: str
+    ghosts: bool
+    layout: str
+    ms: float
+    ms_low: float
+    ms_high: float
+    steps: int
+
+
+def measure_step_times(config: Config, dataset: Dataset, recipe: Recipe, rounds: int = 12) -> list[StepTime]:
+    """Time `config`'s step on every backend, vanilla and with the ghosts of `recipe` at their first strength.
+
+    Args:
+        config: network, masks and batch size; its recipe and backend do not matter.
+        dataset: the images.
+        recipe: says which ghosts; where it has none only the vanilla steps are timed.
+        rounds: turns of 2 steps for each variant, after one turn of warm-up.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds: expected at least 2, got {rounds}")
+    keep_freed_memory()
+    plain = dataclasses.replace(config, recipe=Recipe.vanilla(), backend="sparse")
+    prepared = prepare(plain, dataset)
+    assert prepared.masks is not None
+    ghosts = dataclasses.replace(recipe, rescale_init=False)
+    recipes = [Recipe.vanilla(), ghosts] if ghosts.has_ghosts else [Recipe.vanilla()]
+    variants = [
+        _Variant(dataclasses.replace(plain, recipe=r, backend=backend), prepared.dense, prepared.masks, layout)
+        for r in recipes
+        for backend in _BACKENDS
+        for layout in (["batch_last"] if backend == "sparse" else ["contiguous", "channels_last"])
+    ]
+    batches = TrainBatches(dataset, config.batch_size, config.seed)
+    endless = itertools.chain.from_iterable(batches.epoch(e) for e in itertools.count())
+    for turn in range(rounds + 1):
+        here = list(itertools.islice(endless, _STEPS_A_TURN))
+        for variant in variants:
+            seconds = [variant.step(inputs, targets) for inputs, targets in here]
+            if turn > 0:
+                variant.seconds += seconds
+    best: dict[tuple[str, bool], StepTime] = {}
+    for time_ in (variant.result() for variant in variants):
+        key = time_.backend, time_.ghosts
+        if key not in best or time_.ms < best[key].ms:
+            best[key] = time_
+    return sorted(best.values(), key=lambda t: (t.ghosts, _BACKENDS.index(t.backend)))
+
+
+class _Variant:
+    """A network, its optimizer, and the durations of its steps."""
+
+    def __init__(self, config: Config, dense: nn.Module, masks: Masks, layout: str) -> None:
+        self.config = config
+        self.seconds: list[float] = []
+        without_mask = config.backend == "dense"
+        self.net = training_form(config, Prepared(dense, None if without_mask else masks, ""))
+        self.net.train()
+        if layout == "channels_last":
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to_input: Callable[[Tensor], Tensor] = input_form(config)
+        if layout == "channels_last":
+            self.to_input = lambda inputs: inputs.contiguous(memory_format=torch.channels_last)
+        self.layout = "contiguous" if kernels_of(config) == "reference" else layout
+        self.loss_of = cross_entropy(config.recipe.label_smoothing)
+        groups = tk.param_groups(self.net, config.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=config.momentum)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> float:
+        start = time.perf_counter()
+        loss = self.loss_of(self.net(self.to_input(inputs)), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+        return time.perf_counter() - start
+
+    def result(self) -> StepTime:
+        low, median, high = statistics.quantiles([1e3 * s for s in self.seconds], n=4)
+        return StepTime(
+            backend=self.config.backend,
+            kernels=kernels_of(self.config),
+            ghosts=self.config.recipe.has_ghosts,
+            layout=self.layout,
+            ms=median,
+            ms_low=low,
+            ms_high=high,
+            steps=len(self.seconds),
+        )
