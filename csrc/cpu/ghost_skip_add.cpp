@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor> ghost_skip_add(
     MaybeTensor alpha,
     MaybeTensor shortcut, MaybeTensor shortcut_weight, MaybeTensor shortcut_bias, MaybeTensor shortcut_mean,
     MaybeTensor shortcut_var,
-    MaybeTensor beta, std::string act, std::vector<int64_t> norm, std::vector<double> eps, std::string /*plan*/) {
+    MaybeTensor beta, Text act, std::vector<int64_t> norm, std::vector<double> eps, Text /*plan*/) {
   const MaybeTensor parts[kParts] = {u, ghost, shortcut};
   const MaybeTensor affine[kParts][4] = {
       {u_weight, u_bias, u_mean, u_var},
@@ -229,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ghost_skip_add_backwa
     MaybeTensor alpha,
     MaybeTensor shortcut, MaybeTensor shortcut_weight, MaybeTensor shortcut_bias, MaybeTensor shortcut_mean,
     MaybeTensor shortcut_var,
-    MaybeTensor beta, std::string act, std::vector<int64_t> norm, std::vector<double> eps, std::string /*plan*/,
+    MaybeTensor beta, Text act, std::vector<int64_t> norm, std::vector<double> eps, Text /*plan*/,
     Tensor stats) {
   const char* op = "ghost_skip_add_backward_cpu";
   const MaybeTensor parts[kParts] = {u, ghost, shortcut};

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -60,7 +59,7 @@ Ints output_shape(const char* op, const Ints& input, const PackedIndex& index, c
 
 Tensor masked_conv2d(
     const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& index, const Ints& weight_shape,
-    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const std::string& plan) {
+    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const Text& plan) {
   constexpr const char* op = "masked_conv2d_cpu";
   check_activation(op, "input", input, 4);
   check_numbers(op, "values", values, "input", input);
@@ -85,8 +84,8 @@ Tensor masked_conv2d(
 
 Tensor masked_conv2d_input_grad(
     const Tensor& grad_output, const Tensor& values, const Tensor& index, const Ints& input_shape,
-    const std::string& input_layout, const Ints& weight_shape, const Ints& stride, const Ints& padding, const Ints& dilation,
-    int64_t groups, const std::string& plan) {
+    const Text& input_layout, const Ints& weight_shape, const Ints& stride, const Ints& padding, const Ints& dilation,
+    int64_t groups, const Text& plan) {
   constexpr const char* op = "masked_conv2d_input_grad_cpu";
   check_activation(op, "grad_output", grad_output, 4);
   check_numbers(op, "values", values, "grad_output", grad_output);
@@ -110,7 +109,7 @@ Tensor masked_conv2d_input_grad(
 
 Tensor masked_conv2d_values_grad(
     const Tensor& grad_output, const Tensor& input, const Tensor& index, int64_t nnz, const Ints& weight_shape,
-    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const std::string& plan) {
+    const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const Text& plan) {
   constexpr const char* op = "masked_conv2d_values_grad_cpu";
   check_activation(op, "input", input, 4);
   check_activation(op, "grad_output", grad_output, 4);

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -21,7 +20,7 @@ using Ints = std::vector<int64_t>;
 
 Tensor masked_linear(
     const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& index, const Ints& weight_shape,
-    const std::string& plan) {
+    const Text& plan) {
   constexpr const char* op = "masked_linear_cpu";
   check_activation(op, "input", input, 2);
   check_numbers(op, "values", values, "input", input);
@@ -45,8 +44,8 @@ Tensor masked_linear(
 }
 
 Tensor masked_linear_input_grad(
-    const Tensor& grad_output, const Tensor& values, const Tensor& index, const std::string& input_layout,
-    const Ints& weight_shape, const std::string& plan) {
+    const Tensor& grad_output, const Tensor& values, const Tensor& index, const Text& input_layout,
+    const Ints& weight_shape, const Text& plan) {
   constexpr const char* op = "masked_linear_input_grad_cpu";
   check_activation(op, "grad_output", grad_output, 2);
   check_numbers(op, "values", values, "grad_output", grad_output);
@@ -67,7 +66,7 @@ Tensor masked_linear_input_grad(
 
 Tensor masked_linear_values_grad(
     const Tensor& grad_output, const Tensor& input, const Tensor& index, int64_t nnz, const Ints& weight_shape,
-    const std::string& plan) {
+    const Text& plan) {
   constexpr const char* op = "masked_linear_values_grad_cpu";
   check_activation(op, "input", input, 2);
   check_activation(op, "grad_output", grad_output, 2);

@@ -2,7 +2,6 @@
 // Work is cut into pieces of a fixed size, and sums are taken in their order: no bit depends on the number of threads.
 
 #include <algorithm>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -86,7 +85,7 @@ void backward(
   });
 }
 
-Tensor pswish(Tensor input, Tensor beta, std::string /*plan*/) {
+Tensor pswish(Tensor input, Tensor beta, Text /*plan*/) {
   const Runs runs = check("pswish_cpu", input, beta);
   const Tensor x = in_layout(input, runs.compute);
   Tensor y = empty(shape_of(x), runs.compute, x.scalar_type());
@@ -94,7 +93,7 @@ Tensor pswish(Tensor input, Tensor beta, std::string /*plan*/) {
   return in_layout(y, runs.output);
 }
 
-std::tuple<Tensor, Tensor> pswish_backward(Tensor grad_output, Tensor input, Tensor beta, std::string /*plan*/) {
+std::tuple<Tensor, Tensor> pswish_backward(Tensor grad_output, Tensor input, Tensor beta, Text /*plan*/) {
   const char* op = "pswish_backward_cpu";
   const Runs runs = check(op, input, beta);
   check_cpu(op, "grad_output", grad_output);

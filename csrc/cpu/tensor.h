@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
+#include "../text.h"
 #include "bf16.h"
 
 namespace tost {
