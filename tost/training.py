@@ -86,14 +86,16 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class, as SNIP does."""
+    """The masks of a configuration: chosen on about ten unaugmented training images a class, as SNIP does; a method of
+    several steps gets fresh ones at each.
+    """
     images = min(10 * dataset.num_classes, len(dataset.train_targets))
     batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
     return prune(
         model,
         config.method,
         config.density,
-        data=list(itertools.islice(batches, 1)),
+        data=batches,
         input_shape=dataset.input_shape,
         include=config.include,
         exclude=config.exclude,
