@@ -18,7 +18,10 @@ _REASONS: dict[str, str | None] = {}
 def _load(name: str) -> str | None:
     files = sorted(_HERE.glob(f"_{name}.*so"))
     if not files:
-        return f"the compiled library '{name}' is not in this installation (no compiler was found, or its build failed)"
+        return (
+            f"the compiled library '{name}' is not in this installation: it was built without a compiler, without seeing torch "
+            "(pip install --no-build-isolation lets it), or the build failed"
+        )
     try:
         torch.ops.load_library(str(files[0]))
     except OSError as error:

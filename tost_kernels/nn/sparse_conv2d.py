@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tost_kernels.layout import pad
 from tost_kernels.nn.sparse_module import SparseModule
-from tost_kernels.ops.masked_conv2d import masked_conv2d
+from tost_kernels.ops.masked_conv2d import masked_conv2d, same_padding
 from tost_kernels.pattern import Pattern
 
 
@@ -63,23 +63,14 @@ class SparseConv2d(SparseModule):
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if input.dim() != 4:
             raise ValueError(f"input: expected shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-        before, padding = self._split_padding()
-        if any(before):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = pad(input, before, mode)
+        padding: str | int | tuple[int, int] = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = pad(input, self._surround(), self.padding_mode), 0
         return masked_conv2d(input, self.values, self.pattern, self.bias, self.stride, padding, self.dilation, self.groups)
 
-    def _split_padding(self) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-        """Padding done before the op (left, right, top, bottom) and padding by zeros left to the op (vertical, horizontal)."""
+    def _surround(self) -> tuple[int, int, int, int]:
+        """The padding as (left, right, top, bottom)."""
         if self.padding == "same":
-            # torch puts the odd one of an even kernel at the end.
-            (top, bottom), (left, right) = (
-                (dilation * (kernel - 1) // 2, dilation * (kernel - 1) - dilation * (kernel - 1) // 2)
-                for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)
-            )
-        else:
-            top, left = (0, 0) if isinstance(self.padding, str) else self.padding
-            bottom, right = top, left
-        if self.padding_mode != "zeros":
-            return (left, right, top, bottom), (0, 0)
-        return (0, right - left, 0, bottom - top), (top, left)
+            return same_padding(self.kernel_size, self.dilation)
+        top, left = (0, 0) if isinstance(self.padding, str) else self.padding
+        return left, left, top, top

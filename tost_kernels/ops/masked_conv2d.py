@@ -101,6 +101,12 @@ def dense(
     return as_layout(out, layout)
 
 
+def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) for an output as large as the input; an odd one goes to the far side, as in torch."""
+    vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    return horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2
+
+
 class MaskedConv2d(torch.autograd.Function):
     """Chooses nothing: forward and backward run on the backend given. The bias gradient is a plain sum."""
 
@@ -214,10 +220,10 @@ def _resolve_padding(
         raise ValueError(f"masked_conv2d: expected padding to be numbers, 'same' or 'valid', got {padding!r}")
     if stride != [1, 1]:
         raise ValueError(f"masked_conv2d: padding='same' needs stride 1, got {tuple(stride)}")
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if any(t % 2 for t in total):
-        x = pad(x, (0, total[1] % 2, 0, total[0] % 2))
-    return x, [t // 2 for t in total]
+    left, right, top, bottom = same_padding(kernel, dilation)
+    if (left, top) != (right, bottom):
+        x = pad(x, (0, right - left, 0, bottom - top))
+    return x, [top, left]
 
 
 def _check(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, groups: int) -> None:
