@@ -44,8 +44,8 @@ Tensor masked_linear(
 }
 
 Tensor masked_linear_input_grad(
-    const Tensor& grad_output, const Tensor& values, const Tensor& index, const Text& input_layout,
-    const Ints& weight_shape, const Text& plan) {
+    const Tensor& grad_output, const Tensor& values, const Tensor& index, const Ints& input_shape,
+    const Text& input_layout, const Ints& weight_shape, const Text& plan) {
   constexpr const char* op = "masked_linear_input_grad_cpu";
   check_activation(op, "grad_output", grad_output, 2);
   check_numbers(op, "values", values, "grad_output", grad_output);
@@ -53,9 +53,11 @@ Tensor masked_linear_input_grad(
   check_shape(op, "grad_output", grad_output, {grad_output.size(0), packed.outputs});
   const ConvOptions options = parse_options(op, plan);
   const Tensor source = with_dense_lanes(grad_output);
-  const Ints shape{grad_output.size(0), packed.inputs};
+  TOST_CHECK(
+      (input_shape == Ints{grad_output.size(0), packed.inputs}), op, "input_shape: expected (", grad_output.size(0), ", ",
+      packed.inputs, "), got ", shape_string(input_shape));
   const Layout layout = layout_named(op, "input_layout", input_layout);
-  return compute_in_layout(op, shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
+  return compute_in_layout(op, input_shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
     for_dtype(source, [&](auto zero) {
       using T = decltype(zero);
       conv_input_grad<T>(

@@ -194,7 +194,7 @@ def test_linear_equals_dense(batch, inputs, outputs, density, layout, dtype):
     shape = list(pattern.shape)
     got = [
         OPS.masked_linear_cpu(x, values, bias, pattern.index, shape, ""),
-        OPS.masked_linear_input_grad_cpu(grad, values, pattern.index, layout_of(x), shape, ""),
+        OPS.masked_linear_input_grad_cpu(grad, values, pattern.index, list(x.shape), layout_of(x), shape, ""),
         OPS.masked_linear_values_grad_cpu(grad, x, pattern.index, pattern.nnz, shape, ""),
     ]
     assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < (1e-5 if dtype == torch.float32 else 2**-8)

@@ -355,7 +355,7 @@ def test_same_bits_at_any_thread_count() -> None:
         ({"x": torch.zeros(2, 8, 1, 1)}, ValueError, "large enough for a kernel"),
         ({"x": torch.zeros(2, 8, 9, 9, dtype=torch.int64)}, TypeError, "expected x of a floating dtype, got torch.int64"),
         ({"x": torch.zeros(2, 8, 9, 9, dtype=torch.float64)}, TypeError, "expected values of x's dtype torch.float64"),
-        ({"x": "picture"}, TypeError, "expected x and values to be tensors, got str"),
+        ({"x": "picture"}, TypeError, "expected x to be a tensor, got str"),
         ({"values": torch.zeros(3)}, ValueError, "expected values of shape"),
         ({"pattern": torch.ones(12, 8, 3, 3)}, TypeError, "expected pattern to be a tost_kernels.Pattern, got Tensor"),
         ({"pattern": tk.Pattern(torch.ones(12, 8))}, ValueError, r"expected pattern of shape \(O, C / groups, kh, kw\)"),
