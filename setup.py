@@ -4,7 +4,10 @@ tost_kernels._pattern   pybind11: the Pattern compiler
 tost_kernels._cpu       C++ kernels on the LibTorch stable ABI: one binary for torch >= 2.11 and any Python
 tost_kernels._cuda      CUDA kernels, likewise, where nvcc is found
 
-Environment: TOST_NO_EXTENSIONS=1 builds nothing; MAX_JOBS caps the compile jobs (default: one per core and 2 GB of memory).
+Environment:
+    TOST_NO_EXTENSIONS=1       build nothing
+    TOST_REQUIRE_EXTENSIONS=1  fail where a part cannot be built, instead of leaving it out
+    MAX_JOBS                   compile jobs (default: one per core and 2 GB of free memory)
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ def available_memory() -> float:
     """Gigabytes free for compile jobs (all of it where the system does not say)."""
     try:
         with open("/proc/meminfo") as meminfo:
-            return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable")) / 2**20
+            kilobytes = (int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
+            return next(kilobytes, float("inf")) / 2**20
     except OSError:
         return float("inf")
 

@@ -17,6 +17,8 @@ FORBIDDEN = [
     ("tost_kernels/backend.py", "tost_kernels.ops"),
     ("tost_kernels/plan.py", "tost_kernels.ops"),
     ("tost_kernels/layout.py", "tost_kernels.nn"),
+    ("tost_kernels/layout.py", "tost_kernels.ops"),
+    ("tost_kernels/register.py", "tost_kernels.ops"),
     ("tost/masks", "tost.ghosts"),
     ("tost/masks", "tost.training"),
     ("tost/ghosts", "tost.masks"),

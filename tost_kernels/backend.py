@@ -41,16 +41,19 @@ def has_native_conversion() -> bool:
     return _ABSENT["masked_conv2d", "cpu"] is None
 
 
+def has_kernel(op: str, backend: str) -> bool:
+    """Whether this installation holds code for `op` on `backend`, usable here or not."""
+    if backend not in COMPILED:
+        return True
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"tost::{op}_{backend}", _DEVICE[backend].upper())
+
+
 def _why_absent(op: str, backend: str) -> str | None:
     if backend not in COMPILED:
         return None
-    missing = library.reason(backend)
-    if missing is not None:
-        return missing
-    key = _DEVICE[backend].upper()
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tost::{op}_{backend}", key):
-        return f"this version has no {backend} kernel for {op}"
-    if key == "CUDA" and not torch.cuda.is_available():
+    if not has_kernel(op, backend):
+        return library.reason(backend) or f"this version has no {backend} kernel for {op}"
+    if _DEVICE[backend] == "cuda" and not torch.cuda.is_available():
         return "no CUDA device is available"
     return None
 

@@ -23,7 +23,7 @@ def report() -> dict[str, Any]:
     for op in backend.OPS:
         for name in backend.BACKENDS:
             reason = backend.why_not(op, name)
-            installed = name not in backend.COMPILED or library.reason(name) is None
+            installed = name not in backend.COMPILED or backend.has_kernel(op, name)
             ops.append({"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason})
     return {
         "versions": {

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tost_kernels import backend
-from tost_kernels.ops.register import define, differentiate, op
+from tost_kernels.register import define, differentiate, op
 
 BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
 
@@ -95,8 +95,11 @@ def to_batch_last(x: Tensor) -> Tensor:
     """`x` in the batch-last layout: the same shape and values, [C][H][W][N] in memory; `x` itself if it is so already.
 
     x: (N, C, H, W) or (N, F), any dtype and strides. Do this once, at the input of a network: every layer of this package
-    then keeps the layout. Raises ValueError for another number of dimensions.
+    then keeps the layout. Raises TypeError for anything but a tensor, ValueError for another
+    number of dimensions.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"to_batch_last: expected x to be a tensor, got {type(x).__name__}")
     if x.dim() not in (2, 4):
         raise ValueError(f"to_batch_last: expected x of shape (N, C, H, W) or (N, F), got {tuple(x.shape)}")
     if _matches(x, BATCH_LAST):

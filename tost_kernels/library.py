@@ -33,7 +33,12 @@ def load_all() -> None:
     """Load every compiled library this torch can use. Called once, when `tost_kernels` is imported."""
     _REASONS["cpu"] = _load("cpu")
     # The CUDA library refers to symbols that only a torch built with CUDA has.
-    _REASONS["cuda"] = _load("cuda") if torch.version.cuda else "this torch is built without CUDA"
+    if not torch.version.cuda:
+        _REASONS["cuda"] = "this torch is built without CUDA"
+    elif not list(_HERE.glob("_cuda.*so")):
+        _REASONS["cuda"] = "this version has no CUDA kernels"
+    else:
+        _REASONS["cuda"] = _load("cuda")
     _REASONS["triton"] = None if importlib.util.find_spec("triton") is not None else "the package 'triton' is not installed"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +12,7 @@ from tost_kernels.nn.dense_layer import carry_hooks, check_convertible
 from tost_kernels.nn.sparse_conv2d import SparseConv2d
 from tost_kernels.nn.sparse_linear import SparseLinear
 from tost_kernels.nn.sparse_module import SparseModule
+from tost_kernels.nn.surgery import duplicate, replace_modules
 from tost_kernels.pattern import Pattern
 
 # The layout keepers add no state to torch's classes, so a module changes its class and nothing else. Exact types only: a
@@ -55,10 +54,10 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor | Pattern], inplace: b
     patterns = _checked_patterns(model, masks)
     _refuse_tied(model, list(patterns))
     if not inplace:
-        model = _copied(model)
+        model = duplicate(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     swaps = {modules[name]: _sparse_in_place_of(modules[name], pattern) for name, pattern in patterns.items()}
-    model = _replaced(model, swaps)
+    model = replace_modules(model, swaps)
     _change_classes(model, _KEEPERS)
     return model
 
@@ -71,10 +70,10 @@ def densify(net: nn.Module, inplace: bool = False) -> nn.Module:
     """
     _check_module(net, "net")
     if not inplace:
-        net = _copied(net)
+        net = duplicate(net)
     layers = [module for module in net.modules() if isinstance(module, SparseModule)]
     swaps: dict[nn.Module, nn.Module] = {layer: _handed_over(layer, layer.to_dense()) for layer in layers}
-    net = _replaced(net, swaps)
+    net = replace_modules(net, swaps)
     _change_classes(net, _PLAIN)
     return net
 
@@ -140,16 +139,6 @@ def _refuse_tied(model: nn.Module, names: list[str]) -> None:
                 raise ValueError(f"masks[{name!r}]: {first!r} and {second!r} share one weight: untie them first")
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    # torch.nn.utils.prune leaves tensors with a graph in attributes, which deepcopy refuses; they are recomputed in forward.
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
 def _sparse_in_place_of(dense: nn.Module, pattern: Pattern) -> nn.Module:
     kind: type[SparseModule] = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
     return _handed_over(dense, kind.from_dense(dense, pattern))
@@ -162,14 +151,6 @@ def _handed_over(old: nn.Module, new: nn.Module) -> nn.Module:
     if bias is not None:
         new._parameters["bias"] = bias
     return new
-
-
-def _replaced(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in swaps:
-                parent._modules[name] = swaps[child]
-    return swaps.get(model, model)
 
 
 def _change_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from tost_kernels.backend import pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
-from tost_kernels.ops.pswish import check_floating, compute_dtype, per_channel, scalar
-from tost_kernels.ops.register import define, define_reference, differentiate, op
+from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
+from tost_kernels.register import define, define_reference, differentiate, op
 
 ACTIVATIONS = ("none", "relu", "pswish")
 NO_NORM, RUNNING_STATS, BATCH_STATS = 0, 1, 2  # the values of the schema's `norm`
@@ -28,8 +28,8 @@ _INPUTS = (
     "Tensor? shortcut, Tensor? shortcut_weight, Tensor? shortcut_bias, Tensor? shortcut_mean, Tensor? shortcut_var, "
     "Tensor? beta, str act, int[] norm, float[] eps, str plan"
 )
-SCHEMA = f"({_INPUTS}) -> (Tensor out, Tensor stats)"
-BACKWARD_SCHEMA = (
+_SCHEMA = f"({_INPUTS}) -> (Tensor out, Tensor stats)"
+_BACKWARD_SCHEMA = (
     f"(Tensor grad_output, {_INPUTS}, Tensor stats) -> (Tensor grad_u, Tensor grad_ghost, Tensor grad_shortcut, "
     "Tensor grad_affine, Tensor grad_alpha, Tensor grad_beta)"
 )
@@ -116,7 +116,7 @@ def _ghost_part(ghost: Tensor, alpha: Tensor, affine: _Affine, norm: int, eps: f
     return alpha.to(part.dtype) * part.masked_fill(spoilt, 0.0), torch.where(off, 0.0, stats)
 
 
-def ghost_skip_add_reference(
+def reference(
     u: Tensor,
     u_weight: Tensor | None,
     u_bias: Tensor | None,
@@ -199,9 +199,9 @@ class _GhostSkipAdd(torch.autograd.Function):
         return None, *given, None, None, None, None
 
 
-define("ghost_skip_add", SCHEMA, _fake)
-define("ghost_skip_add_backward", BACKWARD_SCHEMA, _backward_fake)
-define_reference("ghost_skip_add", SCHEMA, ghost_skip_add_reference)
+define("ghost_skip_add", _SCHEMA, _fake)
+define("ghost_skip_add_backward", _BACKWARD_SCHEMA, _backward_fake)
+define_reference("ghost_skip_add", _SCHEMA, reference)
 differentiate("ghost_skip_add", _GhostSkipAdd)
 
 
@@ -302,5 +302,5 @@ def ghost_skip_add(
     args = (u, *affine[0], ghost, *affine[1], alpha, shortcut, *affine[2], beta, act, list(modes), list(eps), "")
     backend = pick("ghost_skip_add", ("cpu", "cuda", "triton", "reference"), u)
     if backend in ("reference", "dense"):
-        return GhostSkipAddOutput(*ghost_skip_add_reference(*args))
+        return GhostSkipAddOutput(*reference(*args))
     return GhostSkipAddOutput(*_GhostSkipAdd.apply(backend, *args))

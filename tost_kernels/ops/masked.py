@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tost_kernels.layout import empty_layout, layout_of
-from tost_kernels.ops.register import define, define_reference, differentiate, op
 from tost_kernels.pattern import Pattern
+from tost_kernels.register import define, define_reference, differentiate, op
 
 
 def define_masked(
@@ -88,12 +88,12 @@ def _function(name: str) -> type[torch.autograd.Function]:
     return Masked
 
 
-def check_types(name: str, x: Tensor, values: Tensor, pattern: Pattern) -> None:
+def check_types(name: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> None:
     """Raise TypeError, naming op and argument, unless these are tensors and a Pattern, and x is floating."""
     if not isinstance(pattern, Pattern):
         raise TypeError(f"{name}: expected pattern to be a tost_kernels.Pattern, got {type(pattern).__name__}")
-    for argument, tensor in (("x", x), ("values", values)):
-        if not isinstance(tensor, Tensor):
+    for argument, tensor in (("x", x), ("values", values), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and argument == "bias"):
             raise TypeError(f"{name}: expected {argument} to be a tensor, got {type(tensor).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected x of a floating dtype, got {x.dtype}")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, as_layout, layout_of, pad
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
-from tost_kernels.ops.register import autocast, op
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, static_plan
+from tost_kernels.register import autocast, op
 
 _GEOMETRY = "int[] weight_shape, int[] stride, int[] padding, int[] dilation, int groups, str plan"
 
@@ -103,7 +103,7 @@ def masked_conv2d(
     Under autocast the tensors are cast to its dtype, as torch's convolutions are. Raises TypeError or ValueError naming the
     argument that is wrong, RuntimeError when a forced backend cannot run.
     """
-    check_types("masked_conv2d", x, values, pattern)
+    check_types("masked_conv2d", x, values, pattern, bias)
     if x.dim() == 3:
         return masked_conv2d(x.unsqueeze(0), values, pattern, bias, stride, padding, dilation, groups, plan=plan).squeeze(0)
     strides, dilations = _pair("stride", stride, least=1), _pair("dilation", dilation, least=1)
@@ -128,9 +128,8 @@ def masked_conv2d(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) == 1:
-        pair = pair * 2
+    pair = list(value) if isinstance(value, Sequence) else [value]
+    pair = pair * 2 if len(pair) == 1 else pair
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"masked_conv2d: expected {name} to be an int or two, each at least {least}, got {value!r}")
     return pair

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
-from tost_kernels.ops.register import autocast, op
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, static_plan
+from tost_kernels.register import autocast, op
 
 
 def output_shape(input_shape: Sequence[int], weight_shape: Sequence[int], plan: str) -> list[int]:
@@ -44,7 +44,7 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
     Under autocast the tensors are cast to its dtype. Raises TypeError or ValueError naming the argument that is wrong,
     RuntimeError when a forced backend cannot run.
     """
-    check_types("masked_linear", x, values, pattern)
+    check_types("masked_linear", x, values, pattern, bias)
     if len(pattern.shape) != 2:
         raise ValueError(f"masked_linear: expected pattern of shape (O, I), got {pattern.shape}")
     if x.dim() < 1 or x.shape[-1] != pattern.shape[1]:

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import tost_kernels as tk
 from tost_kernels import backend
 from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.ops.register import op
+from tost_kernels.register import op
 
 needs_cpu = pytest.mark.skipif(backend.why_not("ghost_skip_add", "cpu") is not None, reason="the compiled library is absent")
 NATIVE = [pytest.param("cpu", marks=needs_cpu), "reference"]

@@ -11,7 +11,7 @@ from torch import Tensor
 import tost_kernels as tk
 from tost_kernels.backend import why_not
 from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.ops.register import op
+from tost_kernels.register import op
 
 BACKENDS = ["reference", "dense", "cpu"]
 
@@ -326,6 +326,12 @@ def test_autocast(backend: str) -> None:
     assert values.grad.dtype == torch.float32
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    x, values, pattern, bias = tensors(CASES["plain"], torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tk.masked_conv2d(x, values, pattern, bias).dtype == torch.float64
+
+
 def test_unbatched() -> None:
     x, values, pattern, bias = tensors(CASES["plain"], torch.float32)
     torch.testing.assert_close(
@@ -359,6 +365,8 @@ def test_same_bits_at_any_thread_count() -> None:
         ({"values": torch.zeros(3)}, ValueError, "expected values of shape"),
         ({"pattern": torch.ones(12, 8, 3, 3)}, TypeError, "expected pattern to be a tost_kernels.Pattern, got Tensor"),
         ({"pattern": tk.Pattern(torch.ones(12, 8))}, ValueError, r"expected pattern of shape \(O, C / groups, kh, kw\)"),
+        ({"bias": [1.0] * 12}, TypeError, "expected bias to be a tensor, got list"),
+        ({"stride": 1.5}, ValueError, "expected stride to be an int or two, each at least 1, got 1.5"),
         ({"bias": torch.zeros(3)}, ValueError, r"expected bias of shape \(12,\), got \(3,\)"),
         ({"stride": 0}, ValueError, "expected stride to be an int or two, each at least 1, got 0"),
         ({"stride": 2, "padding": "same"}, ValueError, "padding='same' needs stride 1"),

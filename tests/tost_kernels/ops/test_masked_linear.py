@@ -10,7 +10,7 @@ from torch import Tensor
 import tost_kernels as tk
 from tost_kernels.backend import why_not
 from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.ops.register import op
+from tost_kernels.register import op
 
 BACKENDS = ["reference", "dense", "cpu"]
 

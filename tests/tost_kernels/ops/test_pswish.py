@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import tost_kernels as tk
 from tost_kernels import backend
 from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.ops.pswish import pswish_reference
-from tost_kernels.ops.register import op
+from tost_kernels.ops.pswish import reference as pswish_reference
+from tost_kernels.register import op
 
 needs_cpu = pytest.mark.skipif(backend.why_not("pswish", "cpu") is not None, reason="the compiled library is absent")
 NATIVE = [pytest.param("cpu", marks=needs_cpu), "reference"]
@@ -227,7 +227,7 @@ def test_the_raw_op_names_what_is_wrong() -> None:
 
 CHILD = """
 import torch, tost_kernels as tk
-from tost_kernels.ops.pswish import pswish_reference
+from tost_kernels.ops.pswish import reference as pswish_reference
 torch.manual_seed(0)
 x, beta = torch.randn(3, 5, 7, 3, requires_grad=True), torch.tensor(1.3, requires_grad=True)
 y = tk.pswish(x, beta); got = torch.autograd.grad(y.square().sum(), (x, beta))

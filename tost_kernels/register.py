@@ -67,8 +67,12 @@ def differentiate(name: str, function: type[torch.autograd.Function], backends: 
 
 
 def autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input, values and bias of a masked op, cast to autocast's dtype where autocast is on for x's device."""
+    """Input, values and bias of a masked op, cast as autocast casts torch's own: float64 stays."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, values, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), values.to(dtype), None if bias is None else bias.to(dtype)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x), cast(values), None if bias is None else cast(bias)
