@@ -16,9 +16,11 @@ import os
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.errors import BaseError
 
+PACKAGE = Path("tost_kernels")
+WHY_NOT_BUILT = "why_not_built.txt"  # tost_kernels/library.py reads it
 GIGABYTES_PER_JOB = 2
 # Kernels use nothing newer than torch 2.11, so that one binary serves it and every later version.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -48,7 +50,6 @@ def extensions() -> tuple[list, dict]:
     if os.environ.get("TOST_NO_EXTENSIONS") == "1":
         return skip("TOST_NO_EXTENSIONS=1")
     try:
-        import pybind11
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         return skip(f"{error} (install torch first, then this package with --no-build-isolation)")
@@ -60,8 +61,7 @@ def extensions() -> tuple[list, dict]:
     pattern = CppExtension(
         "tost_kernels._pattern",
         sources("pattern", "cpp"),
-        include_dirs=[pybind11.get_include()],
-        extra_compile_args=[*optimise, "-DPYBIND11_DETAILED_ERROR_MESSAGES"],
+        extra_compile_args=optimise,  # torch ships pybind11's headers
     )
     stable = {"include_dirs": [str(Path("csrc").resolve())], "py_limited_api": True, "depends": headers()}
     cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
@@ -86,13 +86,13 @@ def extensions() -> tuple[list, dict]:
             cap_jobs()
             super().run()
 
-        def build_extension(self, module: object) -> None:
+        def build_extension(self, module: Extension) -> None:
             try:
                 super().build_extension(module)
             except (RuntimeError, OSError, BaseError) as error:
                 if os.environ.get("TOST_REQUIRE_EXTENSIONS") == "1":
                     raise
-                print(f"tost-sparse: {module.name} was not built: {error}")  # type: ignore[attr-defined]
+                say_not_built(f"compiling {module.name} failed: {error}", Path(self.get_ext_fullpath(module.name)).parent)
 
     return modules, {"build_ext": Build}
 
@@ -102,9 +102,17 @@ def headers() -> list[str]:
 
 
 def skip(reason: str) -> tuple[list, dict]:
-    print(f"tost-sparse: installing without compiled kernels: {reason}")
+    say_not_built(reason, PACKAGE)
     return [], {}
 
 
+def say_not_built(reason: str, folder: Path) -> None:
+    """pip hides what a build prints: `python -m tost_kernels.info` reads this file instead."""
+    print(f"tost-sparse: installing without compiled kernels: {reason}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WHY_NOT_BUILT).write_text(" ".join(reason.split()))
+
+
+(PACKAGE / WHY_NOT_BUILT).unlink(missing_ok=True)  # of an earlier build
 modules, commands = extensions()
 setup(ext_modules=modules, cmdclass=commands)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
+import sys
 from typing import Any
 
 import torch
@@ -52,7 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     data = report()
-    print(json.dumps(data, indent=2) if options.json else text(data))
+    try:
+        print(json.dumps(data, indent=2) if options.json else text(data), flush=True)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ _HERE = Path(__file__).parent
 _REASONS: dict[str, str | None] = {}
 
 
+def _why_not_built() -> str:
+    """What setup.py left behind when it could not build."""
+    file = _HERE / "why_not_built.txt"
+    return file.read_text() if file.exists() else "it was never built"
+
+
 def _load(name: str) -> str | None:
     files = sorted(_HERE.glob(f"_{name}.*so"))
     if not files:
-        return (
-            f"the compiled library '{name}' is not in this installation: it was built without a compiler, without seeing torch "
-            "(pip install --no-build-isolation lets it), or the build failed"
-        )
+        return f"the compiled library '{name}' is not in this installation: {_why_not_built()}"
     try:
         torch.ops.load_library(str(files[0]))
     except OSError as error:

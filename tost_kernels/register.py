@@ -7,12 +7,15 @@ kernels for the same dispatch key (CUDA and Triton) would silently replace each 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd.function import once_differentiable as torch_once_differentiable
 
 from tost_kernels.backend import COMPILED
 
@@ -50,7 +53,7 @@ def differentiate(name: str, function: type[torch.autograd.Function], backends: 
     """Make `tost::<name>_<backend>` differentiable by `function`, whose first argument is the backend.
 
     The Function's forward calls the op again with grad mode off, which is how this kernel knows that it is to go on below
-    autograd. Public functions call `function.apply` themselves, outermost, because torch.func.grad needs to see the Function.
+    autograd. Public functions go through `apply`.
     """
     # torch asks for it at every apply; working it out anew took a fifth of a small op's time (150 against 125 us).
     function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
@@ -64,6 +67,36 @@ def differentiate(name: str, function: type[torch.autograd.Function], backends: 
                 return _overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
         LIBRARY.impl(f"{name}_{backend}", kernel, "Autograd", with_keyset=True)
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's decorator, but asking for a second derivative raises wherever the gradient depends on what was saved, too.
+
+    torch itself looks at the incoming gradients alone: with y = w x, differentiating dy/dx once more by w would quietly give 0.
+    """
+
+    def with_saved(ctx: Any, count: int, *tensors: Any) -> Any:
+        return backward(ctx, *tensors[:count])
+
+    strict, plain = torch_once_differentiable(with_saved), torch_once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Any) -> Any:
+        # Neither a traced graph nor a functorch level can hold torch's delayed error; `apply` guards the latter.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return plain(ctx, *grads)
+        return strict(ctx, len(grads), *grads, *ctx.saved_tensors)
+
+    return wrapper
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """function.apply, outermost, as torch.func.grad needs it. Raises RuntimeError inside two nested torch.func.grad."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        levels = retrieve_all_functorch_interpreters()
+        if sum(level.key() == torch._C._functorch.TransformType.Grad for level in levels) > 1:
+            raise RuntimeError("compiled ops differentiate once: use tost_kernels.use_backend('reference') for higher orders")
+    return function.apply(*arguments)
 
 
 def autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tost_kernels.layout import empty_layout, layout_of
 from tost_kernels.pattern import Pattern
-from tost_kernels.register import define, define_reference, differentiate, op
+from tost_kernels.register import define, define_reference, differentiate, once_differentiable, op
 
 
 def define_masked(

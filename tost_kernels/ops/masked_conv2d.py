@@ -13,7 +13,7 @@ from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, static_plan
-from tost_kernels.register import autocast, op
+from tost_kernels.register import apply, autocast, op
 
 _GEOMETRY = "int[] weight_shape, int[] stride, int[] padding, int[] dilation, int groups, str plan"
 
@@ -124,7 +124,7 @@ def masked_conv2d(
     geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)
     if plan.backend == "reference":
         return op("masked_conv2d", "reference")(x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
-    return _MaskedConv2d.apply(plan.backend, x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
+    return apply(_MaskedConv2d, plan.backend, x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:

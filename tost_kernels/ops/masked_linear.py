@@ -12,7 +12,7 @@ from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, static_plan
-from tost_kernels.register import autocast, op
+from tost_kernels.register import apply, autocast, op
 
 
 def output_shape(input_shape: Sequence[int], weight_shape: Sequence[int], plan: str) -> list[int]:
@@ -61,4 +61,4 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
     arguments = (x, values, bias, pattern.index, list(pattern.shape), plan.options)
     if plan.backend == "reference":
         return op("masked_linear", "reference")(*arguments)  # type: ignore[no-any-return]
-    return _MaskedLinear.apply(plan.backend, *arguments)  # type: ignore[no-any-return]
+    return apply(_MaskedLinear, plan.backend, *arguments)  # type: ignore[no-any-return]

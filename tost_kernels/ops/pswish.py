@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tost_kernels.backend import pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
 from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
-from tost_kernels.register import define, define_reference, differentiate, op
+from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op
 
 _SCHEMA = "(Tensor input, Tensor beta, str plan) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad_output, Tensor input, Tensor beta, str plan) -> (Tensor grad_input, Tensor grad_beta)"
@@ -74,4 +73,4 @@ def pswish(x: Tensor, beta: Tensor | float) -> Tensor:
     backend = pick("pswish", ("cpu", "cuda", "triton", "reference"), x)
     if backend in ("reference", "dense"):
         return reference(x, beta)
-    return _PSwish.apply(backend, x, beta, "")  # type: ignore[no-any-return]
+    return apply(_PSwish, backend, x, beta, "")  # type: ignore[no-any-return]

@@ -501,3 +501,15 @@ def test_lower_instruction_sets(isa: str) -> None:
         pytest.skip("this machine has no AVX2")
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == isa
+
+
+@needs_cpu
+def test_compiles_with_one_tensor_in_two_places() -> None:
+    x, alpha = torch.randn(8, 3, 4, 4, requires_grad=True), torch.tensor(0.5)
+
+    def function(x: Tensor) -> Tensor:
+        return tk.ghost_skip_add(x, x, alpha, x, act="pswish", beta=alpha).out
+
+    want = torch.autograd.grad(function(x).sum(), x)[0]
+    got = torch.autograd.grad(torch.compile(function, fullgraph=True, backend="aot_eager")(x).sum(), x)[0]
+    torch.testing.assert_close(got, want)

@@ -234,12 +234,27 @@ def test_gradients_of_any_order(backend: str) -> None:
 def test_the_compiled_kernel_refuses_a_second_derivative() -> None:
     needs("cpu")
     x, values, pattern, _ = tensors(CASES["plain"], torch.float32)
+    x.requires_grad_()
     values.requires_grad_()
     with tk.use_backend("cpu"):
         out = tk.masked_conv2d(x, values, pattern)
-    (grad,) = torch.autograd.grad(out.square().sum(), values, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+        (grad,) = torch.autograd.grad(out.square().sum(), values, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+        # d(out)/dx depends on values, though not through the incoming gradient: a quiet 0 would be wrong
+        (grad,) = torch.autograd.grad(tk.masked_conv2d(x, values, pattern).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.square().sum().backward()
+
+        def loss(v: Tensor) -> Tensor:
+            return tk.masked_conv2d(x, v, pattern).square().sum()
+
+        with pytest.raises(RuntimeError, match="compiled ops differentiate once"):
+            torch.func.grad(lambda v: torch.func.grad(loss)(v).sum())(values)
+        values.grad = None
+        tk.masked_conv2d(x, values, pattern).sum().backward(create_graph=False)
+    assert values.grad is not None
+    assert not values.grad.requires_grad
 
 
 def geometry(case: Case) -> tuple[Any, ...]:
