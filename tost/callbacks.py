@@ -141,7 +141,8 @@ class Evaluate(Callback):
 
     Args:
         evaluate: network -> (accuracy, loss).
-        alive: whether the finalized form differs from the trained one now: then both are measured.
+        alive: whether the finalized form differs from the trained one now: then both are measured (permanent ghosts stay in
+            it: there is one form).
     """
 
     def __init__(self, evaluate: Callable[[nn.Module], tuple[float, float]], alive: Callable[[], bool] = lambda: False) -> None:

@@ -1,7 +1,8 @@
 """The command `tost`: train | prune | compare | report | info.
 
-Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 done, 1 the run itself failed (it diverged), 2 the
-command line, a configuration or a file is wrong. Errors are one line.
+Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 done, 1 the run itself failed (it diverged, its
+process died, two runs are no pair), 2 the command line, a configuration or a file is wrong, 130 interrupted, 143 terminated.
+Errors are one line.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import dataclasses
 import difflib
 import json
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_type_hints
 
@@ -35,18 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         options = _parser().parse_args(words)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _sigterm_raises():
             warnings.showwarning = _print_warning
             _COMMANDS[options.subcommand](options[options.subcommand])
     except SystemExit as stop:  # --help, or an error that is told already
         return stop.code if isinstance(stop.code, int) else 2
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         return _complain(error, 2)
-    except ArithmeticError as error:
+    except (ArithmeticError, RuntimeError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     return 0
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM ends the process as an exception does: what is running is ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

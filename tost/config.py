@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tost
+from tost.checks import integer, number
 from tost.choices import check_choice
 from tost.files import read_yaml
 from tost.recipe import Recipe
@@ -59,7 +60,7 @@ class Config:
     seed: int = _option(0, "decides weights, mask, batches and re-scaled initialization, each by a stream of its own")
     backend: str = _option(
         "sparse",
-        "sparse: compiled kernels where they exist; reference: plain torch on the sparse network; "
+        "sparse: compiled kernels, or torch's dense ones where they are absent; reference: the specification, in plain torch; "
         "masked-dense: dense network times mask; dense: no mask at all",
     )
     out: str = _option("runs", "folder of the run folders")
@@ -75,9 +76,16 @@ class Config:
         object.__setattr__(self, "recipe", recipe)
 
         # one value, one hash: 1 and 1.0, lists and tuples are the same
-        for name in ("density", "lr", "momentum", "weight_decay", "gamma"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        object.__setattr__(self, "milestones", tuple(_number("milestones", m) for m in _items(self, "milestones")))
+        self._number("density", above=0.0, most=1.0)
+        self._number("lr", above=0.0)
+        self._number("momentum", least=0.0, below=1.0)
+        self._number("weight_decay", least=0.0)
+        self._number("gamma", above=0.0)
+        milestones = tuple(number("milestones", m, above=0.0, below=1.0) for m in _items(self, "milestones"))
+        object.__setattr__(self, "milestones", milestones)
+        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("eval_every", 1), ("seed", 0)):
+            if name != "steps" or self.steps is not None:
+                object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("include", "exclude"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(_items(self, name)))
@@ -87,24 +95,10 @@ class Config:
         for name in ("model", "dataset", "method", "out"):
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
         _require(self.data_dir is None or isinstance(self.data_dir, str), "data_dir", "a path or none", self.data_dir)
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("eval_every", 1), ("seed", 0)):
-            _require_int(name, getattr(self, name), least)
-        if self.steps is not None:
-            _require_int("steps", self.steps, 1)
         _require(isinstance(self.nesterov, bool), "nesterov", "true or false", self.nesterov)
-        _require(0 < self.density <= 1, "density", "a fraction above 0 and at most 1", self.density)
-        _require(self.lr > 0, "lr", "a number above 0", self.lr)
-        _require(0 <= self.momentum < 1, "momentum", "a number from 0 to below 1", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
-        _require(self.weight_decay >= 0, "weight_decay", "a number of at least 0", self.weight_decay)
-        _require(self.gamma > 0, "gamma", "a number above 0", self.gamma)
-        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
-        _require(
-            rising and all(0 < m < 1 for m in self.milestones),
-            "milestones",
-            "rising fractions between 0 and 1",
-            self.milestones,
-        )
+        rising = all(a < b for a, b in itertools.pairwise(milestones))
+        _require(rising, "milestones", "rising fractions between 0 and 1", milestones)
         if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and self.milestones:
             # the fade ends at the first drop of the learning rate
             _require(
@@ -113,6 +107,9 @@ class Config:
                 f"at most the first milestone ({self.milestones[0]}) unless fade_end is given",
                 recipe.fade_start,
             )
+
+    def _number(self, name: str, **limits: float) -> None:
+        object.__setattr__(self, name, number(name, getattr(self, name), **limits))
 
     def check_names(self) -> None:
         """Look up model, dataset and method; a ValueError names the field and close matches."""
@@ -145,9 +142,10 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits that name the run: equal if and only if everything that decides the result is.
+        """12 hex digits that name the run, over every field but `out` and over the version of this package.
 
-        `out` does not count; the version of this package does.
+        What else moves the last bits does not count: the number of threads, the versions of torch and the machine, whether
+        the compiled kernels are there. `Result` says what they were.
         """
         values = self.as_dict()
         del values["out"]
@@ -161,20 +159,6 @@ def _items(config: Config, name: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
         raise TypeError(f"{name}: expected a list, got {value!r}")
     return tuple(value)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
-
-
-def _require_int(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    _require(value >= least, name, f"a whole number of at least {least}", value)
 
 
 def _require(good: bool, name: str, expected: str, value: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch.nn.utils import prune
 
 from tost.duplicate import duplicate
 from tost.ghosts import ghosts_of
+from tost.isolation import isolated
 from tost.recipe import Recipe
 from tost.seeds import derive_seed
+from tost.user_batches import check_iterable, endless
 from tost_kernels.nn import SparseConv2d, SparseLinear
 
 __all__ = ["LearnedScales", "learn_scales", "rescale_init"]
@@ -61,7 +64,8 @@ def rescale_init(
     S~ shares half of its samples with S. The scales start at 1 and are moved by Adam (`rescale_lr`, betas 0.9 and
     0.999, each scale's gradient clipped to +-`rescale_clip`), never below 0.01 (biases: 0).
 
-    Nothing else changes: `model` itself, its BatchNorm statistics, its mode and torch's random state are left as found.
+    Nothing else changes: `model` itself, its BatchNorm statistics, its mode and every global random generator are left as
+    found. A no_grad, inference_mode or autocast around the call does not matter.
     GradInit: arXiv 2102.08098.
 
     Args:
@@ -76,10 +80,10 @@ def rescale_init(
         TypeError, ValueError: an argument is wrong (a mask of another shape, no data, a sparse network ...), or the
             objective is not finite.
     """
-    base, masked = _starting_point(model, masks)
     learned = learn_scales(model, masks, data, recipe, loss, seed)
-    new = duplicate(model)
-    with torch.no_grad():
+    with _isolated(model, seed), torch.no_grad():
+        base, masked = _starting_point(model, masks)
+        new = duplicate(model)
         for name, parameter in new.named_parameters():
             if name in masked or name in learned.scales:
                 parameter.copy_(base[name] * learned.scales.get(name, 1.0))
@@ -101,6 +105,21 @@ def learn_scales(
     """The scales `rescale_init` would apply, and how they were found. Arguments and errors: see there."""
     if not isinstance(recipe, Recipe):
         raise TypeError(f"rescale_init: recipe: expected a tost.Recipe, got {type(recipe).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"rescale_init: model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_iterable(data, "rescale_init: data")
+    with _isolated(model, seed):
+        return _learn_scales(model, masks, data, recipe, loss or F.cross_entropy)
+
+
+def _isolated(model: nn.Module, seed: int) -> AbstractContextManager[None]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return isolated(derive_seed("rescale_init", seed), devices)
+
+
+def _learn_scales(
+    model: nn.Module, masks: Mapping[str, Tensor], data: Iterable[Any], recipe: Recipe, loss: Loss
+) -> LearnedScales:
     base, masked = _starting_point(model, masks)
     work = duplicate(model).train()
     names = [name for name, tensor in base.items() if tensor.requires_grad and bool(tensor.count_nonzero())]
@@ -109,7 +128,7 @@ def learn_scales(
     trained = [name for name, tensor in base.items() if tensor.requires_grad]
     base = {name: tensor.detach() for name, tensor in base.items()}
     buffers = dict(work.named_buffers())
-    objective_of = _Objective(work, base, masked, trained, buffers, loss or F.cross_entropy, recipe)
+    objective_of = _Objective(work, base, masked, trained, buffers, loss, recipe)
 
     device = base[names[0]].device
     scales = torch.ones(len(names), device=device, requires_grad=True)
@@ -118,29 +137,26 @@ def learn_scales(
     norms: list[float] = []
     ahead: list[bool] = []
     objectives: list[float] = []
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        torch.manual_seed(derive_seed("rescale_init", seed))
-        batches = _batches(data, device)
-        batch = next(batches)
-        for iteration in range(recipe.rescale_iterations):
-            fresh = next(batches)
-            objective, norm, looked_ahead = objective_of(dict(zip(names, scales, strict=True)), batch, fresh)
-            (gradient,) = torch.autograd.grad(objective, [scales])
-            objectives.append(float(objective.detach()))
-            norms.append(float(norm.detach()))
-            ahead.append(looked_ahead)
-            if not (math.isfinite(objectives[-1]) and bool(gradient.isfinite().all())):
-                raise ValueError(
-                    f"rescale_init: iteration {iteration}: expected a finite objective and gradient, got "
-                    f"{objectives[-1]:g} at a gradient norm of {norms[-1]:g}; look at model, data and loss, or lower "
-                    "rescale_lr"
-                )
-            scales.grad = gradient.clamp(-recipe.rescale_clip, recipe.rescale_clip)
-            adam.step()
-            with torch.no_grad():
-                scales.copy_(scales.maximum(floors))
-            batch = fresh
+    batches = _batches(data, device)
+    batch = next(batches)
+    for iteration in range(recipe.rescale_iterations):
+        fresh = next(batches)
+        objective, norm, looked_ahead = objective_of(dict(zip(names, scales, strict=True)), batch, fresh)
+        (gradient,) = torch.autograd.grad(objective, [scales])
+        objectives.append(float(objective.detach()))
+        norms.append(float(norm.detach()))
+        ahead.append(looked_ahead)
+        if not (math.isfinite(objectives[-1]) and bool(gradient.isfinite().all())):
+            raise ValueError(
+                f"rescale_init: iteration {iteration}: expected a finite objective and gradient, got "
+                f"{objectives[-1]:g} at a gradient norm of {norms[-1]:g}; look at model, data and loss, or lower "
+                "rescale_lr"
+            )
+        scales.grad = gradient.clamp(-recipe.rescale_clip, recipe.rescale_clip)
+        adam.step()
+        with torch.no_grad():
+            scales.copy_(scales.maximum(floors))
+        batch = fresh
     return LearnedScales(dict(zip(names, scales.tolist(), strict=True)), tuple(norms), tuple(ahead), tuple(objectives))
 
 
@@ -205,20 +221,10 @@ def _half_shared(batch: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor]) -> 
 
 def _batches(data: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `data`, over and over, on `device`."""
-    while True:
-        seen = 0
-        for batch in data:
-            if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(tensor, Tensor) for tensor in batch)):
-                raise TypeError(
-                    f"rescale_init: data: expected batches (inputs, targets) of two tensors, got {type(batch).__name__}"
-                )
-            seen += 1
-            yield batch[0].to(device), batch[1].to(device)
-        if seen == 0:
-            raise ValueError(
-                "rescale_init: data: expected batches that can be iterated again and again, got none "
-                "(an exhausted iterator? pass a list or a loader)"
-            )
+    for inputs, targets in endless(data, "rescale_init: data"):
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"rescale_init: data: expected targets as a tensor, got {type(targets).__name__}")
+        yield inputs.to(device), targets.to(device)
 
 
 def _starting_point(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -226,8 +232,6 @@ def _starting_point(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict
 
     The values of trainable parameters require gradients, the others do not.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"rescale_init: model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(masks, Mapping):
         raise TypeError(f"rescale_init: masks: expected a mapping of module names to masks, got {type(masks).__name__}")
     for name, module in model.named_modules():

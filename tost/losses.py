@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Distillation", "cross_entropy", "distillation"]
+from tost.checks import number
+
+__all__ = ["Distillation", "cross_entropy"]
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
@@ -21,38 +20,27 @@ def cross_entropy(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
     Raises:
         TypeError, ValueError: `label_smoothing` is no number in [0, 1).
     """
-    a = _number("cross_entropy", "label_smoothing", label_smoothing)
-    if not 0.0 <= a < 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing: expected a number in [0, 1), got {label_smoothing!r}")
-    return nn.CrossEntropyLoss(label_smoothing=a)
-
-
-def distillation(temperature: float = 5.0, weight: float = 0.9) -> Distillation:
-    """`Distillation(temperature, weight)`; the defaults are those of SLTH's CIFAR runs (arXiv 2101.03255)."""
-    return Distillation(temperature, weight)
+    return nn.CrossEntropyLoss(label_smoothing=number("cross_entropy: label_smoothing", label_smoothing, least=0.0, below=1.0))
 
 
 class Distillation(nn.Module):
     """a T^2 KL(teacher / T || student / T) + (1 - a) CE(student, targets), mean over the batch.
 
     T = `temperature` > 0, a = `weight` in [0, 1]. T^2 keeps the soft part's gradient at the scale of the hard one's
-    (Hinton et al., arXiv 1503.02531). No gradient flows into the teacher.
+    (Hinton et al., arXiv 1503.02531). No gradient flows into the teacher. The defaults are those of SLTH's CIFAR runs
+    (arXiv 2101.03255).
     """
 
     def __init__(self, temperature: float = 5.0, weight: float = 0.9) -> None:
         super().__init__()
-        self.temperature = _number("distillation", "temperature", temperature)
-        self.weight = _number("distillation", "weight", weight)
-        if self.temperature <= 0.0:
-            raise ValueError(f"distillation: temperature: expected a number > 0, got {temperature!r}")
-        if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"distillation: weight: expected a number in [0, 1], got {weight!r}")
+        self.temperature = number("Distillation: temperature", temperature, above=0.0)
+        self.weight = number("Distillation: weight", weight, least=0.0, most=1.0)
 
     def forward(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Logits (N, K), logits (N, K), int64 targets (N,) -> 0-dim loss."""
         if student.shape != teacher.shape:
             raise ValueError(
-                f"distillation: teacher: expected logits of the student's shape {tuple(student.shape)}, "
+                f"Distillation: teacher: expected logits of the student's shape {tuple(student.shape)}, "
                 f"got {tuple(teacher.shape)}"
             )
         t = self.temperature
@@ -66,11 +54,3 @@ class Distillation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, weight={self.weight}"
-
-
-def _number(where: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{where}: {name}: expected a number, got {type(value).__name__} ({value!r})")
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {name}: expected a finite number, got {value!r}")
-    return float(value)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import connection
 
 import torch
 from rich.console import Console
@@ -41,6 +45,9 @@ def train_all(
 
     Raises:
         ValueError: `jobs` is below 1. What `train` raises; runs that have not begun are dropped then.
+        BrokenProcessPool: a process died.
+
+    An interrupt ends the running processes at once; so does the end of this process, however it comes about.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
@@ -54,16 +61,37 @@ def train_all(
 
     threads = max(1, torch.get_num_threads() // jobs)
     # spawn: a forked child would inherit torch's thread pool without its threads
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    # Nothing is ever sent: it closes when this process ends it or ends itself, be it killed.
+    lifeline, end = spawn.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, spawn, _end_with, (lifeline,))
     try:
         futures = {pool.submit(_train, config, overwrite, threads): config for config in configs}
         for future in _as_they_end(futures, progress):
             config = futures[future]
             results[config] = future.result()
             ended(results[config], earlier[config])
+    except Exception:
+        raise  # the runs that have begun are worth finishing
+    except BaseException:
+        end.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        end.close()
+        lifeline.close()
     return [results[config] for config in configs]
+
+
+def _end_with(lifeline: connection.Connection) -> None:
+    """Ends this process when the other end of `lifeline` is closed. A run that is cut off is repeated by the next call."""
+
+    def watch() -> None:
+        connection.wait([lifeline])
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(config: Config, overwrite: bool, threads: int) -> Result:

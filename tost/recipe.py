@@ -8,11 +8,10 @@ switched alone; `Recipe.vanilla()` has none of them, `Recipe.tost()` has all.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 
+from tost.checks import integer, number
 from tost.choices import check_choice
 
 __all__ = ["Recipe"]
@@ -66,18 +65,12 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise TypeError(f"Recipe.{name}: expected a bool, got {type(value).__name__} ({value!r})")
-        count: object = self.rescale_iterations
-        if isinstance(count, bool) or not isinstance(count, Integral):
-            raise TypeError(f"Recipe.rescale_iterations: expected an int, got {type(count).__name__} ({count!r})")
-        if int(count) < 1:
-            raise ValueError(f"Recipe.rescale_iterations: expected at least 1, got {count}")
-        # Frozen, yet 1 and 1.0 must give the same dict, hence the same hash of a run's configuration.
-        object.__setattr__(self, "rescale_iterations", int(count))
-
-        self._number("label_smoothing", low=0.0, below=1.0)
-        self._number("fade_start", low=0.0, high=1.0)
+        iterations = integer("Recipe.rescale_iterations", self.rescale_iterations, least=1)
+        object.__setattr__(self, "rescale_iterations", iterations)
+        self._number("label_smoothing", least=0.0, below=1.0)
+        self._number("fade_start", least=0.0, most=1.0)
         if self.fade_end is not None:
-            self._number("fade_end", low=0.0, high=1.0)
+            self._number("fade_end", least=0.0, most=1.0)
             if self.fade_end < self.fade_start:
                 raise ValueError(f"Recipe.fade_end: expected at least fade_start = {self.fade_start}, got {self.fade_end}")
         for name in (
@@ -89,7 +82,7 @@ class Recipe:
             "rescale_clip",
         ):
             self._number(name, above=0.0)
-        self._number("rescale_gamma", low=0.0)
+        self._number("rescale_gamma", least=0.0)
         # At beta_end the activation becomes ReLU, so a fade that starts there would have no swish at all.
         if self.ghost_swish and not self.permanent and self.beta_end <= self.beta_start:
             raise ValueError(
@@ -97,24 +90,9 @@ class Recipe:
                 f"got {self.beta_end}"
             )
 
-    def _number(
-        self,
-        name: str,
-        *,
-        low: float = -math.inf,
-        high: float = math.inf,
-        above: float = -math.inf,
-        below: float = math.inf,
-    ) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"Recipe.{name}: expected a number, got {type(value).__name__} ({value!r})")
-        number = float(value)
-        if not (math.isfinite(number) and low <= number <= high and above < number < below):
-            left = f"[{low}, " if low > -math.inf else f"({above}, "
-            right = f"{high}]" if high < math.inf else f"{below})"
-            raise ValueError(f"Recipe.{name}: expected a finite number in {left}{right}, got {value!r}")
-        object.__setattr__(self, name, number)
+    def _number(self, name: str, **limits: float) -> None:
+        # Frozen, yet 1 and 1.0 must give the same dict, hence the same hash of a run's configuration.
+        object.__setattr__(self, name, number(f"Recipe.{name}", getattr(self, name), **limits))
 
     @property
     def has_ghosts(self) -> bool:
@@ -131,7 +109,7 @@ class Recipe:
         """All four tweaks at their default strength."""
         return cls()
 
-    def to_dict(self) -> dict[str, bool | int | float | None]:
+    def as_dict(self) -> dict[str, bool | int | float | None]:
         """Field name -> value, plain JSON types; `Recipe.from_dict` reads it back."""
         return dataclasses.asdict(self)
 

@@ -37,7 +37,8 @@ class Result:
         ms_per_step: median duration of a step (forward, backward, update) in milliseconds, without living ghosts; of all
             steps where the ghosts lived to the end.
         ms_per_step_with_ghosts: the same of the steps with living ghosts; None where there were none.
-        kernels: what computed the sparse layers, "cpu" (compiled), "reference" (plain torch) or "dense".
+        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or "dense"
+            (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
         threads: threads torch used.
         torch: its version.
     """

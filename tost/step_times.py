@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import tost_kernels as tk
 from tost.allocator import keep_freed_memory
 from tost.config import Config
 from tost.data import Dataset, TrainBatches
 from tost.losses import cross_entropy
 from tost.masks import Masks
 from tost.recipe import Recipe
-from tost.training import Prepared, input_form, kernels_of, prepare, training_form
+from tost.training import Prepared, input_form, kernels_of, optimizer_of, prepare, training_form, training_step
 
 _BACKENDS = ("dense", "masked-dense", "sparse")
 _STEPS_A_TURN = 2
+_LR = 1e-3  # the weights should not run away; the duration does not depend on it
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def measure_step_times(config: Config, dataset: Dataset, recipe: Recipe, rounds:
     if rounds < 2:
         raise ValueError(f"rounds: expected at least 2, got {rounds}")
     keep_freed_memory()
-    plain = dataclasses.replace(config, recipe=Recipe.vanilla(), backend="sparse")
+    plain = dataclasses.replace(config, recipe=Recipe.vanilla(), backend="sparse", lr=_LR)
     prepared = prepare(plain, dataset)
     assert prepared.masks is not None
     ghosts = dataclasses.replace(recipe, rescale_init=False)
@@ -106,18 +106,13 @@ class _Variant:
         self.to_input: Callable[[Tensor], Tensor] = input_form(config)
         if layout == "channels_last":
             self.to_input = lambda inputs: inputs.contiguous(memory_format=torch.channels_last)
-        self.layout = "contiguous" if kernels_of(config) == "reference" else layout
+        self.layout = "contiguous" if layout == "batch_last" and kernels_of(config) != "cpu" else layout
         self.loss_of = cross_entropy(config.recipe.label_smoothing)
-        groups = tk.param_groups(self.net, config.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=config.momentum)
+        self.optimizer = optimizer_of(config, self.net)
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         start = time.perf_counter()
-        loss = self.loss_of(self.net(self.to_input(inputs)), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        loss.item()
+        training_step(self.net, self.optimizer, self.loss_of, self.to_input(inputs), targets)
         return time.perf_counter() - start
 
     def result(self) -> StepTime:

@@ -30,7 +30,9 @@ from tost.callbacks import Callback, Evaluate, GhostFade, LearningRate, Progress
 from tost.config import Config
 from tost.data import Dataset, TrainBatches, eval_batches, load
 from tost.ghosts import add_ghosts, finalize
+from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
+from tost.isolation import isolated
 from tost.losses import cross_entropy
 from tost.masks import Masks, prune
 from tost.runs import Result, RunFolder
@@ -48,7 +50,8 @@ class Prepared:
     """What a run starts from.
 
     Attributes:
-        dense: the initial dense network, pruned weights still in place, re-scaled where the recipe says so.
+        dense: the initial dense network: as drawn, pruned weights included; or, where the recipe says so, re-scaled and 0
+            outside the masks.
         masks: which weights stay; None for a dense run.
         weights_fingerprint: hash of the initial weights before re-scaling: equal for the runs of a pair.
     """
@@ -59,8 +62,14 @@ class Prepared:
 
 
 def prepare(config: Config, dataset: Dataset) -> Prepared:
-    """Initial weights, masks and re-scaled initialization; weights and masks do not depend on the recipe."""
+    """Initial weights, masks and re-scaled initialization; weights and masks do not depend on the recipe.
+
+    Raises:
+        ValueError: the recipe asks for ghosts and the network has no place for them; and what the steps raise.
+    """
     model = initial_model(config, dataset)
+    if is_rewired(config):
+        check_ghosts(model, config.recipe)  # before minutes of pruning and re-scaling, not after
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().numpy().tobytes())
@@ -77,10 +86,9 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
 
 
 def initial_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The dense network that the seed decides; torch's global generator is left as found."""
+    """The dense network that the seed decides; the global random generators are left as found."""
     channels, height, width = dataset.input_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("weights", config.seed))
+    with isolated(derive_seed("weights", config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
 
 
@@ -103,25 +111,35 @@ def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
 
 
 def training_form(config: Config, prepared: Prepared) -> nn.Module:
-    """The network that is trained: sparse or masked dense, with the recipe's ghosts; `prepared.dense` is left alone."""
+    """The network that is trained: dense, masked dense or sparse, with the recipe's ghosts.
+
+    `prepared.dense` is left alone.
+    """
     if prepared.masks is None:
         net = copy.deepcopy(prepared.dense)
     elif config.backend == "masked-dense":
         net = prepared.masks.apply_to(prepared.dense)
     else:
         net = tk.sparsify(prepared.dense, prepared.masks)
+    return add_ghosts(net, config.recipe, inplace=True) if is_rewired(config) else net
+
+
+def is_rewired(config: Config) -> bool:
+    """Whether `add_ghosts` has a part in the training form."""
     # on the sparse network a recipe without ghosts still fuses BatchNorm, shortcut and activation
-    if config.recipe.has_ghosts or config.backend in ("sparse", "reference"):
-        net = add_ghosts(net, config.recipe, inplace=True)
-    return net
+    return config.recipe.has_ghosts or config.backend in ("sparse", "reference")
 
 
 def kernels_of(config: Config) -> str:
-    """What computes the sparse layers of a configuration: "cpu" (compiled), "reference" (plain torch) or "dense"."""
-    if config.backend in ("dense", "masked-dense"):
-        return "dense"
+    """What computes the masked layers of a configuration.
+
+    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense": torch's own dense
+    operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered weights.
+    """
+    if config.backend == "reference":
+        return "reference"
     compiled = config.backend == "sparse" and tk.backend.why_not("masked_conv2d", "cpu") is None
-    return "cpu" if compiled else "reference"
+    return "cpu" if compiled else "dense"
 
 
 def input_form(config: Config) -> Callable[[Tensor], Tensor]:
@@ -165,7 +183,7 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
         config: what to train.
         overwrite: repeat a finished run.
         progress: show a bar on stderr.
-        callbacks: called after the built-in ones.
+        callbacks: called after the built-in ones, before the record is written: what they put into `run.line` is in it.
 
     Raises:
         ValueError, FileNotFoundError: a name or number in `config`, or a file it needs, is wrong.
@@ -179,8 +197,8 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
     batches = TrainBatches(dataset, config.batch_size, config.seed)
-    folder.start(config)
     prepared = prepare(config, dataset)
+    folder.start(config)
     if prepared.masks is not None:
         folder.save_masks(prepared.masks)
     to_input = input_form(config)
@@ -192,20 +210,15 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     record = Record(folder.record)
     around: list[Callback] = [LearningRate()]
     around += [fade] if fade else []
-    around += [Evaluate(measure, alive=lambda: fade is not None and fade.alive)]
+    # permanent ghosts are part of the finalized form
+    around += [Evaluate(measure, alive=lambda: fade is not None and fade.alive and not config.recipe.permanent)]
     around += [ProgressBar(f"{config.hash} {config.model}")] if progress else []
-    around += [record, *callbacks]
+    around += [*callbacks, record]
 
     with forced_backend(config):
         net = training_form(config, prepared)
         ghost_weights = account(net).ghost_weights
-        optimizer = torch.optim.SGD(
-            tk.param_groups(net, config.weight_decay),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-        )
-        run = Run(config, net, optimizer, config.total_steps(len(batches)))
+        run = Run(config, net, optimizer_of(config, net), config.total_steps(len(batches)))
         steps(run, batches, cross_entropy(config.recipe.label_smoothing), to_input, around)
         net = finalize(net, inplace=True)
         accuracy, loss = measure(net)
@@ -238,6 +251,31 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     return result
 
 
+def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
+    """SGD over the parameters of `net`, without weight decay for biases and BatchNorms."""
+    return torch.optim.SGD(
+        tk.param_groups(net, config.weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+
+
+def training_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+) -> float:
+    """Forward, backward and update on one batch; the loss before the update."""
+    loss = loss_of(net(inputs), targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
 def steps(
     run: Run,
     batches: TrainBatches,
@@ -255,11 +293,7 @@ def steps(
                 for callback in callbacks:
                     callback.before_step(run)
                 start = time.perf_counter()
-                loss = loss_of(run.net(to_input(inputs)), targets)
-                run.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                run.optimizer.step()
-                run.loss = loss.item()
+                run.loss = training_step(run.net, run.optimizer, loss_of, to_input(inputs), targets)
                 run.step_seconds.append(time.perf_counter() - start)
                 run.step += 1
                 if not math.isfinite(run.loss):
@@ -281,7 +315,7 @@ def steps(
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:
     """Turn a sparse or masked dense network into the plain dense one, with zeros where weights are pruned."""
-    net = tk.densify(net, inplace=True)  # torch cannot copy a masked network that has been trained
+    net = tk.densify(net, inplace=True)
     for name in masks or ():
         module = net.get_submodule(name)
         if torch_prune.is_pruned(module):

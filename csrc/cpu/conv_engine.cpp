@@ -49,7 +49,7 @@ void prepare(
   const int64_t y_phases = static_cast<int64_t>(prepared.y_axes.size()), x_phases = static_cast<int64_t>(prepared.x_axes.size());
   const int64_t all_phases = y_phases * x_phases, taps = index.taps();
 
-  std::vector<int64_t> phase_of_tap(taps, 0), offset_of_tap(taps, 0), channel_pitch(all_phases);
+  std::vector<int64_t> phase_of_tap(taps, all_phases - 1), offset_of_tap(taps, 0), channel_pitch(all_phases);
   int64_t largest_channel = 0;
   for (int64_t py = 0; py < y_phases; ++py) {
     for (int64_t px = 0; px < x_phases; ++px) {
@@ -181,11 +181,11 @@ void conv_input_grad(
       static_cast<double>(index.nnz) / static_cast<double>(index.outputs * stride[0] * stride[1])};
   const Tile tile = choose_tile(op, options, need, isa());
   PreparedConv prepared;
-  for (int64_t phase = 0; phase < stride[0]; ++phase) {
+  for (int64_t phase = 0; phase < std::min(stride[0], grad_input.h + 1); ++phase) {
     prepared.y_axes.push_back(
         input_grad_axis(grad_input.h, grad_output.h, index.kh, stride[0], padding[0], dilation[0], tile.rows, phase));
   }
-  for (int64_t phase = 0; phase < stride[1]; ++phase) {
+  for (int64_t phase = 0; phase < std::min(stride[1], grad_input.w + 1); ++phase) {
     prepared.x_axes.push_back(
         input_grad_axis(grad_input.w, grad_output.w, index.kw, stride[1], padding[1], dilation[1], tile.columns, phase));
   }

@@ -377,10 +377,11 @@ TOST_INLINE Vec sum_each(const float* vectors) {
   return v[0];
 }
 
-template <int R, int V>
+// WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): 0 * inf must not count.
+template <int R, int V, bool WHOLE>
 static __attribute__((noinline)) void values_grad_block(
     const Nonzero* nonzeros, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
-    const float* grads, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
+    const float* grads, const uint32_t* exists, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
   constexpr int kVectors = R * V;
   alignas(64) float products[kLanes * kLanes];
   const float* base[R];
@@ -405,7 +406,8 @@ static __attribute__((noinline)) void values_grad_block(
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) {
           const int a = r * V + v;
-          const Vec source = load(base[r] + offset + v * kLanes);
+          Vec source = load(base[r] + offset + v * kLanes);
+          if constexpr (!WHOLE) source = as_float(as_bits(source) & exists[a]);
           chain[a % 4] = a < 4 ? grad[a] * source : fma(grad[a], source, chain[a % 4]);
         }
       }
@@ -438,6 +440,13 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
       for (int64_t row = at.row_begin; row < at.row_end; ++row) {
         read_tile(job.grad, conv.tile, at, row, grads + (row - at.row_begin) * kFloats);
       }
+      uint32_t exists[R * V];
+      bool whole = true;
+      for (int64_t a = 0; a < R * V; ++a) {
+        const bool here = at.y0 + a / V < at.phase->y.count && at.x0 + a % V / conv.tile.batches < at.phase->x.count;
+        exists[a] = here ? 0xffffffffu : 0u;
+        whole = whole && here;
+      }
       Ahead grads_ahead;
       int64_t grad_fetches = 0;  // a row and block, so that all are done when the task is
       if (task + 1 < last_task) {
@@ -457,9 +466,9 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
           const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
           Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
-          values_grad_block<R, V>(
-              conv.nonzeros, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, partial, ahead, grads_ahead,
-              grad_fetches);
+          const auto run = whole ? values_grad_block<R, V, true> : values_grad_block<R, V, false>;
+          run(conv.nonzeros, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, exists, partial, ahead,
+              grads_ahead, grad_fetches);
         }
       }
     }

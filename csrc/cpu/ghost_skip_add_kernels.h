@@ -185,7 +185,7 @@ TOST_INLINE Vec backward_step(const Block<T>& b, Sums& s, const T* dy, int64_t i
     if constexpr (ACT == kPSwish) {
       const Vec g = sigmoid(b.beta * z), slope = g * (1.0f - g);
       s.dbeta = fma(dz * z, z * slope, s.dbeta);
-      dz = dz * fma(b.beta * z, slope, g);
+      dz = dz * fma(z, b.beta * slope, g);
     }
   }
   s.dz += dz;

@@ -2,28 +2,38 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from tost import Masks, training
+from tost import Masks, experiment, training
 from tost.cli import main
 from tost.data import Dataset
 
 LENET = ["--model", "lenet300100", "--recipe", "vanilla", "--steps", "2", "--batch-size", "16"]
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "tost", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        start_new_session=True,
     )
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, cwd=cwd)
+    out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 @pytest.fixture
@@ -58,7 +68,7 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--steps", "1.5"], "tost train: error: steps: expected a whole number or null, got '1.5'"),
         (["train", "--steps"], "tost train: error: argument --steps: expected one argument"),
         (["train", "--steps", "0"], "tost: error: steps: expected a whole number of at least 1, got 0"),
-        (["train", "--density", "5"], "tost: error: density: expected a fraction above 0 and at most 1, got 5.0"),
+        (["train", "--density", "5"], "tost: error: density: expected a number in (0, 1], got 5.0"),
         (["train", "--nesterov", "maybe"], "tost train: error: nesterov: expected true or false, got 'maybe'"),
         (["train", "--milestones", "[0.9,0.1]"], "tost: error: milestones: expected rising fractions"),
         (["train", "--model", "resnet19"], "tost: error: model: unknown name 'resnet19'; did you mean"),
@@ -168,6 +178,7 @@ def test_ghosts_need_a_network_with_blocks(tmp_path: Path, capsys: pytest.Captur
     error = capsys.readouterr().err
     assert "BasicBlock" in error
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_images")
@@ -176,6 +187,41 @@ def test_divergence_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture
     error = capsys.readouterr().err
     assert error.startswith("tost: error: the loss became")
     assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("small_images")
+@pytest.mark.parametrize("error", [RuntimeError("the runs of seed 0 are no pair"), BrokenProcessPool("a process died")])
+def test_a_run_that_breaks_is_one_line(
+    error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "compare", broken)
+    assert main(["compare", *LENET[:2], "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"tost: error: {error}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ending_the_parent_ends_the_workers(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = [*LENET[:2], "--variants", "{vanilla: vanilla}", "--seeds", "2", "--jobs", "2", "--epochs", "100000"]
+    process = start("compare", *command, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 100
+        while len(list(tmp_path.glob("runs/*/record.jsonl"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        # the pipes end when the last process that holds them does: an orphan would train on and keep them open
+        out, error = process.communicate(timeout=60)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in error
+    assert list(tmp_path.glob("runs/*/result.json")) == []
 
 
 def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

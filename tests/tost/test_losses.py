@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tost.losses import cross_entropy, distillation
+from tost.losses import Distillation, cross_entropy
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_distillation_is_the_formula(logits: Tensor) -> None:
     p = (teacher / t).softmax(1)
     kl = (p * (p.log() - (logits / t).log_softmax(1))).sum(1).mean()
     ce = -logits.log_softmax(1)[torch.arange(5), TARGETS].mean()
-    loss = distillation(t, a)(logits, teacher, TARGETS)
+    loss = Distillation(t, a)(logits, teacher, TARGETS)
     torch.testing.assert_close(loss, a * t * t * kl + (1 - a) * ce)
     loss.backward()
     assert teacher.grad is None
@@ -34,7 +34,7 @@ def test_distillation_is_the_formula(logits: Tensor) -> None:
 
 
 def test_distillation_of_oneself_is_the_hard_part_alone(logits: Tensor) -> None:
-    loss = distillation(3.0, 0.25)(logits, logits, TARGETS)
+    loss = Distillation(3.0, 0.25)(logits, logits, TARGETS)
     torch.testing.assert_close(loss, 0.75 * cross_entropy()(logits, TARGETS))
 
 
@@ -45,16 +45,16 @@ def test_cross_entropy_refuses(bad: float) -> None:
 
 
 def test_wrong_types_and_ranges() -> None:
-    with pytest.raises(TypeError, match="label_smoothing: expected a number, got str"):
+    with pytest.raises(TypeError, match=r"label_smoothing: expected a number in \[0, 1\), got str"):
         cross_entropy("0.1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature: expected a number > 0, got 0"):
-        distillation(temperature=0.0)
+        Distillation(temperature=0.0)
     with pytest.raises(ValueError, match=r"weight: expected a number in \[0, 1\], got 1.5"):
-        distillation(weight=1.5)
-    with pytest.raises(TypeError, match="weight: expected a number, got NoneType"):
-        distillation(weight=None)  # type: ignore[arg-type]
+        Distillation(weight=1.5)
+    with pytest.raises(TypeError, match=r"weight: expected a number in \[0, 1\], got NoneType"):
+        Distillation(weight=None)  # type: ignore[arg-type]
 
 
 def test_distillation_names_shapes(logits: Tensor) -> None:
     with pytest.raises(ValueError, match=r"teacher: expected logits of the student's shape \(5, 4\), got \(5, 3\)"):
-        distillation()(logits, torch.zeros(5, 3), TARGETS)
+        Distillation()(logits, torch.zeros(5, 3), TARGETS)

@@ -36,12 +36,12 @@ def test_frozen_and_hashable() -> None:
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe.vanilla(), Recipe(fade_start=0.1, fade_end=0.4, permanent=True)])
 def test_dict_round_trip_through_json(recipe: Recipe) -> None:
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
 
 
 def test_numbers_are_normalised() -> None:
     # 1 and 1.0 must not give two hashes of the same configuration
-    assert json.dumps(Recipe(alpha_start=1, beta_end=10).to_dict()) == json.dumps(Recipe().to_dict())
+    assert json.dumps(Recipe(alpha_start=1, beta_end=10).as_dict()) == json.dumps(Recipe().as_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,6 +164,38 @@ def test_seed_decides() -> None:
     torch.set_rng_state(state)
 
 
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)  # fmt: skip
+def test_what_is_around_does_not_matter(around: Callable[[], AbstractContextManager[None]]) -> None:
+    net, masks = net_and_masks()
+    expected = rescale_init(net, masks, batches(), QUICK).state_dict()
+    with around():
+        new = rescale_init(net, masks, batches(), QUICK)
+    assert all(torch.equal(value, expected[name]) for name, value in new.state_dict().items())
+    assert not any(parameter.is_inference() for parameter in new.parameters())
+    new(batches()[0][0]).sum().backward()
+
+
+class Noisy(list[Batch]):
+    """Augmentation that draws from every global generator."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for x, y in super().__iter__():
+            yield x + torch.rand(1) + random.random() + np.random.random(), y  # noqa: NPY002
+
+
+def test_every_generator_is_seeded_and_restored() -> None:
+    net, masks = net_and_masks()
+    data = Noisy(batches())
+    one = learn_scales(net, masks, data, QUICK, seed=5)
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert learn_scales(net, masks, data, QUICK, seed=5) == one
+    assert learn_scales(net, masks, data, QUICK, seed=6) != one
+    assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+
+
 def test_floors_and_clip() -> None:
     net, masks = net_and_masks()
     with torch.no_grad():
@@ -219,12 +255,16 @@ def test_bad_input_is_named() -> None:
     data = batches()
     with pytest.raises(ValueError, match=r"iteration 0: expected a finite objective and gradient, got nan"):
         rescale_init(net, masks, [(x * float("nan"), y) for x, y in data], QUICK)
-    with pytest.raises(ValueError, match=r"data: expected batches .* got none"):
+    with pytest.raises(ValueError, match=r"data: expected another batch .* after 0, found none"):
         rescale_init(net, masks, [], QUICK)
     with pytest.raises(ValueError, match="exhausted iterator"):
         rescale_init(net, masks, iter(data), QUICK)
-    with pytest.raises(TypeError, match=r"data: expected batches \(inputs, targets\) of two tensors, got Tensor"):
+    with pytest.raises(TypeError, match=r"data: expected batches \(inputs, targets\), got Tensor"):
         rescale_init(net, masks, [data[0][0]], QUICK)
+    with pytest.raises(TypeError, match="data: expected targets as a tensor, got list"):
+        rescale_init(net, masks, [(data[0][0], [0] * 8)], QUICK)
+    with pytest.raises(TypeError, match=r"data: expected an iterable .* got NoneType"):
+        rescale_init(net, masks, None, QUICK)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="masks: no layer 'conf'"):
         rescale_init(net, {"conf": masks["conv"]}, data, QUICK)
     with pytest.raises(ValueError, match=r"masks\['conv'\]: expected shape \(4, 2, 3, 3\), got \(3, 64\)"):

@@ -1,10 +1,12 @@
 """Training: files, determinism, equality of the backends, dead ghosts, divergence."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from tost import Config, Masks, Recipe, training
 from tost.callbacks import Callback, Run
 from tost.data import Dataset
 from tost.models.resnet import ResNet
+from tost.seeds import derive_seed
 from tost.training import NonFiniteLoss, evaluate, train
 
 QUICK = Recipe(rescale_iterations=2)
@@ -106,7 +109,7 @@ def test_all_backends_train_the_same_network(config: Callable[..., Config], reci
     assert len({r.masks_fingerprint for r in results.values()}) == 1
     assert len({r.accounting.weights_kept for r in results.values()}) == 1
     compiled = tk.backend.why_not("masked_conv2d", "cpu") is None
-    assert results["sparse"].kernels == ("cpu" if compiled else "reference")
+    assert results["sparse"].kernels == ("cpu" if compiled else "dense")
     assert (results["reference"].kernels, results["masked-dense"].kernels) == ("reference", "dense")
 
 
@@ -183,6 +186,52 @@ def test_permanent_ghosts_stay(config: Callable[..., Config]) -> None:
     result = train(config(recipe=Recipe(permanent=True, rescale_init=False)))
     assert result.accounting.ghost_weights == result.ghost_weights_at_start > 0
     assert result.history[-1]["alpha"] == 1.0
+    assert "test_accuracy" in result.history[-1]
+    assert "test_accuracy_with_ghosts" not in result.history[-1]  # there is one form, measured once
+
+
+class Note(Callback):
+    """Counts epochs in the record."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        assert "test_accuracy" in run.line
+        run.line["note"] = run.epoch
+
+
+def test_what_callbacks_say_is_in_the_record_of_the_epoch(config: Callable[..., Config]) -> None:
+    result = train(config(), callbacks=[Note()])
+    assert [(line["epoch"], line["note"]) for line in result.history] == [(1, 1), (2, 2)]
+
+
+def test_ghosts_without_a_place_are_told_before_any_work(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tost.models, "build", lambda *args: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
+    monkeypatch.setattr(training, "prune", None)  # would fail if called
+    for backend in ("sparse", "masked-dense", "dense"):
+        with pytest.raises(ValueError, match="BasicBlock"):
+            train(config(backend=backend))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_initial_weights_leave_every_generator_alone(config: Callable[..., Config], toy_images: Dataset) -> None:
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    training.initial_model(config(), toy_images)
+    assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("weights", 0))
+        expected = ResNet((1, 1), (4, 8), 3, 1).state_dict()
+    found = training.initial_model(config(), toy_images).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with torch.inference_mode():
+        assert not any(p.is_inference() for p in training.initial_model(config(), toy_images).parameters())
+
+
+def test_kernels_are_named_truly_where_none_is_compiled(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: "no compiler")
+    wanted = {"sparse": "dense", "reference": "reference", "masked-dense": "dense", "dense": "dense"}
+    assert {backend: training.kernels_of(config(backend=backend)) for backend in wanted} == wanted
+    assert all(training.input_form(config(backend=backend))(x := torch.ones(2, 1, 8, 8)) is x for backend in wanted)
 
 
 def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:
@@ -209,6 +258,10 @@ def test_a_crash_during_overwrite_leaves_the_run_unfinished(config: Callable[...
     with pytest.raises(KeyboardInterrupt):
         train(config(), overwrite=True, callbacks=[Crash()])
     assert not (result.run_dir / "result.json").exists()
+    (result.run_dir / "model.safetensors").write_bytes(b"half")
+    again = train(config())  # a run that was cut off begins anew
+    assert (again.test_loss, again.masks_fingerprint) == (result.test_loss, result.masks_fingerprint)
+    assert [line["train_loss"] for line in again.history] == [line["train_loss"] for line in result.history]
 
 
 def test_batches_larger_than_the_data(config: Callable[..., Config]) -> None:

@@ -12,7 +12,7 @@ from tost.ghosts.stem import AbsorbedActivation, GhostStem, can_absorb
 from tost.models.resnet import BasicBlock
 from tost.recipe import Recipe
 
-__all__ = ["add_ghosts", "replace_modules"]
+__all__ = ["add_ghosts", "check_ghosts", "replace_modules"]
 
 
 def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Module:
@@ -35,6 +35,21 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
         TypeError: `net` is no module, `recipe` no Recipe, or a BasicBlock's activation is no nn.ReLU.
         ValueError: `net` has ghosts already, or the recipe asks for ghosts and `net` has no BasicBlock.
     """
+    check_ghosts(net, recipe)
+    if not inplace:
+        net = duplicate(net)
+    fused: dict[nn.Module, nn.Module] = {}
+    for module in list(net.modules()):
+        if isinstance(module, BasicBlock):
+            fused[module] = GhostBlock(module, recipe)
+        elif can_absorb(module):
+            fused[module.bn1] = GhostStem(module.bn1, recipe)
+            fused[module.act] = AbsorbedActivation(module.act, recipe)
+    return replace_modules(net, fused)
+
+
+def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
+    """Raises what `add_ghosts(net, recipe)` would, and changes nothing."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"add_ghosts: net: expected a torch.nn.Module, got {type(net).__name__}")
     if not isinstance(recipe, Recipe):
@@ -54,19 +69,6 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
             f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got "
             f"{type(net).__name__} with none; for other networks use a Recipe with ghost_skip=False, ghost_swish=False"
         )
-    if not inplace:
-        net = duplicate(net)
-    if blocks == 0:
-        return net
-
-    fused: dict[nn.Module, nn.Module] = {}
-    for module in list(net.modules()):
-        if isinstance(module, BasicBlock):
-            fused[module] = GhostBlock(module, recipe)
-        elif can_absorb(module):
-            fused[module.bn1] = GhostStem(module.bn1, recipe)
-            fused[module.act] = AbsorbedActivation(module.act, recipe)
-    return replace_modules(net, fused)
 
 
 def replace_modules(net: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:

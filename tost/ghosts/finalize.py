@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tost.duplicate import duplicate
 from tost.ghosts.add import replace_modules
@@ -15,6 +15,7 @@ from tost.ghosts.block import GhostBlock
 from tost.ghosts.stem import AbsorbedActivation, GhostStem
 from tost.ghosts.strength import ghosts_of
 from tost.ghosts.tail import rounded
+from tost.user_batches import check_iterable, inputs_of
 
 __all__ = ["finalize", "recalibrate_bn"]
 
@@ -77,8 +78,12 @@ def recalibrate_bn(net: nn.Module, data: Iterable[Any], inplace: bool = False) -
         inplace: change `net` itself instead of a copy.
 
     Raises:
-        ValueError: `data` is empty. TypeError: a batch is neither a tensor nor starts with one.
+        ValueError: `data` is empty. TypeError: `net` is no module, `data` cannot be iterated, or a batch is neither a tensor
+            nor starts with one.
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"recalibrate_bn: net: expected a torch.nn.Module, got {type(net).__name__}")
+    check_iterable(data, "recalibrate_bn: data")
     if not inplace:
         net = duplicate(net)
     norms = [
@@ -97,12 +102,7 @@ def recalibrate_bn(net: nn.Module, data: Iterable[Any], inplace: bool = False) -
             norm.momentum = None  # torch's cumulative mean
             norm.train()
         for batch in data:
-            inputs = batch if isinstance(batch, Tensor) else batch[0] if isinstance(batch, list | tuple) else None
-            if not isinstance(inputs, Tensor):
-                raise TypeError(
-                    f"recalibrate_bn: data: expected batches that are a tensor or start with one, got {type(batch).__name__}"
-                )
-            net(inputs.to(device))
+            net(inputs_of(batch, "recalibrate_bn: data").to(device))
             seen += 1
         if seen == 0:
             raise ValueError("recalibrate_bn: data: expected at least one batch, got none")

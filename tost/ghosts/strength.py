@@ -37,8 +37,11 @@ def set_strength(net: nn.Module, alpha: float, beta: float) -> None:
 
 
 def ghost_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters finalizing removes: ghost convolutions and their BatchNorms. Take them out of the optimizer once
-    alpha is 0, else weight decay goes on moving them in optimizers that act without a gradient."""
+    """The parameters of the ghost convolutions and of their BatchNorms; `finalize` removes them unless they are permanent.
+
+    Take those of a temporary ghost out of the optimizer once alpha is 0, else weight decay goes on moving them in optimizers
+    that act without a gradient.
+    """
     found: dict[nn.Parameter, None] = {}
     for ghost in ghosts_of(net).values():
         if isinstance(ghost, GhostBlock):

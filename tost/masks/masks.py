@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tost.masks import mask_file
+from tost.masks.of_model import apply_masks, read_masks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -150,8 +151,6 @@ class Masks(Mapping[str, Tensor]):
             model: the network; it is only read.
             include, exclude: fnmatch patterns on module names, as in `tost.prune`.
         """
-        from tost.masks.of_model import read_masks  # that module needs this class
-
         return cls(read_masks(model, include, exclude))
 
     def apply_to(self, model: ModelT, inplace: bool = False) -> ModelT:
@@ -162,14 +161,12 @@ class Masks(Mapping[str, Tensor]):
             inplace: change `model` itself instead of a deep copy.
 
         Returns:
-            The network, whose masked layers now hold the parameter `weight_orig` and the buffer `weight_mask`. torch cannot
-            deepcopy such a network once it has run with gradients: copy before, or `torch.nn.utils.prune.remove` first.
+            The network, whose masked layers now hold the parameter `weight_orig` and the buffer `weight_mask`. copy.deepcopy
+            refuses such a network once it has run with gradients; `tost.duplicate.duplicate` copies it.
 
         Raises:
             TypeError, ValueError: a name, layer or shape does not fit. The model is then unchanged.
         """
-        from tost.masks.of_model import apply_masks
-
         return apply_masks(model, self._tensors, inplace)
 
     # ---- value semantics ---------------------------------------------------------------------------------------------
@@ -230,11 +227,12 @@ def _checked_mask(name: str, mask: object) -> Tensor:
             f"got {tuple(mask.shape)}"
         )
     mask = mask.detach().cpu()
-    if mask.dtype is not torch.bool:
-        stray = mask[(mask != 0) & (mask != 1)]  # NaN is different from both
-        if stray.numel():
-            raise ValueError(f"{what}: expected only 0 and 1, got {stray.numel()} other value(s), such as {stray[0].item()}")
-    return (mask != 0).contiguous() if mask.dtype is not torch.bool else mask.clone(memory_format=torch.contiguous_format)
+    if mask.dtype is torch.bool:
+        return mask.clone(memory_format=torch.contiguous_format)
+    stray = mask[(mask != 0) & (mask != 1)]  # NaN is different from both
+    if stray.numel():
+        raise ValueError(f"{what}: expected only 0 and 1, got {stray.numel()} other value(s), such as {stray[0].item()}")
+    return (mask != 0).contiguous()
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from tost.checks import integer
 from tost.masks import scores
 from tost.masks.distributions import Distribution, erk, globally, uniform
 from tost.masks.probe import linearized, training
@@ -29,7 +30,7 @@ class Method:
         distribution: how many weights each layer keeps; `globally`: one competition.
         schedule: the density to reach at each of `steps`; the scores are computed anew at each step, on the masked network.
         steps: number of steps.
-        batches: batches a step, over which signed gradients are averaged.
+        batches: batches a step, over which gradients are averaged, signed; 1 for a method that needs no data.
         recover: whether removed weights compete again at the next step.
     """
 
@@ -47,9 +48,9 @@ class Method:
 
     def __post_init__(self) -> None:
         for field in ("steps", "batches"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field}: expected an integer of at least 1, got {value!r}")
+            integer(field, getattr(self, field), least=1)
+        if self.batches > 1 and self.needs != "data":
+            raise ValueError(f"batches: expected 1 for a method whose score reads no data, got {self.batches}")
         if self.steps > 1 and not self.recover and self.distribution is not globally:
             # Rounding may give a layer one weight MORE at a lower budget; it could not be found among the kept ones.
             raise ValueError("distribution: a method of several steps without recovery must let all layers compete (`globally`)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from tost.duplicate import duplicate
 from tost.masks.layers import is_sparse, masked_modules
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -60,7 +60,7 @@ def apply_masks(model: ModelT, masks: Mapping[str, Tensor], inplace: bool = Fals
             raise ValueError(f"model: {name!r} and {seen[module]!r} are one module, but have a mask each")
         seen[module] = name
     if not inplace:
-        model = copy.deepcopy(model)
+        model = duplicate(model)
     custom_from_mask = cast(Any, torch_prune.custom_from_mask)  # torch does not type it
     for name, mask in masks.items():
         module = model.get_submodule(name)

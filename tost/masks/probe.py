@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tost.duplicate import duplicate
 from tost.masks.layers import Layer
+from tost.user_batches import endless
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Data = Iterable[Sequence[Any]]
@@ -45,8 +46,7 @@ class Probe:
     ) -> None:
         self._names = [layer.name for layer in layers]
         self._generator = generator
-        self._data = data
-        self._stream = _cycle(data) if data is not None else None
+        self._stream = endless(data, "data") if data is not None else None
         self._input_shape = input_shape
         self._loss = F.cross_entropy if loss is None else loss
         self._batches = batches
@@ -54,10 +54,7 @@ class Probe:
         if prepare is None:
             self.weights = [_at_least_single(layer.weight.detach()) for layer in layers]
             return
-        try:
-            self._network = copy.deepcopy(model)
-        except RuntimeError as error:  # torch copies no tensor that is the result of a computation
-            raise ValueError(f"model: it cannot be copied, and scores are computed on a copy: {error}") from error
+        self._network = duplicate(model)
         prepare(self._network)
         self._network.requires_grad_(False)  # only the gradients of the prunable weights are wanted
         self._live = [cast(Tensor, self._network.get_submodule(name).weight).requires_grad_() for name in self._names]
@@ -127,6 +124,13 @@ class Probe:
             raise TypeError(f"loss: expected a scalar tensor, got {got}")
         return loss.reshape(())
 
+    def mean_loss(self, temperature: float = 1.0) -> Tensor:
+        """The mean of `loss` over the method's number of batches; the graphs of all of them are held."""
+        total = self.loss(temperature)
+        for _ in range(self._batches - 1):
+            total = total + self.loss(temperature)
+        return total / self._batches
+
     def gradients(self, scalar: Tensor, create_graph: bool = False) -> list[Tensor]:
         """d scalar / d weight for each layer; zeros for a layer the network did not use."""
         if not scalar.requires_grad:
@@ -166,22 +170,3 @@ def linearized(network: nn.Module) -> None:
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():
                 tensor.abs_()
-
-
-def _cycle(data: Data) -> Iterator[tuple[Tensor, Any]]:
-    """The batches of `data`, checked, again from the start when they end."""
-    taken = 0
-    while True:
-        before = taken
-        for batch in data:
-            if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) != 2:
-                got = f"{len(batch)} parts" if isinstance(batch, Sequence) else type(batch).__name__
-                raise TypeError(f"data: expected batches (inputs, targets), got {got}")
-            inputs, targets = batch
-            if not isinstance(inputs, Tensor) or inputs.dim() < 2 or inputs.shape[0] == 0:
-                got = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-                raise TypeError(f"data: expected inputs as a tensor (batch, ...) with at least one sample, got {got}")
-            taken += 1
-            yield inputs, targets
-        if taken == before:  # empty, or an iterator that can be read only once
-            raise ValueError(f"data: expected another batch (inputs, targets) after {taken}, found none")

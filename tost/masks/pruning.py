@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -11,14 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tost.checks import integer, number
 from tost.choices import check_choice
-from tost.masks.isolation import isolated
+from tost.isolation import isolated
 from tost.masks.layers import Layer, prunable_layers
 from tost.masks.masks import Masks
 from tost.masks.methods import Method, methods
 from tost.masks.probe import Data, Loss, Probe
 from tost.masks.schedules import targets
 from tost.masks.selection import keep_largest
+from tost.user_batches import check_iterable
 
 _log = logging.getLogger(__name__)
 
@@ -65,13 +66,13 @@ def prune(
     """
     if not isinstance(method, Method):
         method = methods()[check_choice("method", method, methods())]
-    density = _checked_density(density)
-    seed = _checked_seed(seed)
+    density = number("density", density, above=0.0, most=1.0)
+    seed = integer("seed", seed, least=0, below=2**63)
     input_shape = _checked_shape(input_shape)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function (outputs, targets) -> scalar, got {type(loss).__name__}")
-    if data is not None and not hasattr(data, "__iter__"):
-        raise TypeError(f"data: expected an iterable of batches (inputs, targets), got {type(data).__name__}")
+    if data is not None:
+        check_iterable(data, "data")
     if method.needs == "data" and data is None:
         raise ValueError(f"data: method {method.name!r} needs an iterable of batches (inputs, targets), got None")
     if method.needs == "input_shape" and data is None and input_shape is None:
@@ -153,24 +154,6 @@ def _flat_scores(method: Method, probe: Probe, layers: Sequence[Layer]) -> Tenso
         )
     precise = torch.float64 if any(score.dtype is torch.float64 for score in scores) else torch.float32
     return torch.cat([score.detach().flatten().to("cpu", precise) for score in scores])
-
-
-def _checked_density(density: object) -> float:
-    if isinstance(density, bool) or not isinstance(density, numbers.Real):
-        raise TypeError(f"density: expected a number in (0, 1], got {density!r}")
-    value = float(density)
-    if math.isnan(value) or not 0.0 < value <= 1.0:
-        raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
-    return value
-
-
-def _checked_seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f"seed: expected an integer, got {seed!r}")
-    value = int(seed)
-    if not 0 <= value < 2**63:
-        raise ValueError(f"seed: expected 0 <= seed < 2**63, got {seed!r}")
-    return value
 
 
 def _checked_shape(shape: object) -> tuple[int, ...] | None:

@@ -45,9 +45,9 @@ def gradient_flow(probe: Probe) -> list[Tensor]:
     """w * (H g), g = dL/dw and H the Hessian of the loss of outputs / 200 (GraSP).
 
     Removing the weight changes |g|^2 by -2 w (H g) to first order, so the largest are kept: the norm of the gradient falls
-    least, or grows.
+    least, or grows. L is the mean over the method's batches.
     """
-    gradients = probe.gradients(probe.loss(GRASP_TEMPERATURE), create_graph=True)
+    gradients = probe.gradients(probe.mean_loss(GRASP_TEMPERATURE), create_graph=True)
     products = [(g.detach() * g).sum() for g in gradients]
     curved = probe.gradients(sum(products[1:], start=products[0]))
     return [w * hg for w, hg in zip(probe.weights, curved, strict=True)]

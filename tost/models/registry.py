@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from tost.checks import integer
 from tost.choices import check_choice
 from tost.models.lenet import LeNet300100
 from tost.models.resnet import cifar_resnet, resnet18
@@ -34,10 +35,9 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: tu
         image_size: (height, width); only the fully connected networks look at it.
 
     Raises:
-        ValueError: unknown name (close matches are named), or a count below 1.
+        ValueError: unknown name (close matches are named), or a count below 1. TypeError: a count is no whole number.
     """
     builder = _BUILDERS[check_choice("model", name, _BUILDERS)]
-    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise ValueError(f"{argument}: expected at least 1, got {value}")
+    num_classes = integer("num_classes", num_classes, least=1)
+    in_channels = integer("in_channels", in_channels, least=1)
     return builder(num_classes, in_channels, image_size)

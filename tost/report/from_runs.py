@@ -18,7 +18,7 @@ def recipe_name(recipe: Recipe) -> str:
     """`vanilla`, `tost`, or what differs: first the tweaks that are on, then settings other than the default."""
     if recipe == Recipe.vanilla():
         return "vanilla"
-    values, default = recipe.to_dict(), Recipe.tost().to_dict()
+    values, default = recipe.as_dict(), Recipe.tost().as_dict()
     tweaks = [name for name in _TWEAKS if values[name]]
     parts = ["tost" if tweaks == list(_TWEAKS) else "+".join(tweaks) or "vanilla"]
     off = [name for name in _TWEAKS if not values[name]]  # said by their absence

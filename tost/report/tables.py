@@ -48,9 +48,22 @@ def format_paired(difference: Paired) -> str:
     return f"{text}, {difference.wins} of {len(difference.differences)} won"
 
 
+_NONE_COMPILED = "no compiled kernel"
+
+
+def _none_compiled(backend: str, kernels: str) -> bool:
+    """Whether a run that asked for the sparse kernels had to do without."""
+    return backend == "sparse" and kernels != "cpu"
+
+
+def _kernels(backend: str, kernels: str) -> str:
+    if _none_compiled(backend, kernels):
+        return _NONE_COMPILED
+    return {"cpu": "compiled sparse kernels", "reference": "reference kernels", "dense": "dense kernels"}[kernels]
+
+
 def accuracy_sheet(comparison: Comparison) -> Sheet:
     """Accuracy and weights of each variant, and its paired difference to the baseline."""
-    kernels = {"cpu": "compiled sparse kernels", "reference": "no compiled kernel", "dense": "dense kernels"}
     rows = []
     for name, results in comparison.results.items():
         mean, spread = mean_and_spread(comparison.accuracies(name))
@@ -73,7 +86,7 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     count = len(comparison.seeds)
     return Sheet(
         f"{config.model} on {config.dataset}, {what}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
-        f"{kernels[first.kernels]}",
+        f"{_kernels(config.backend, first.kernels)}",
         ("recipe", "test accuracy %", f"paired difference to {comparison.baseline}", "weights kept", "ghost weights", "s/run"),
         tuple(rows),
         "Accuracy after the last step, finalized network: mean ± standard deviation. Difference: points, with its 95% "
@@ -87,7 +100,7 @@ def step_time_sheet(times: Sequence[StepTime], threads: int | None = None) -> Sh
     rows = tuple(
         (
             t.backend
-            + (", no compiled kernel" if t.backend == "sparse" and t.kernels == "reference" else "")
+            + (f", {_NONE_COMPILED}" if _none_compiled(t.backend, t.kernels) else "")
             + (", ghosts alive" if t.ghosts else ""),
             f"{t.ms:.1f}",
             f"{t.ms_low:.1f} - {t.ms_high:.1f}",

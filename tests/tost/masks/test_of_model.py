@@ -39,6 +39,15 @@ def test_apply_in_place(convnet, masks):
     assert hasattr(convnet[0], "weight_mask")
 
 
+def test_a_network_that_is_pruned_already_and_has_run(convnet, masks, batches):
+    x = batches[0][0]
+    half = Masks({"0": masks["0"]}).apply_to(convnet)
+    half(x).sum().backward()
+    rest = Masks({name: masks[name] for name in ("2", "5")})
+    assert torch.equal(rest.apply_to(half)(x), masks.apply_to(convnet)(x))
+    assert not hasattr(half[2], "weight_mask")
+
+
 def test_every_form_is_read_back(convnet, masks, batches):
     masked = masks.apply_to(convnet)
     masked(batches[0][0])

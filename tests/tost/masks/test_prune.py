@@ -353,11 +353,23 @@ def test_wrong_models(two_layers, convnet):
         prune(two_layers, "random", 0.5)
 
 
-def test_a_model_that_cannot_be_copied(two_layers):
+def test_a_model_that_holds_results_of_computations(two_layers):
+    # copy.deepcopy refuses both
     two_layers.cache = two_layers(torch.ones(1, 2))
-    assert prune(two_layers, "magnitude", 0.5).kept == 3  # needs no copy
-    with pytest.raises(ValueError, match="model: it cannot be copied"):
-        prune(two_layers, "synflow", 0.5, input_shape=(2,))
+    assert prune(two_layers, "synflow", 0.5, input_shape=(2,)).kept == 3
+    assert two_layers.cache.grad_fn is not None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_rest_of_a_network_that_is_pruned_already_and_has_run(convnet, batches, name):
+    first = prune(convnet, "random", 0.5, include="0")
+    pruned = first.apply_to(convnet)
+    pruned(batches[0][0]).sum().backward()
+    with torch.no_grad():
+        convnet[0].weight *= first["0"]
+    method, rest = quick(name), {"density": 0.3, "data": batches, "exclude": "0"}
+    assert prune_quietly(pruned, method, **rest) == prune_quietly(convnet, method, **rest)
+    assert pruned[0].weight.grad_fn is not None
 
 
 def test_a_layer_the_model_does_not_use_goes_first(two_layers):
@@ -383,7 +395,7 @@ def test_a_method_of_ones_own(two_layers):
     assert prune_quietly(two_layers, own, 1 / 3)["0"].tolist() == [[False, False], [True, True]]
     with pytest.raises(ValueError, match=r"last: wrong shape of the scores of layer '0'"):
         prune(two_layers, replace(own, score=lambda probe: [w[0] for w in probe.weights]), 0.5)
-    with pytest.raises(ValueError, match="steps: expected an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
         replace(own, steps=0)
     with pytest.raises(ValueError, match="distribution: "):
         replace(methods()["erk"], steps=2)

@@ -119,6 +119,28 @@ def test_grasp():
     assert kept(prune(net, "grasp", 2 / 3, data=data, loss=half_square)) == [[[1, 0, 1]]]
 
 
+def test_grasp_averages_over_batches():
+    # quadratic loss: the gradient of the mean, and the mean Hessian, are those of one batch of both samples
+    net = nn.Sequential(nn.Linear(3, 1, bias=False)).double()
+    x = torch.tensor([[1.0, 2.0, -1.0], [-3.0, 1.0, 0.5]]).double()
+
+    def mean_square(outputs, targets):
+        return outputs.square().mean()
+
+    data = [(x[:1], None), (x[1:], None)]
+    (score,) = scores.gradient_flow(probe_of(net, training, data=data, loss=mean_square, batches=2))
+    (together,) = scores.gradient_flow(probe_of(net, training, data=[(x, None)], loss=mean_square))
+    (first,) = scores.gradient_flow(probe_of(net, training, data=data, loss=mean_square))
+    torch.testing.assert_close(score, together, rtol=1e-9, atol=0)
+    assert not torch.allclose(score, first, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", ["random", "magnitude", "synflow"])
+def test_several_batches_need_a_score_that_reads_them(name):
+    with pytest.raises(ValueError, match="batches: expected 1 for a method whose score reads no data, got 2"):
+        replace(methods()[name], batches=2)
+
+
 def direct(net, data, counts, recover):
     """Iterative SNIP and FORCE written out, with a sort, on the masked weights."""
     layers = [m for m in net if isinstance(m, (nn.Conv2d, nn.Linear))]

@@ -66,7 +66,9 @@ def test_torch_seed_decides_the_weights() -> None:
 def test_unknown_name_names_close_ones() -> None:
     with pytest.raises(ValueError, match=r"model: unknown name 'resnet2'; did you mean .*resnet20"):
         build("resnet2")
-    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_classes: expected a whole number of at least 1, got 0"):
         build("resnet20", num_classes=0)
+    with pytest.raises(TypeError, match=r"num_classes: expected a whole number of at least 1, got float \(2.5\)"):
+        build("resnet20", num_classes=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="depth: expected 6n"):
         cifar_resnet(21)

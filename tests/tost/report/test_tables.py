@@ -28,7 +28,7 @@ from tost.step_times import StepTime
 TIMES = (
     StepTime("dense", "dense", False, "channels_last", 80.0, 79.0, 82.0, 20),
     StepTime("sparse", "cpu", False, "batch_last", 20.0, 19.0, 21.0, 20),
-    StepTime("sparse", "reference", True, "contiguous", 160.0, 159.0, 161.0, 20),
+    StepTime("sparse", "dense", True, "contiguous", 160.0, 159.0, 161.0, 20),
 )
 
 
@@ -70,6 +70,19 @@ def test_accuracy_sheet_says_it_as_it_is() -> None:
     assert sheet.rows[1][:2] == ("tost", "91.00 ± 0.00")
     assert sheet.rows[1][2].startswith("+0.00 [-12.71, +12.71], 1 of 2 won")
     assert sheet.rows[1][4] == "29,696 -> 0"
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernels", "said"),
+    [
+        ("sparse", "dense", "no compiled kernel"),
+        ("reference", "reference", "reference kernels"),
+        ("masked-dense", "dense", "dense kernels"),
+    ],
+)
+def test_the_title_says_what_computed(backend: str, kernels: str, said: str) -> None:
+    run = dataclasses.replace(result(0.9, Recipe.vanilla(), backend=backend), kernels=kernels)
+    assert accuracy_sheet(Comparison({"vanilla": (run,)}, (0,))).title.endswith(f", {said}")
 
 
 def test_one_run_has_no_spread() -> None:
