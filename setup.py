@@ -13,7 +13,8 @@ Environment:
 from __future__ import annotations
 
 import os
-import shutil
+import shlex
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -53,8 +54,11 @@ def extensions() -> tuple[list, dict]:
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         return skip(f"{error} (install torch first, then this package with --no-build-isolation)")
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        return skip("no C++ compiler was found")
+    compiler = os.environ.get("CXX", "c++")  # as torch chooses it
+    try:
+        subprocess.run([*shlex.split(compiler), "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return skip(f"the C++ compiler {compiler!r} does not run ({error}); the variable CXX names another")
 
     optimise = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
     optimise += ["-Wno-unused-parameter", "-g0"]  # torch's own headers leave parameters unused; no debug information
