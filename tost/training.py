@@ -197,6 +197,7 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
     batches = TrainBatches(dataset, config.batch_size, config.seed)
+    folder.path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be is told before the work, not after
     prepared = prepare(config, dataset)
     folder.start(config)
     if prepared.masks is not None:

@@ -214,6 +214,15 @@ def test_ghosts_without_a_place_are_told_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_place_is_told_before_any_work(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training, "prepare", None)  # would fail if called
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        train(config(out=str(tmp_path / "file")))
+
+
 def test_initial_weights_leave_every_generator_alone(config: Callable[..., Config], toy_images: Dataset) -> None:
     state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     training.initial_model(config(), toy_images)

@@ -1,0 +1,59 @@
+"""One way to check numbers and to say what is wrong with them: `name: expected ..., got ...`."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+__all__ = ["integer", "number"]
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """`value` as a float, if it is a finite number (no bool) with least <= value <= most and above < value < below.
+
+    Raises:
+        TypeError: it is no real number. ValueError: it is NaN, infinite or out of range. Both name the argument.
+    """
+    expected = f"{name}: expected a number{_interval(least, most, above, below)}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{expected}, got {type(value).__name__} ({value!r})")
+    plain = float(value)
+    if not (math.isfinite(plain) and least <= plain <= most and above < plain < below):
+        raise ValueError(f"{expected}, got {value!r}")
+    return plain
+
+
+def integer(name: str, value: object, least: int, below: int | None = None) -> int:
+    """`value` as an int, if it is a whole number (no bool, no float) with least <= value < below.
+
+    Raises:
+        TypeError: it is no whole number. ValueError: it is out of range. Both name the argument.
+    """
+    expected = f"{name}: expected a whole number of at least {least}" + (f" and below {below}" if below is not None else "")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{expected}, got {type(value).__name__} ({value!r})")
+    plain = int(value)
+    if plain < least or (below is not None and plain >= below):
+        raise ValueError(f"{expected}, got {value!r}")
+    return plain
+
+
+def _interval(least: float, most: float, above: float, below: float) -> str:
+    closed_left, closed_right = math.isfinite(least), math.isfinite(most)
+    left = f"[{least:g}" if closed_left else f"({above:g}" if math.isfinite(above) else ""
+    right = f"{most:g}]" if closed_right else f"{below:g})" if math.isfinite(below) else ""
+    if left and right:
+        return f" in {left}, {right}"
+    if left:
+        return f" {'>=' if closed_left else '>'} {left[1:]}"
+    if right:
+        return f" {'<=' if closed_right else '<'} {right[:-1]}"
+    return ", finite"
