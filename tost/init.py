@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from tost.duplicate import duplicate
 from tost.ghosts import ghosts_of
 from tost.isolation import isolated
 from tost.recipe import Recipe
 from tost.seeds import derive_seed
 from tost.user_batches import check_iterable, endless
 from tost_kernels.nn import SparseConv2d, SparseLinear
+from tost_kernels.nn.surgery import duplicate
 
 __all__ = ["LearnedScales", "learn_scales", "rescale_init"]
 

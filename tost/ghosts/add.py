@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
-from tost.duplicate import duplicate
 from tost.ghosts.block import GhostBlock, check_block
 from tost.ghosts.stem import AbsorbedActivation, GhostStem, can_absorb
 from tost.models.resnet import BasicBlock
 from tost.recipe import Recipe
+from tost_kernels.nn.surgery import duplicate, replace_modules
 
-__all__ = ["add_ghosts", "check_ghosts", "replace_modules"]
+__all__ = ["add_ghosts", "check_ghosts"]
 
 
 def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Module:
@@ -69,15 +67,3 @@ def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
             f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got "
             f"{type(net).__name__} with none; for other networks use a Recipe with ghost_skip=False, ghost_swish=False"
         )
-
-
-def replace_modules(net: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Puts new[module] in the place of each module of `net` that is a key; returns `net`, or what replaces it.
-
-    A module used at several places stays shared.
-    """
-    for parent in list(net.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would skip a second use
-            if child is not None and child in new:
-                parent.add_module(name, new[child])
-    return new.get(net, net)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tost.duplicate import duplicate
-from tost.ghosts.add import replace_modules
 from tost.ghosts.block import GhostBlock
 from tost.ghosts.stem import AbsorbedActivation, GhostStem
 from tost.ghosts.strength import ghosts_of
 from tost.ghosts.tail import rounded
 from tost.user_batches import check_iterable, inputs_of
+from tost_kernels.nn.surgery import duplicate, replace_modules
 
 __all__ = ["finalize", "recalibrate_bn"]
 

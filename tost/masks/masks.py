@@ -162,7 +162,7 @@ class Masks(Mapping[str, Tensor]):
 
         Returns:
             The network, whose masked layers now hold the parameter `weight_orig` and the buffer `weight_mask`. copy.deepcopy
-            refuses such a network once it has run with gradients; `tost.duplicate.duplicate` copies it.
+            refuses such a network once it has run with gradients; `tost_kernels.nn.surgery.duplicate` copies it.
 
         Raises:
             TypeError, ValueError: a name, layer or shape does not fit. The model is then unchanged.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
-from tost.duplicate import duplicate
 from tost.masks.layers import is_sparse, masked_modules
+from tost_kernels.nn.surgery import duplicate
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tost.duplicate import duplicate
 from tost.masks.layers import Layer
 from tost.user_batches import endless
+from tost_kernels.nn.surgery import duplicate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Data = Iterable[Sequence[Any]]

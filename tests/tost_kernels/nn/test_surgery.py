@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from tost.duplicate import duplicate
+from tost_kernels.nn.surgery import duplicate
 
 
 def test_copies_a_pruned_network_after_a_forward_pass() -> None:
