@@ -101,6 +101,8 @@ def _prune(options: Namespace) -> None:
     out = Path(options.out)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out: no such folder: {out.parent}")
+    if out.is_dir():
+        raise IsADirectoryError(f"out: expected a file to write, got a folder: {out}")
     from tost.data import load
     from tost.report import Sheet
     from tost.training import initial_model, make_masks
@@ -363,7 +365,17 @@ def _print_warning(
     _note(f"tost: note: {' '.join(str(message).split())}")
 
 
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "tuple[str": 'a list like ["layer1*", "fc"]',
+    "tuple": "a list like [0.5, 0.75]",
+    "tuple[float": "a list like [0.5, 0.75]",
+    "dict": 'a mapping like {"baseline": "vanilla", "mine": "tost"}',
+}
 
 
 def _one_line(message: str, options: Sequence[str]) -> str:
@@ -372,7 +384,7 @@ def _one_line(message: str, options: Sequence[str]) -> str:
     key = re.match(r'Parser key "([^"]+)": ?(.*)', text)
     if key:
         name, rest = key.groups()
-        kinds = re.findall(r"<class '(\w+)'>", rest.split("Errors:")[0].split("Given value type")[0])
+        kinds = re.findall(r"(?<=<class ')\w+|\b(?:tuple\[\w+|dict\b)", rest.split("Errors:")[0].split("Given value type")[0])
         value = re.search(r"(?:Got value|Given value): (.*)$", rest)
         if kinds and value:
             expected = " or ".join(dict.fromkeys(_TYPES.get(kind, kind) for kind in kinds))
@@ -380,7 +392,8 @@ def _one_line(message: str, options: Sequence[str]) -> str:
         return f"{name}: {rest}"
     stray = re.search(r"(?:unrecognized arguments: |does not accept option |Option )'?([\w.-]+)", text)
     if stray:
-        close = difflib.get_close_matches(f"--{stray[1].lstrip('-')}", options, n=1)
+        typed = f"--{stray[1].lstrip('-')}"
+        close = difflib.get_close_matches(typed, [option for option in options if option != typed], n=1)
         text += f"; did you mean {close[0]}?" if close else ""
     if 'expected "subcommand"' in text:
         return f"expected a command: {', '.join(_COMMANDS)} (tost --help)"

@@ -234,3 +234,17 @@ def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["prune", "--model", "lenet300100", "--method", "random", "--out", str(out), "--seed", "1"]) == 0
     assert "fc1" in capsys.readouterr().out
     assert Masks.load(out) != masks
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune", "--include", "foo*"], 'include: expected a list like ["layer1*", "fc"] or null'),
+        (["train", "--milestones", "0.5"], "milestones: expected a list like [0.5, 0.75]"),
+        (["compare", "--variants", "foo"], "variants: expected a mapping like"),
+        (["prune", "--out", "."], "out: expected a file to write, got a folder"),
+    ],
+)
+def test_says_what_a_value_should_look_like(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
