@@ -36,6 +36,9 @@ _Compile = Callable[[npt.NDArray[np.bool_], int], npt.NDArray[np.int32]]
 def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.int32]:
     """The packed index of `mask` (O, I, kh, kw), in numpy: the specification of the compiled one, and its stand-in."""
     outputs, inputs, kh, kw = mask.shape
+    columns = max(outputs, inputs) * kh * kw
+    if columns > np.iinfo(np.int32).max:
+        raise ValueError(f"mask: expected max(O, I) * kh * kw below 2**31, got {columns} for its index's columns")
 
     def view(m: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         rows, channels = m.shape[:2]

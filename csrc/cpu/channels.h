@@ -2,13 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "tensor.h"
+#include "to_batch_last.h"
 
 namespace tost {
 
@@ -31,8 +31,6 @@ inline Channels channels_of(const Tensor& x, Layout layout) {
   return {sizes[1], inner, sizes[0], sizes[1] * inner, inner};
 }
 
-inline std::vector<int64_t> shape_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
-
 // layout_of for any number of dimensions: only 2-D and 4-D tensors have another layout than contiguous.
 inline Layout output_layout(const Tensor& x) {
   return x.dim() == 2 || x.dim() == 4 ? layout_of(x) : Layout::contiguous;
@@ -44,13 +42,8 @@ inline Layout planar(Layout layout) { return layout == Layout::batch_last ? layo
 // `x` in `layout`, itself if it is so already.
 inline Tensor in_layout(const Tensor& x, Layout layout) {
   if (has_layout(x, layout)) return x;
-  if (layout == Layout::batch_last) {
-    std::array<StableIValue, 1> stack{torch::stable::detail::from(x)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher("tost::to_batch_last_cpu", "", stack.data(), TORCH_ABI_VERSION));
-    return torch::stable::detail::to<Tensor>(stack[0]);
-  }
-  Tensor y = empty(shape_of(x), layout, x.scalar_type());
+  if (layout == Layout::batch_last) return to_batch_last(x);
+  Tensor y = empty(sizes_of(x), layout, x.scalar_type());
   torch::stable::copy_(y, x);
   return y;
 }

@@ -10,11 +10,6 @@
 
 namespace tost {
 
-inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
-}
-
 inline void check_activation(const char* op, const char* name, const Tensor& tensor, int64_t dim) {
   check_cpu(op, name, tensor);
   check_kernel_dtype(op, name, tensor);
@@ -33,8 +28,8 @@ inline Numbers<T> numbers(const Tensor& tensor) {
   return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0)};
 }
 
-// The kernels take SIMD lanes from the batch. Gathering and scattering lanes tile by tile costs two to three times the
-// convolution (each pixel is read by several tiles), so other layouts are converted as a whole first.
+// The kernels take SIMD lanes from the batch. Gathering and scattering lanes tile by tile was slower for linear layers and no
+// faster for convolutions (docs/notes/cpu-masked-conv2d.md), so other layouts are converted as a whole first.
 inline bool lanes_are_dense(const Tensor& tensor) { return tensor.size(0) == 1 || tensor.stride(0) == 1; }
 
 inline Tensor with_dense_lanes(const Tensor& tensor) { return lanes_are_dense(tensor) ? tensor : to_batch_last(tensor); }

@@ -34,7 +34,7 @@ struct PreparedConv {
   ConvJob job{};
 };
 
-// What the result is: its phases on both axes, from y and x axes of one phase each.
+// Sizes of a convolution, seen from its result. transposed: an input gradient.
 struct ConvShape {
   int64_t batch, groups, rows, channels;  // rows, channels: a group
   bool transposed;
@@ -49,6 +49,8 @@ void prepare(
   const int64_t y_phases = static_cast<int64_t>(prepared.y_axes.size()), x_phases = static_cast<int64_t>(prepared.x_axes.size());
   const int64_t all_phases = y_phases * x_phases, taps = index.taps();
 
+  // A tap that no phase lists counts to the last phase: conv_input_grad leaves out only phases without pixels and then makes
+  // the last one empty too.
   std::vector<int64_t> phase_of_tap(taps, all_phases - 1), offset_of_tap(taps, 0), channel_pitch(all_phases);
   int64_t largest_channel = 0;
   for (int64_t py = 0; py < y_phases; ++py) {
@@ -153,13 +155,13 @@ template <class T>
 void conv_forward(
     const char* op, View<const T> input, Numbers<T> values, Numbers<T> bias, const PackedIndex& index,
     const ConvGeometry& geometry, const ConvOptions& options, View<T> output) {
-  if (output.n * output.c * output.h * output.w == 0) return;
   const auto& [stride, padding, dilation, groups] = geometry;
   const TileNeed need{
       need_of(output.h, index.kh, stride[0], dilation[0], stride[0]),
       need_of(output.w, index.kw, stride[1], dilation[1], stride[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
-  const Tile tile = choose_tile(op, options, need, isa());
+  const Tile tile = choose_tile(op, options, need, isa());  // first, since it checks the plan
+  if (output.n * output.c * output.h * output.w == 0) return;
   PreparedConv prepared;
   prepared.y_axes = {forward_axis(output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)};
   prepared.x_axes = {forward_axis(output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)};
@@ -172,7 +174,6 @@ template <class T>
 void conv_input_grad(
     const char* op, View<const T> grad_output, Numbers<T> values, const PackedIndex& index, const ConvGeometry& geometry,
     const ConvOptions& options, View<T> grad_input) {
-  if (grad_input.n * grad_input.c * grad_input.h * grad_input.w == 0) return;
   const auto& [stride, padding, dilation, groups] = geometry;
   const auto taps_a_phase = [](int64_t taps, int64_t step) { return ceil_div(taps, step); };
   const TileNeed need{
@@ -180,7 +181,10 @@ void conv_input_grad(
       need_of(ceil_div(grad_input.w, stride[1]), taps_a_phase(index.kw, stride[1]), 1, dilation[1], 1), grad_output.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.outputs * stride[0] * stride[1])};
   const Tile tile = choose_tile(op, options, need, isa());
+  if (grad_input.n * grad_input.c * grad_input.h * grad_input.w == 0) return;
   PreparedConv prepared;
+  // Phases from the size on have no pixels. One of them stands for all, so that a stride far beyond the input does not
+  // make stride * stride phases.
   for (int64_t phase = 0; phase < std::min(stride[0], grad_input.h + 1); ++phase) {
     prepared.y_axes.push_back(
         input_grad_axis(grad_input.h, grad_output.h, index.kh, stride[0], padding[0], dilation[0], tile.rows, phase));
@@ -198,13 +202,13 @@ template <class T>
 void conv_values_grad(
     const char* op, View<const T> grad_output, View<const T> input, const PackedIndex& index, const ConvGeometry& geometry,
     const ConvOptions& options, T* grad_values) {
-  if (index.nnz == 0) return;
   const auto& [stride, padding, dilation, groups] = geometry;
   const TileNeed need{
       need_of(grad_output.h, index.kh, stride[0], dilation[0], stride[0]),
       need_of(grad_output.w, index.kw, stride[1], dilation[1], stride[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
   const Tile tile = choose_tile(op, options, need, isa());
+  if (index.nnz == 0) return;
   PreparedConv prepared;
   prepared.y_axes = {forward_axis(grad_output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)};
   prepared.x_axes = {forward_axis(grad_output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)};

@@ -23,7 +23,7 @@ struct Numbers {
   int64_t stride = 1;
 };
 
-// All views are checked by the caller; result may have any strides but must not overlap itself.
+// All views are checked by the caller; their batch stride is 1 (see View). The result must not overlap itself.
 template <class T>
 void conv_forward(
     const char* op, View<const T> input, Numbers<T> values, Numbers<T> bias, const PackedIndex& index,

@@ -44,25 +44,17 @@ TOST_INLINE int64_t lanes_of(int64_t batch, int64_t v) { return clamp(batch - v 
 // `pixels` source pixels, `step` elements apart, into consecutive groups of `vectors` vectors; missing batch items are 0.
 template <class T>
 TOST_INLINE void pack_pixels(
-    const T* from, int64_t step, int64_t stride_n, int64_t pixels, int64_t vectors, int64_t batch, float* to) {
-  if (stride_n == 1 && batch == vectors * kLanes) {
+    const T* from, int64_t step, int64_t pixels, int64_t vectors, int64_t batch, float* to) {
+  if (batch == vectors * kLanes) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) store(to + (p * vectors + v) * kLanes, load(from + p * step + v * kLanes));
     }
-  } else if (stride_n == 1) {
+  } else {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) {
         const int64_t lanes = lanes_of(batch, v);
         store(to + (p * vectors + v) * kLanes, lanes > 0 ? load_partial(from + p * step + v * kLanes, lanes) : zero());
       }
-    }
-  } else {
-    const int64_t width = vectors * kLanes;
-    for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t p = 0; p < pixels; ++p) to[p * width + n] = to_float(from[n * stride_n + p * step]);
-    }
-    for (int64_t n = batch; n < width; ++n) {
-      for (int64_t p = 0; p < pixels; ++p) to[p * width + n] = 0.0f;
     }
   }
 }
@@ -78,7 +70,7 @@ static __attribute__((noinline)) void pack(
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
   const int64_t width = tile.batches * kLanes;  // floats of a pixel
-  const T* batch = source.data + at.n0 * source.stride_n;
+  const T* batch = source.data + at.n0;
   for (int64_t px = 0; px < x.planes; ++px) {
     // Elements [low, high) of this plane's rows are inside the source.
     const int64_t first = x.src_step * at.x0 + x.start[px];
@@ -98,7 +90,7 @@ static __attribute__((noinline)) void pack(
           fill_zero(row, low * tile.batches);
           pack_pixels(
               batch + (channel + c) * source.stride_c + sy * source.stride_h + (first + low * x.src_step) * source.stride_w,
-              step, source.stride_n, high - low, tile.batches, at.batch, row + low * width);
+              step, high - low, tile.batches, at.batch, row + low * width);
           fill_zero(row + high * width, (x.extent - high) * tile.batches);
         }
       }
@@ -139,7 +131,7 @@ static Reach reach_of(const AxisView& axis, int64_t origin) {
 template <class T>
 static Ahead look_ahead(const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
   Ahead ahead;
-  if (source.stride_n != 1 || at.phase->y.planes == 0 || at.phase->x.planes == 0) return ahead;
+  if (at.phase->y.planes == 0 || at.phase->x.planes == 0) return ahead;
   const Reach y = reach_of(at.phase->y, at.y0), x = reach_of(at.phase->x, at.x0);
   if (y.count == 0 || x.count == 0) return ahead;
   const int64_t size = sizeof(T);
@@ -159,7 +151,6 @@ static Ahead look_ahead(const View<const T>& source, const Tile& tile, const Pla
 template <class T>
 static Ahead look_ahead_result(const View<const T>& grad, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
   Ahead ahead;
-  if (grad.stride_n != 1) return ahead;
   const int64_t size = sizeof(T);
   ahead.rows = clamp(at.phase->y.count - at.y0, 0, tile.rows);
   ahead.pixels = clamp(at.phase->x.count - at.x0, 0, tile.columns);
@@ -192,7 +183,7 @@ static __attribute__((noinline)) void write_tile(
     const View<T>& result, const Tile& tile, const Place& at, int64_t channel, const float* from) {
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
-  T* to = result.data + at.n0 * result.stride_n + channel * result.stride_c;
+  T* to = result.data + at.n0 + channel * result.stride_c;
   for (int64_t r = 0; r < tile.rows && at.y0 + r < y.count; ++r) {
     for (int64_t c = 0; c < tile.columns && at.x0 + c < x.count; ++c) {
       T* pixel = to + (y.out_step * (at.y0 + r) + y.out_phase) * result.stride_h +
@@ -201,11 +192,7 @@ static __attribute__((noinline)) void write_tile(
         const Vec value = load(from + ((r * tile.columns + c) * tile.batches + v) * kLanes);
         const int64_t lanes = lanes_of(at.batch, v);
         if (lanes <= 0) break;
-        if (result.stride_n == 1) {
-          store_partial(pixel + v * kLanes, value, lanes);
-        } else {
-          store_strided(pixel + v * kLanes * result.stride_n, result.stride_n, value, lanes);
-        }
+        store_partial(pixel + v * kLanes, value, lanes);
       }
     }
   }
@@ -217,15 +204,15 @@ static __attribute__((noinline)) void read_tile(
     const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, float* to) {
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
-  const T* from = source.data + at.n0 * source.stride_n + channel * source.stride_c;
+  const T* from = source.data + at.n0 + channel * source.stride_c;
   const int64_t width = tile.batches * kLanes;
   const int64_t columns = clamp(x.count - at.x0, 0, tile.columns);
   for (int64_t r = 0; r < tile.rows; ++r, to += tile.columns * width) {
     const int64_t present = at.y0 + r < y.count ? columns : 0;
     if (present > 0) {
       pack_pixels(
-          from + (at.y0 + r) * source.stride_h + at.x0 * source.stride_w, source.stride_w, source.stride_n, present,
-          tile.batches, at.batch, to);
+          from + (at.y0 + r) * source.stride_h + at.x0 * source.stride_w, source.stride_w, present, tile.batches,
+          at.batch, to);
     }
     fill_zero(to + present * width, (tile.columns - present) * tile.batches);
   }
@@ -289,12 +276,12 @@ static __attribute__((noinline)) void gather_block(
   }
 }
 
-// Offsets of a whole tile's vectors in the result, or false where some of them do not exist or are not contiguous.
+// Offsets of a whole tile's vectors in the result, or false where some of them do not exist.
 template <int R, int V, class T>
 static bool direct_offsets(const View<T>& result, const Tile& tile, const Place& at, int64_t* offsets) {
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
-  if (result.stride_n != 1 || at.batch != tile.batches * kLanes) return false;
+  if (at.batch != tile.batches * kLanes) return false;
   if (at.y0 + tile.rows > y.count || at.x0 + tile.columns > x.count) return false;
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t v = 0; v < V; ++v) {
@@ -377,7 +364,8 @@ TOST_INLINE Vec sum_each(const float* vectors) {
   return v[0];
 }
 
-// WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): 0 * inf must not count.
+// WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): the packed tile reaches to source
+// pixels that only missing result pixels would read, and 0 * inf must not count.
 template <int R, int V, bool WHOLE>
 static __attribute__((noinline)) void values_grad_block(
     const Nonzero* nonzeros, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
@@ -476,7 +464,7 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
 }
 
 // ---- one entry a job; the tile decides which copy runs
-// 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_engine.cpp knows the same list.
+// 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_plan.cpp knows the same list.
 
 #if TOST_LANES == 16
 #define TOST_FOR_EACH_TILE \

@@ -29,6 +29,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Reads "4x4" or "2x2x4"; false if it is neither.
 bool parse_numbers(const std::string& text, std::vector<int64_t>& numbers) {
+  if (!text.empty() && text.back() == 'x') return false;  // getline would not see the empty number after it
   std::istringstream stream(text);
   std::string part;
   while (std::getline(stream, part, 'x')) {
@@ -49,6 +50,10 @@ constexpr double kPackVector = 2;
 int64_t lanes(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
 
 ConvOptions parse_options(const char* op, const std::string& plan) {
+  const auto wrong = [&] {
+    fail(op, "plan: expected \"\", \"tile=4x4\", \"tile=2x2x4\", \"block=32\" or both with a comma, got \"", plan, "\"");
+  };
+  if (!plan.empty() && plan.back() == ',') wrong();
   ConvOptions options;
   std::istringstream stream(plan);
   std::string part;
@@ -62,7 +67,7 @@ ConvOptions parse_options(const char* op, const std::string& plan) {
     } else if (read && key == "block" && numbers.size() == 1) {
       options.block = numbers[0];
     } else {
-      fail(op, "plan: expected \"\", \"tile=4x4\", \"tile=2x2x4\", \"block=32\" or both with a comma, got \"", plan, "\"");
+      wrong();
     }
   }
   return options;

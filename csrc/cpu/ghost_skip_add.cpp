@@ -82,7 +82,7 @@ struct Inputs {
     output = output_layout(u);
     compute = planar(output);
     dtype = u.scalar_type();
-    shape = shape_of(u);
+    shape = sizes_of(u);
     tail.channels = channels_of(u, compute);
     if (act == "relu") {
       tail.act = kRelu;
@@ -210,7 +210,7 @@ void run_backward(
 // The gradient of a 0-dim or (C,) tensor (of neither: an empty one) from what each channel adds.
 Tensor collect(const MaybeTensor& of, const std::vector<double>& channels) {
   if (!of.has_value()) return empty({0}, Layout::contiguous, ScalarType::Float);
-  Tensor grad = empty(shape_of(*of), Layout::contiguous, ScalarType::Float);
+  Tensor grad = empty(sizes_of(*of), Layout::contiguous, ScalarType::Float);
   float* to = static_cast<float*>(grad.mutable_data_ptr());
   if (of->dim() == 0) {
     double total = 0;

@@ -185,7 +185,7 @@ TOST_INLINE Vec backward_step(const Block<T>& b, Sums& s, const T* dy, int64_t i
     if constexpr (ACT == kPSwish) {
       const Vec g = sigmoid(b.beta * z), slope = g * (1.0f - g);
       s.dbeta = fma(dz * z, z * slope, s.dbeta);
-      dz = dz * fma(z, b.beta * slope, g);
+      dz = dz * fma(z, b.beta * slope, g);  // (beta * z) * slope would be inf * 0 where beta * z overflows
     }
   }
   s.dz += dz;
@@ -308,7 +308,8 @@ TOST_INLINE void scaled_block(const float* dz, T* grad, int64_t n, float p) {
 // The gradient of one part in one channel, from dz (the channel's elements in order).
 template <class T>
 void part_gradient(
-    const float* dz, const Part& part, const Affine& a, double sum_dz, double sum_product, const Channels& k, int64_t c, T* grad) {
+    const float* dz, const Part& part, const Affine& a, double sum_dz, double sum_product, const Channels& k, int64_t c,
+    T* grad) {
   alignas(64) T buffer[2][kBlock];
   const double count = static_cast<double>(k.size()), scale = a.scale;
   const float q = static_cast<float>(-scale * a.invstd * a.invstd * sum_product / count);

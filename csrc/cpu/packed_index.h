@@ -1,7 +1,9 @@
 // Reads and checks the packed index of a Pattern (specified in tost_kernels/pattern.py).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "../checks.h"
@@ -52,6 +54,11 @@ inline PackedIndex read_index(
   TOST_CHECK(
       packed.outputs > 0 && packed.inputs > 0 && packed.kh > 0 && packed.kw > 0 && packed.block > 0 && packed.nnz >= 0,
       op, "index: damaged header: weight shape ", shape_string(shape), ", nnz ", packed.nnz, ", block ", packed.block);
+  // Columns of the index, and what is computed from them, are 32 bits.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  TOST_CHECK(
+      packed.taps() <= kMost && std::max(packed.outputs, packed.inputs) * packed.taps() <= kMost,
+      op, "weight_shape: expected max(O, I) * kh * kw below 2^31, got ", shape_string(weight_shape));
   TOST_CHECK(packed.nnz == nnz, op, "values: expected ", packed.nnz, " numbers, one a kept weight, got ", nnz);
 
   const int64_t blocks = (packed.inputs + packed.block - 1) / packed.block;

@@ -88,7 +88,7 @@ void backward(
 Tensor pswish(Tensor input, Tensor beta, Text /*plan*/) {
   const Runs runs = check("pswish_cpu", input, beta);
   const Tensor x = in_layout(input, runs.compute);
-  Tensor y = empty(shape_of(x), runs.compute, x.scalar_type());
+  Tensor y = empty(sizes_of(x), runs.compute, x.scalar_type());
   x.scalar_type() == ScalarType::Float ? forward<float>(runs, x, beta, y) : forward<bf16>(runs, x, beta, y);
   return in_layout(y, runs.output);
 }
@@ -97,15 +97,15 @@ std::tuple<Tensor, Tensor> pswish_backward(Tensor grad_output, Tensor input, Ten
   const char* op = "pswish_backward_cpu";
   const Runs runs = check(op, input, beta);
   check_cpu(op, "grad_output", grad_output);
-  check_shape(op, "grad_output", grad_output, shape_of(input));
+  check_shape(op, "grad_output", grad_output, sizes_of(input));
   check_same_dtype(op, "grad_output", grad_output, "input", input);
   const Tensor x = in_layout(input, runs.compute);
   const Tensor dy = in_layout(grad_output, runs.compute);
-  Tensor dx = empty(shape_of(x), runs.compute, x.scalar_type());
+  Tensor dx = empty(sizes_of(x), runs.compute, x.scalar_type());
   std::vector<double> sums(runs.channels.count, 0.0);
   x.scalar_type() == ScalarType::Float ? backward<float>(runs, dy, x, beta, dx, sums)
                                        : backward<bf16>(runs, dy, x, beta, dx, sums);
-  Tensor dbeta = empty(shape_of(beta), Layout::contiguous, ScalarType::Float);
+  Tensor dbeta = empty(sizes_of(beta), Layout::contiguous, ScalarType::Float);
   float* to = static_cast<float*>(dbeta.mutable_data_ptr());
   if (runs.shared) {
     double total = 0;

@@ -22,7 +22,7 @@ TOST_INLINE Vec pswish_gradient(Vec dy, Vec x, Vec beta, Vec& dbeta) {
   const Vec s = sigmoid(beta * x);
   const Vec slope = s * (1.0f - s);
   dbeta = fma(dy * x, x * slope, dbeta);
-  return dy * fma(x, beta * slope, s);
+  return dy * fma(x, beta * slope, s);  // (beta * x) * slope would be inf * 0 where beta * x overflows
 }
 
 // dx = dy (s + beta x s (1 - s)); returns the run's part of dbeta = sum dy x^2 s (1 - s).

@@ -27,8 +27,6 @@ TOST_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 TOST_INLINE Vec as_float(UVec bits) { return reinterpret_cast<Vec>(bits); }
 TOST_INLINE UVec as_bits(Vec x) { return reinterpret_cast<UVec>(x); }
 
-TOST_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }  // b where either is NaN
-TOST_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where either is NaN
 TOST_INLINE Vec abs(Vec x) { return as_float(as_bits(x) & 0x7fffffffu); }
 
 // ---- memory: kLanes consecutive elements, float or bf16, any alignment
@@ -45,27 +43,20 @@ TOST_INLINE void store(bf16* p, Vec x) {
   *reinterpret_cast<HVecInMemory*>(p) = __builtin_convertvector(rounded, HVec);
 }
 
-// ---- the first n of kLanes elements (0 <= n <= kLanes), `stride` elements apart; the other lanes read as 0
-template <class T>
-TOST_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n) {
-  float lanes[kLanes] = {};
-  for (int64_t lane = 0; lane < kLanes && lane < n; ++lane) lanes[lane] = to_float(p[lane * stride]);
-  return load(lanes);
-}
-template <class T>
-TOST_INLINE void store_strided(T* p, int64_t stride, Vec x, int64_t n) {
-  for (int64_t lane = 0; lane < n; ++lane) assign(p[lane * stride], x[lane]);
-}
+// ---- the first n of kLanes elements (0 <= n <= kLanes); the other lanes read as 0
 template <class T>
 TOST_INLINE Vec load_partial(const T* p, int64_t n) {
-  return n == kLanes ? load(p) : load_strided(p, 1, n);
+  if (n == kLanes) return load(p);
+  float lanes[kLanes] = {};
+  for (int64_t lane = 0; lane < kLanes && lane < n; ++lane) lanes[lane] = to_float(p[lane]);
+  return load(lanes);
 }
 template <class T>
 TOST_INLINE void store_partial(T* p, Vec x, int64_t n) {
   if (n == kLanes) {
     store(p, x);
   } else {
-    store_strided(p, 1, x, n);
+    for (int64_t lane = 0; lane < n; ++lane) assign(p[lane], x[lane]);
   }
 }
 

@@ -33,7 +33,8 @@ struct StreamShape {
 // Fills `stream`. Throws if the index has entries that would lead out of bounds.
 template <class T>
 void build_stream(
-    Stream& stream, const char* op, const IndexView& index, int64_t nnz, int64_t index_block, const T* values, int64_t values_stride, const StreamShape& shape,
+    Stream& stream, const char* op, const IndexView& index, int64_t nnz, int64_t index_block, const T* values,
+    int64_t values_stride, const StreamShape& shape,
     const std::vector<int64_t>& phase_of_tap, const std::vector<int64_t>& offset_of_tap, int64_t phases,
     const std::vector<int64_t>& channel_pitch, bool want_position) {
   const int64_t taps = static_cast<int64_t>(offset_of_tap.size());

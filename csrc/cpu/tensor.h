@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,8 @@ namespace tost {
 
 // The memory order of an activation. batch_last: memory [C][H][W][N] under shape (N, C, H, W), or [F][B] under (B, F).
 enum class Layout { contiguous, channels_last, batch_last };
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 template <class Sizes>
 inline std::vector<int64_t> strides_of(const Sizes& shape, Layout layout) {
@@ -77,7 +80,10 @@ inline Tensor empty_strided(const std::vector<int64_t>& shape, const std::vector
       from(std::nullopt),
       from(std::optional<torch::stable::Device>(torch::stable::Device(torch::headeronly::DeviceType::CPU))),
       from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  // Not STABLE_TORCH_ERROR_CODE_CHECK: it would report a path of the machine that built the library.
+  if (torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION) != 0) {
+    throw std::runtime_error("could not allocate a tensor of shape " + shape_string(shape));
+  }
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -85,13 +91,13 @@ inline Tensor empty(const std::vector<int64_t>& shape, Layout layout, ScalarType
   return empty_strided(shape, strides_of(shape, layout), dtype);
 }
 
-// A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1). Strides in elements, any sign or 0; that of
-// a batch of one is 1, whatever the tensor says, since kernels are fast for that.
+// A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1), whose batch items are neighbours: stride 1, or a
+// batch of at most one. The other strides in elements, any sign or 0.
 template <class T>
 struct View {
   T* data;
   int64_t n, c, h, w;
-  int64_t stride_n, stride_c, stride_h, stride_w;
+  int64_t stride_c, stride_h, stride_w;
 };
 
 template <class T>
@@ -99,9 +105,8 @@ inline View<const T> view(const Tensor& tensor) {
   const auto size = tensor.sizes();
   const auto stride = tensor.strides();
   const T* data = static_cast<const T*>(tensor.const_data_ptr());
-  const int64_t stride_n = size[0] == 1 ? 1 : stride[0];
-  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride_n, stride[1], 0, 0};
-  return {data, size[0], size[1], size[2], size[3], stride_n, stride[1], stride[2], stride[3]};
+  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride[1], 0, 0};
+  return {data, size[0], size[1], size[2], size[3], stride[1], stride[2], stride[3]};
 }
 
 template <class T>
@@ -109,9 +114,8 @@ inline View<T> mutable_view(Tensor& tensor) {
   const auto size = tensor.sizes();
   const auto stride = tensor.strides();
   T* data = static_cast<T*>(tensor.mutable_data_ptr());
-  const int64_t stride_n = size[0] == 1 ? 1 : stride[0];
-  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride_n, stride[1], 0, 0};
-  return {data, size[0], size[1], size[2], size[3], stride_n, stride[1], stride[2], stride[3]};
+  if (size.size() == 2) return {data, size[0], size[1], 1, 1, stride[1], 0, 0};
+  return {data, size[0], size[1], size[2], size[3], stride[1], stride[2], stride[3]};
 }
 
 }  // namespace tost

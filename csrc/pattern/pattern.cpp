@@ -7,6 +7,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -65,6 +66,11 @@ py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, in
     throw std::invalid_argument("mask: expected 4 dimensions (O, I, kh, kw), got " + std::to_string(mask.ndim()));
   if (block < 1) throw std::invalid_argument("block: expected at least 1, got " + std::to_string(block));
   const Shape s{mask.shape(0), mask.shape(1), mask.shape(2), mask.shape(3)};
+  // Columns of both views are 32 bits. Every factor is at least 1 or the mask is empty, so the products do not overflow.
+  const int64_t columns = std::max(s.outputs, s.inputs) * s.taps();
+  if (columns > INT32_MAX)
+    throw std::invalid_argument(
+        "mask: expected max(O, I) * kh * kw below 2**31, got " + std::to_string(columns) + " for its index's columns");
   const bool* data = mask.data();
 
   std::vector<int64_t> ptr, t_ptr;
@@ -82,8 +88,9 @@ py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, in
   int32_t* out = packed.mutable_data();
   {
     py::gil_scoped_release release;
-    const int64_t header[kHeader] = {kVersion, s.outputs, s.inputs, s.kh,   s.kw,     nnz,      block,     ceil_div(s.inputs, block),
-                                     ceil_div(s.outputs, block), at_ptr, at_col, at_t_ptr, at_t_col, at_t_perm, length, 0};
+    const int64_t header[kHeader] = {
+        kVersion, s.outputs, s.inputs, s.kh,     s.kw,     nnz,       block,  ceil_div(s.inputs, block),
+        ceil_div(s.outputs, block),    at_ptr,   at_col,   at_t_ptr,  at_t_col, at_t_perm, length, 0};
     for (int64_t k = 0; k < kHeader; ++k) out[k] = static_cast<int32_t>(header[k]);
     for (size_t k = 0; k < ptr.size(); ++k) out[at_ptr + k] = static_cast<int32_t>(ptr[k]);
     for (size_t k = 0; k < t_ptr.size(); ++k) out[at_t_ptr + k] = static_cast<int32_t>(t_ptr[k]);

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tost_kernels as tk
 from tost_kernels import library
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.pattern import Pattern
@@ -142,6 +143,48 @@ def test_by_hand():
     assert grad_values.tolist() == [8.0, 24.0]
 
 
+def test_pixels_that_no_window_reads_may_be_infinite():
+    """Tiles are larger than the output here: what their missing pixels would read must not count, not even as 0 * inf."""
+    mask = torch.zeros(1, 1, 3, 3)
+    mask[0, 0, 0, 0] = 1
+    pattern = Pattern(mask)
+    x = as_layout(torch.randn(4, 1, 7, 7), "batch_last")
+    x[:, :, 5, 5] = float("inf")
+    grad = torch.randn(4, 1, 5, 5)
+    dense = torch.nn.grad.conv2d_weight(x[:, :, :5, :5].contiguous(), (1, 1, 1, 1), grad)
+    geometry = ([1, 1, 3, 3], [1, 1], [0, 0], [1, 1], 1)
+    for plan in ("", "tile=2x4", "tile=1x1x4"):
+        values_grad = OPS.masked_conv2d_values_grad_cpu(grad, x, pattern.index, 1, *geometry, plan)
+        assert worst(values_grad, dense.flatten()) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [(100_000, 100_000), (2, 100_000), (5, 3), (4, 4)])
+def test_strides_beyond_the_input(stride):
+    """An input gradient has stride * stride phases, of which few have pixels."""
+    pattern = Pattern(torch.ones(5, 3, 1, 1))
+    values = torch.randn(15)
+    x = torch.randn(8, 3, 4, 4, dtype=torch.double, requires_grad=True)  # in float32 torch's own kernel crashes
+    y = F.conv2d(x, pattern.scatter(values).double(), stride=stride)
+    grad = torch.randn(y.shape)
+    (wanted,) = torch.autograd.grad(y, x, grad.double())
+    geometry = ([5, 3, 1, 1], list(stride), [0, 0], [1, 1], 1, "")
+    got = OPS.masked_conv2d_input_grad_cpu(grad, values, pattern.index, [8, 3, 4, 4], "contiguous", *geometry)
+    assert worst(got, wanted) < 1e-5
+
+
+def test_pswish_gradient_is_finite_where_its_exponent_overflows():
+    x = torch.tensor([1e37, -1e37])
+    dx, dbeta = OPS.pswish_backward_cpu(torch.ones(2), x, torch.tensor(100.0), "")
+    assert dx.tolist() == [1.0, 0.0]
+    assert dbeta.item() == 0.0
+    # The same activation inside ghost_skip_add: (1, 2, 1, 1) without norms, so that u is what it sees.
+    with tk.use_backend("cpu"):
+        u = x.view(1, 2, 1, 1).clone().requires_grad_()
+        tk.ghost_skip_add(u, act="pswish", beta=100.0).out.sum().backward()
+    assert u.grad is not None
+    assert u.grad.flatten().tolist() == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("plan", ["tile=2x4", "tile=1x1x4,block=1", "block=3", "tile=2x2x2,block=1000"])
 def test_plans_change_no_result(plan):
     for name in ("rectangular, all numbers different", "2x2 images"):
@@ -174,6 +217,28 @@ def test_empty_batch():
     assert y.shape == (0, 4, 8, 8)
     assert grad_x.shape == x.shape
     assert torch.equal(grad_values, torch.zeros(pattern.nnz))
+
+
+@pytest.mark.parametrize("plan", ["tile=4x4x", "tile=x4", "block=3,", ",", "tile=2x4,", "tile=3x3", "block=0"])
+def test_wrong_plans_are_errors_even_where_there_is_nothing_to_do(plan):
+    nothing = Pattern(torch.zeros(4, 3, 3, 3))
+    geometry = ([4, 3, 3, 3], [1, 1], [1, 1], [1, 1], 1, plan)
+    x, grad, values = torch.empty(0, 3, 8, 8), torch.empty(0, 4, 8, 8), torch.empty(0)
+    calls = [
+        lambda: OPS.masked_conv2d_cpu(x, values, None, nothing.index, *geometry),
+        lambda: OPS.masked_conv2d_input_grad_cpu(grad, values, nothing.index, [0, 3, 8, 8], "contiguous", *geometry),
+        lambda: OPS.masked_conv2d_values_grad_cpu(grad, x, nothing.index, 0, *geometry),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="plan: expected"):
+            call()
+
+
+def test_too_large_a_result_is_named():
+    pattern = Pattern(torch.ones(1, 1, 1, 1))
+    geometry = ([1, 1, 1, 1], [1, 1], [2**23, 2**23], [1, 1], 1, "")
+    with pytest.raises(RuntimeError, match=r"^could not allocate a tensor of shape \(1, 1, 16777217, 16777217\)$"):
+        OPS.masked_conv2d_cpu(torch.ones(1, 1, 1, 1), torch.ones(1), None, pattern.index, *geometry)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -227,6 +292,8 @@ def test_messages_name_op_and_argument():
     damaged[16 + 16 + 1 + 3] = 10**6  # a column
     version = pattern.index.clone()
     version[0] = 2
+    wide = pattern.index.clone()
+    wide[3:5] = torch.tensor([65536, 32769])
     wrong = [
         ({"x": x.double()}, "input: expected float32 or bfloat16, got float64"),
         ({"values": values.bfloat16()}, r"values: expected the dtype of input \(float32\), got bfloat16"),
@@ -238,6 +305,7 @@ def test_messages_name_op_and_argument():
         ({"values": values[1:]}, f"values: expected {pattern.nnz} numbers, one a kept weight, got {pattern.nnz - 1}"),
         ({"shape": [16, 8, 3, 2]}, r"index: expected the index of a weight of shape \(16, 8, 3, 2\)"),
         ({"shape": [16, 72]}, r"weight_shape: expected 4 numbers"),
+        ({"index": wide, "shape": [16, 8, 65536, 32769]}, r"weight_shape: expected max\(O, I\) \* kh \* kw below 2\^31"),
         ({"index": pattern.index[:-1]}, "index: damaged header"),
         ({"index": pattern.index[:5]}, "index: expected a packed Pattern index, got 5 numbers"),
         ({"index": pattern.index.long()}, "index: expected int32, got int64"),

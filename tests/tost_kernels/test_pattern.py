@@ -107,6 +107,18 @@ def test_bad_masks(mask: object, error: type[Exception], message: str) -> None:
         Pattern(mask)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("compiler", ["native", "numpy"])
+@pytest.mark.parametrize("shape", [(1, 1, 65536, 32769), (65536, 1, 1, 32769), (1, 65536, 32769, 1)])
+def test_columns_are_32_bits(compiler: str, shape: tuple[int, ...]) -> None:
+    if compiler == "native":
+        compile_mask = pytest.importorskip("tost_kernels._pattern", reason="built without a compiler").compile_mask
+    else:
+        compile_mask = compile_reference
+    mask = np.zeros(shape, bool)  # 2 GB of addresses, of which none is touched
+    with pytest.raises(ValueError, match=r"mask: expected max\(O, I\) \* kh \* kw below 2\*\*31, got 2147549184"):
+        compile_mask(mask, 8)
+
+
 def test_bad_values_and_dense() -> None:
     pattern = Pattern(torch.eye(3))
     with pytest.raises(ValueError, match=r"values: expected shape \(3,\)"):
