@@ -61,7 +61,10 @@ def one_process(rank: int, folder: Path) -> None:
     step(ddp, x.chunk(RANKS)[rank], y.chunk(RANKS)[rank])
     torch.save(net.state_dict(), folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps({"sent": sent, "broadcasts": broadcasts}))
-    dist.destroy_process_group()
+    dist.barrier()
+    # Once in a while gloo's threads outlive torch's static objects and abort a process that has done all its work ("terminate
+    # called without an active exception"): leave without tearing anything down.
+    os._exit(0)
 
 
 def test_a_step_of_two_processes_is_the_step_of_one(tmp_path):
