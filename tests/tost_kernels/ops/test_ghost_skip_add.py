@@ -28,6 +28,7 @@ SHAPES = {
     "one channel": (5, 1, 2, 2),
     "one pixel": (6, 3, 1, 1),
     "several blocks": (7, 2, 21, 33),
+    "one column": (2, 5, 9, 1),
     "empty batch": (0, 3, 2, 2),
     "no channels": (2, 0, 2, 2),
     "features": (9, 6),
