@@ -344,22 +344,43 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
 
 // ---- gradient of the kept weights
 
-// Lane l of the result is the sum of the lanes of vectors[l]: a butterfly of kLanes - 1 adds.
+// Half of the sums of a and of b: each group of `group` lanes of them becomes a group half as long (a's in the lower half of
+// the result, where the group is the whole vector, else beside b's). Groups of 4 and of 2 lanes, then of 4-lane quarters: the
+// shuffles that every instruction set has as one cheap instruction.
+template <int STEP>
+TOST_INLINE Vec add_pairs(Vec a, Vec b) {
+  IVec even, odd;
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) {
+    const int in = l % 4, quarter = l / 4;
+    if (STEP == 0) {  // a0 b0 a1 b1 + a2 b2 a3 b3
+      even[l] = quarter * 4 + in / 2 + in % 2 * kLanes;
+      odd[l] = even[l] + 2;
+    } else if (STEP == 1) {  // a0 a1 b0 b1 + a2 a3 b2 b3
+      even[l] = quarter * 4 + in % 2 + in / 2 * kLanes;
+      odd[l] = even[l] + 2;
+    } else {  // even quarters of a, then of b, + their odd quarters
+      constexpr int kHalf = kLanes >= 8 ? kLanes / 8 : 1;
+      even[l] = quarter % kHalf * 8 + in + quarter / kHalf * kLanes;
+      odd[l] = (even[l] + 4) % (2 * kLanes);
+    }
+  }
+  return shuffle(a, b, even) + shuffle(a, b, odd);
+}
+
+// Lane l of the result is the sum of the lanes of vectors[l]: kLanes - 1 additions of pairs.
 TOST_INLINE Vec sum_each(const float* vectors) {
   Vec v[kLanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) v[i] = load(vectors + i * kLanes);
+  for (int i = 0; i < kLanes; i += 2) {
+    v[i / 2] = add_pairs<0>(load(vectors + i * kLanes), load(vectors + (i + 1) * kLanes));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes / 2; i += 2) v[i / 2] = add_pairs<1>(v[i], v[i + 1]);
 #pragma GCC unroll 4
-  for (int d = kLanes / 2; d > 0; d /= 2) {
-    // Lanes with bit d set take the second vector's, the others the first's; each adds its partner lane.
-    IVec blend, swap;
+  for (int count = kLanes / 4; count > 1; count /= 2) {
 #pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l) {
-      blend[l] = (l & d) ? l + kLanes : l;
-      swap[l] = (l & d) ? l - d + kLanes : l + d;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < d; ++i) v[i] = shuffle(v[i], v[i + d], blend) + shuffle(v[i], v[i + d], swap);
+    for (int i = 0; i < count; i += 2) v[i / 2] = add_pairs<2>(v[i], v[i + 1]);
   }
   return v[0];
 }
@@ -388,7 +409,7 @@ static __attribute__((noinline)) void values_grad_block(
     for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
     for (; k < end; ++k) {
       const int64_t offset = nonzeros[k].offset;
-      Vec chain[4];
+      Vec chain[2];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
@@ -396,10 +417,10 @@ static __attribute__((noinline)) void values_grad_block(
           const int a = r * V + v;
           Vec source = load(base[r] + offset + v * kLanes);
           if constexpr (!WHOLE) source = as_float(as_bits(source) & exists[a]);
-          chain[a % 4] = a < 4 ? grad[a] * source : fma(grad[a], source, chain[a % 4]);
+          chain[a % 2] = a < 2 ? grad[a] * source : fma(grad[a], source, chain[a % 2]);
         }
       }
-      store(products + (k - done) * kLanes, (chain[0] + chain[1]) + (chain[2] + chain[3]));
+      store(products + (k - done) * kLanes, chain[0] + chain[1]);
       if (k - done == kLanes - 1) {
         store(partial + done, load(partial + done) + sum_each(products));
         done += kLanes;

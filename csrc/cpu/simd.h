@@ -18,7 +18,16 @@ typedef uint16_t HVec __attribute__((vector_size(TOST_LANES * 2)));
 typedef float VecInMemory __attribute__((vector_size(TOST_LANES * 4), aligned(4), may_alias));
 typedef uint16_t HVecInMemory __attribute__((vector_size(TOST_LANES * 2), aligned(2), may_alias));
 
-TOST_INLINE Vec broadcast(float x) { return Vec{} + x; }
+// Not `Vec{} + x`: that adds, and broadcasts from a register; this is one load where x is in memory.
+TOST_INLINE Vec broadcast(float x) {
+#if TOST_LANES == 16
+  return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#elif TOST_LANES == 8
+  return Vec{x, x, x, x, x, x, x, x};
+#else
+  return Vec{x, x, x, x};
+#endif
+}
 TOST_INLINE Vec zero() { return Vec{}; }
 
 // a * b + c; one instruction where there is one (contraction is on by default in both compilers).
