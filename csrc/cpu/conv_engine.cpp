@@ -51,7 +51,9 @@ void prepare(
 
   // A tap that no phase lists counts to the last phase: conv_input_grad leaves out only phases without pixels and then makes
   // the last one empty too.
-  std::vector<int64_t> phase_of_tap(taps, all_phases - 1), offset_of_tap(taps, 0), channel_pitch(all_phases);
+  std::vector<int64_t> phase_of_tap(taps, all_phases - 1), offset_of_tap(taps, 0), class_of_tap(taps, 0);
+  std::vector<int64_t> channel_pitch(all_phases);
+  const int64_t y_classes = prepared.y_axes[0].classes, x_classes = prepared.x_axes[0].classes;
   int64_t largest_channel = 0;
   for (int64_t py = 0; py < y_phases; ++py) {
     for (int64_t px = 0; px < x_phases; ++px) {
@@ -73,6 +75,7 @@ void prepare(
           offset_of_tap[ky * index.kw + kx] =
               ((y.tap_plane[ky] * x.planes + x.tap_plane[kx]) * y.extent + y.tap_offset[ky]) * row_pitch +
               x.tap_offset[kx] * vector_floats;
+          class_of_tap[ky * index.kw + kx] = y.tap_class[ky] * x_classes + x.tap_class[kx];
         }
       }
     }
@@ -80,6 +83,9 @@ void prepare(
 
   ConvJob& job = prepared.job;
   job.tile = tile;
+  job.y_classes = y_classes;
+  job.x_classes = x_classes;
+  const int64_t classes = y_classes * x_classes;
   job.batch_blocks = ceil_div(shape.batch, vector_floats);
   job.row_chunks = 1;
   job.groups = shape.groups;
@@ -93,12 +99,12 @@ void prepare(
   job.blocks = ceil_div(shape.channels, job.block);
   job.tile_floats = job.block * largest_channel;
 
-  const StreamShape stream_shape{shape.groups, shape.rows, shape.channels, job.block, job.blocks, !shape.transposed};
+  const StreamShape stream_shape{shape.groups, shape.rows, shape.channels, job.block, job.blocks, classes, !shape.transposed};
   // Kept from call to call: fresh memory of this size costs a page fault every 4 KB.
   static thread_local Stream stream;
   build_stream(
       stream, op, view, index.nnz, index.block, values.data, values.stride, stream_shape, phase_of_tap, offset_of_tap,
-      all_phases, channel_pitch, want_position);
+      class_of_tap, all_phases, channel_pitch, want_position);
   prepared.stream = &stream;
   job.nonzeros = stream.nonzeros.data();
 
@@ -111,7 +117,7 @@ void prepare(
       const int64_t phase = py * x_phases + px;
       prepared.phases.push_back(
           {without_vectors(y), without_vectors(x), x.extent * vector_floats, channel_pitch[phase], tasks,
-           stream.phase_ptr(phase, shape.groups * job.blocks * shape.rows)});
+           stream.phase_ptr(phase, shape.groups * job.blocks * shape.rows * classes)});
       tasks += y.tiles * x.tiles * job.batch_blocks;
     }
   }
@@ -145,8 +151,19 @@ void run_gather(PreparedConv& prepared, View<const T> source, Numbers<T> bias, V
   torch::stable::parallel_for(0, job.conv.tasks, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
-AxisNeed need_of(int64_t count, int64_t taps, int64_t planes, int64_t dilation, int64_t src_step) {
-  return {count, std::min(taps, planes), (taps - 1) * dilation / src_step};
+// source: how many pixels the source has. padding: -1 where a phase has another.
+AxisNeed need_of(
+    int64_t count, int64_t taps, int64_t planes, int64_t dilation, int64_t src_step, int64_t source, int64_t padding) {
+  const bool near = planes == 1 && count == source && taps == 3 && dilation == 1 && padding == 1;
+  return {count, std::min(taps, planes), (taps - 1) * dilation / src_step, near};
+}
+
+void set_axes(PreparedConv& prepared, const TileNeed& need, const Tile& tile, std::vector<Axis> y, std::vector<Axis> x) {
+  const Known known = shifts_known(tile, need, isa());
+  if (known.y) class_by_shift(y[0]);
+  if (known.x) class_by_shift(x[0]);
+  prepared.y_axes = std::move(y);
+  prepared.x_axes = std::move(x);
 }
 
 }  // namespace
@@ -157,14 +174,15 @@ void conv_forward(
     const ConvGeometry& geometry, const ConvOptions& options, View<T> output) {
   const auto& [stride, padding, dilation, groups] = geometry;
   const TileNeed need{
-      need_of(output.h, index.kh, stride[0], dilation[0], stride[0]),
-      need_of(output.w, index.kw, stride[1], dilation[1], stride[1]), input.n,
+      need_of(output.h, index.kh, stride[0], dilation[0], stride[0], input.h, padding[0]),
+      need_of(output.w, index.kw, stride[1], dilation[1], stride[1], input.w, padding[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
   const Tile tile = choose_tile(op, options, need, isa());  // first, since it checks the plan
   if (output.n * output.c * output.h * output.w == 0) return;
   PreparedConv prepared;
-  prepared.y_axes = {forward_axis(output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)};
-  prepared.x_axes = {forward_axis(output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)};
+  set_axes(
+      prepared, need, tile, {forward_axis(output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
+      {forward_axis(output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
   prepare<T>(op, prepared, shape, index.forward, index, values, tile, options, false);
   run_gather<T>(prepared, input, bias, output);
@@ -177,22 +195,29 @@ void conv_input_grad(
   const auto& [stride, padding, dilation, groups] = geometry;
   const auto taps_a_phase = [](int64_t taps, int64_t step) { return ceil_div(taps, step); };
   const TileNeed need{
-      need_of(ceil_div(grad_input.h, stride[0]), taps_a_phase(index.kh, stride[0]), 1, dilation[0], 1),
-      need_of(ceil_div(grad_input.w, stride[1]), taps_a_phase(index.kw, stride[1]), 1, dilation[1], 1), grad_output.n,
+      need_of(
+          ceil_div(grad_input.h, stride[0]), taps_a_phase(index.kh, stride[0]), 1, dilation[0], 1, grad_output.h,
+          stride[0] == 1 ? padding[0] : -1),
+      need_of(
+          ceil_div(grad_input.w, stride[1]), taps_a_phase(index.kw, stride[1]), 1, dilation[1], 1, grad_output.w,
+          stride[1] == 1 ? padding[1] : -1),
+      grad_output.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.outputs * stride[0] * stride[1])};
   const Tile tile = choose_tile(op, options, need, isa());
   if (grad_input.n * grad_input.c * grad_input.h * grad_input.w == 0) return;
   PreparedConv prepared;
+  std::vector<Axis> y_axes, x_axes;
   // Phases from the size on have no pixels. One of them stands for all, so that a stride far beyond the input does not
   // make stride * stride phases.
   for (int64_t phase = 0; phase < std::min(stride[0], grad_input.h + 1); ++phase) {
-    prepared.y_axes.push_back(
+    y_axes.push_back(
         input_grad_axis(grad_input.h, grad_output.h, index.kh, stride[0], padding[0], dilation[0], tile.rows, phase));
   }
   for (int64_t phase = 0; phase < std::min(stride[1], grad_input.w + 1); ++phase) {
-    prepared.x_axes.push_back(
+    x_axes.push_back(
         input_grad_axis(grad_input.w, grad_output.w, index.kw, stride[1], padding[1], dilation[1], tile.columns, phase));
   }
+  set_axes(prepared, need, tile, std::move(y_axes), std::move(x_axes));
   const ConvShape shape{grad_output.n, groups, index.inputs, index.outputs / groups, true};
   prepare<T>(op, prepared, shape, index.transposed, index, values, tile, options, false);
   run_gather<T>(prepared, grad_output, Numbers<T>{}, grad_input);
@@ -204,14 +229,15 @@ void conv_values_grad(
     const ConvOptions& options, T* grad_values) {
   const auto& [stride, padding, dilation, groups] = geometry;
   const TileNeed need{
-      need_of(grad_output.h, index.kh, stride[0], dilation[0], stride[0]),
-      need_of(grad_output.w, index.kw, stride[1], dilation[1], stride[1]), input.n,
+      need_of(grad_output.h, index.kh, stride[0], dilation[0], stride[0], input.h, padding[0]),
+      need_of(grad_output.w, index.kw, stride[1], dilation[1], stride[1], input.w, padding[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
   const Tile tile = choose_tile(op, options, need, isa());
   if (index.nnz == 0) return;
   PreparedConv prepared;
-  prepared.y_axes = {forward_axis(grad_output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)};
-  prepared.x_axes = {forward_axis(grad_output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)};
+  set_axes(
+      prepared, need, tile, {forward_axis(grad_output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
+      {forward_axis(grad_output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
   prepare<T>(op, prepared, shape, index.forward, index, Numbers<T>{}, tile, options, true);
 

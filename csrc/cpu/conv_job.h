@@ -30,7 +30,7 @@ struct Phase {
   int64_t row_pitch;      // floats from one row of a packed plane to the next
   int64_t channel_pitch;  // floats of one packed channel
   int64_t first_task;
-  const int32_t* ptr;     // (groups, blocks, rows) + 1: runs of `nonzeros` that one row takes from one channel block
+  const int32_t* ptr;     // (groups, blocks, rows, classes) + 1: runs of `nonzeros` that one row takes from one channel block
 };
 
 // Tasks are numbered phase, tile row, tile column, batch block, row chunk, from the slowest to the fastest.
@@ -45,6 +45,7 @@ struct ConvJob {
   int64_t channels;       // source channels a group
   int64_t block, blocks;  // channels packed at a time, and how often
   int64_t tile_floats;    // scratch for one packed block
+  int64_t y_classes, x_classes;  // of taps, see lattice.h; classes = their product
   const Nonzero* nonzeros;
 };
 

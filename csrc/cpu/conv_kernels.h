@@ -218,12 +218,55 @@ static __attribute__((noinline)) void read_tile(
   }
 }
 
+// How R x C x B accumulators (pixel rows, columns, batch vectors) meet the source of a kept weight. YC, XC: classes of taps
+// on each axis. One class: every accumulator takes the vector as far from `offset` as it is from the first one. Three: the
+// shift -1, 0 or +1 is known when this is compiled, and products that would read outside the image do not exist.
+template <int R_, int C_, int B_, int YC_, int XC_>
+struct Taps {
+  static constexpr int R = R_, C = C_, B = B_, YC = YC_, XC = XC_;
+  static constexpr int kVectors = R * C * B, kClasses = YC * XC;
+  static constexpr int y_shift(int of_class) { return YC == 3 ? of_class / XC - 1 : 0; }
+  static constexpr int x_shift(int of_class) { return XC == 3 ? of_class % XC - 1 : 0; }
+  static constexpr bool meets(int of_class, int r, int c) {
+    return (YC == 1 || (r + y_shift(of_class) >= 0 && r + y_shift(of_class) < R)) &&
+           (XC == 1 || (c + x_shift(of_class) >= 0 && c + x_shift(of_class) < C));
+  }
+};
+
+// The source vector for accumulator (r, c, b), from `rows`, the packed tile's rows moved by the kept weight's offset.
+template <class TAPS, int CLASS>
+TOST_INLINE Vec source_of(const float* const* rows, int64_t offset, int r, int c, int b) {
+  return load(rows[r + TAPS::y_shift(CLASS)] + offset + ((c + TAPS::x_shift(CLASS)) * TAPS::B + b) * kLanes);
+}
+
+// Adds the products of one row's kept weights, class by class. ends[k]: where class k ends.
+template <class TAPS, int CLASS = 0>
+TOST_INLINE void gather_row(
+    Vec* acc, const Nonzero* nonzeros, const Nonzero* nonzero, const int32_t* ends, const float* const* rows) {
+  for (const Nonzero* const end = nonzeros + ends[CLASS]; nonzero != end; ++nonzero) {
+    const int64_t offset = nonzero->offset;
+    const Vec weight = broadcast(nonzero->weight);
+#pragma GCC unroll 16
+    for (int r = 0; r < TAPS::R; ++r) {
+#pragma GCC unroll 16
+      for (int c = 0; c < TAPS::C; ++c) {
+#pragma GCC unroll 16
+        for (int b = 0; b < TAPS::B; ++b) {
+          Vec& sum = acc[(r * TAPS::C + c) * TAPS::B + b];
+          if (TAPS::meets(CLASS, r, c)) sum = fma(weight, source_of<TAPS, CLASS>(rows, offset, r, c, b), sum);
+        }
+      }
+    }
+  }
+  if constexpr (CLASS + 1 < TAPS::kClasses) gather_row<TAPS, CLASS + 1>(acc, nonzeros, nonzero, ends, rows);
+}
+
 // All rows [row_begin, row_end) of one group against one packed channel block.
-template <int R, int V, class T>
+template <class TAPS, class T>
 static __attribute__((noinline)) void gather_block(
     const GatherJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
     const float* tile, float* partial, bool first, bool last, const int64_t* direct, Ahead& ahead) {
-  constexpr int kVectors = R * V;
+  constexpr int R = TAPS::R, kVectors = TAPS::kVectors;
   const Nonzero* nonzeros = job.conv.nonzeros;
   const float* base[R];
 #pragma GCC unroll 16
@@ -231,10 +274,9 @@ static __attribute__((noinline)) void gather_block(
   const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
   for (int64_t row = row_begin; row < row_end; ++row) {
     fetch(ahead, fetches);
-    const Nonzero* nonzero = nonzeros + ptr[row];
-    const Nonzero* const end = nonzeros + ptr[row + 1];
+    const int32_t* ends = ptr + row * TAPS::kClasses;
     float* sums = partial + (row - row_begin) * (kVectors * kLanes);
-    if (nonzero == end && !first && !last) continue;
+    if (ends[0] == ends[TAPS::kClasses] && !first && !last) continue;
     Vec acc[kVectors];
     if (first) {
 #pragma GCC unroll 16
@@ -243,15 +285,7 @@ static __attribute__((noinline)) void gather_block(
 #pragma GCC unroll 16
       for (int a = 0; a < kVectors; ++a) acc[a] = load(sums + a * kLanes);
     }
-    for (; nonzero != end; ++nonzero) {
-      const int64_t offset = nonzero->offset;
-      const Vec weight = broadcast(nonzero->weight);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[r * V + v] = fma(weight, load(base[r] + offset + v * kLanes), acc[r * V + v]);
-      }
-    }
+    gather_row<TAPS>(acc, nonzeros, nonzeros + ends[0], ends + 1, base);
     if (!last) {
 #pragma GCC unroll 16
       for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
@@ -310,8 +344,9 @@ static Ahead look_ahead_after(
   return look_ahead(source, conv.tile, next, next.row_begin / conv.rows * conv.channels, conv.block);
 }
 
-template <int R, int V, class T>
+template <class TAPS, class T>
 static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
+  constexpr int R = TAPS::R, V = TAPS::C * TAPS::B;
   const ConvJob& conv = job.conv;
   const int64_t total_rows = conv.groups * conv.rows;
   const int64_t chunk_rows = total_rows / conv.row_chunks + 1;
@@ -326,9 +361,9 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
       const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
       const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
       for (int64_t block = 0; block < conv.blocks; ++block) {
-        const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows;
+        const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows * TAPS::kClasses;
         const bool first = block == 0, last = block + 1 == conv.blocks;
-        if (ptr[row_begin] != ptr[row_end]) {
+        if (ptr[row_begin * TAPS::kClasses] != ptr[row_end * TAPS::kClasses]) {
           const int64_t channel = block * conv.block;
           const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
@@ -336,7 +371,7 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
           continue;
         }
         Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, end);
-        gather_block<R, V>(job, at, group, row_begin, row_end, ptr, tile, partial, first, last, direct, ahead);
+        gather_block<TAPS>(job, at, group, row_begin, row_end, ptr, tile, partial, first, last, direct, ahead);
       }
     }
   }
@@ -344,24 +379,24 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
 
 // ---- gradient of the kept weights
 
-// Half of the sums of a and of b: each group of `group` lanes of them becomes a group half as long (a's in the lower half of
-// the result, where the group is the whole vector, else beside b's). Groups of 4 and of 2 lanes, then of 4-lane quarters: the
-// shuffles that every instruction set has as one cheap instruction.
+// Adds lanes of `a` to lanes of `a`, and of `b` to `b`, so that half as many are left of each, side by side. The order is such
+// that every shuffle is one cheap instruction (unpack, shufps, shuff32x4): two-operand permutes took twice as long in all.
+// STEP 0, then 1: inside each group of 4 lanes; then 2: groups of 4 lanes among each other.
 template <int STEP>
 TOST_INLINE Vec add_pairs(Vec a, Vec b) {
   IVec even, odd;
 #pragma GCC unroll 16
   for (int l = 0; l < kLanes; ++l) {
-    const int in = l % 4, quarter = l / 4;
+    const int in = l % 4, group = l / 4;
     if (STEP == 0) {  // a0 b0 a1 b1 + a2 b2 a3 b3
-      even[l] = quarter * 4 + in / 2 + in % 2 * kLanes;
+      even[l] = group * 4 + in / 2 + in % 2 * kLanes;
       odd[l] = even[l] + 2;
     } else if (STEP == 1) {  // a0 a1 b0 b1 + a2 a3 b2 b3
-      even[l] = quarter * 4 + in % 2 + in / 2 * kLanes;
+      even[l] = group * 4 + in % 2 + in / 2 * kLanes;
       odd[l] = even[l] + 2;
-    } else {  // even quarters of a, then of b, + their odd quarters
-      constexpr int kHalf = kLanes >= 8 ? kLanes / 8 : 1;
-      even[l] = quarter % kHalf * 8 + in + quarter / kHalf * kLanes;
+    } else {  // the even groups of a, then of b, + the odd ones
+      constexpr int kHalf = kLanes >= 8 ? kLanes / 8 : 1;  // 4 lanes never come here
+      even[l] = group % kHalf * 8 + in + group / kHalf * kLanes;
       odd[l] = (even[l] + 4) % (2 * kLanes);
     }
   }
@@ -385,53 +420,72 @@ TOST_INLINE Vec sum_each(const float* vectors) {
   return v[0];
 }
 
+// One row's kept weights up to ends[CLASS]: the products of its gradients with the source, summed over the tile's pixels, into
+// `products`; every kLanes of them are summed over the lanes and added to `partial`. See values_grad_block for the rest.
+template <class TAPS, bool WHOLE, int CLASS = 0>
+TOST_INLINE void values_grad_row(
+    const Vec* grad, const Nonzero* nonzeros, const int32_t* ends, const float* const* rows, const uint32_t* exists,
+    float* products, float* partial, int64_t& k, int64_t& done) {
+  for (const int64_t end = ends[CLASS]; k < end; ++k) {
+    const int64_t offset = nonzeros[k].offset;
+    Vec chain[2] = {};
+    int used = 0;
+#pragma GCC unroll 16
+    for (int r = 0; r < TAPS::R; ++r) {
+#pragma GCC unroll 16
+      for (int c = 0; c < TAPS::C; ++c) {
+#pragma GCC unroll 16
+        for (int b = 0; b < TAPS::B; ++b) {
+          if (!TAPS::meets(CLASS, r, c)) continue;
+          const int a = (r * TAPS::C + c) * TAPS::B + b;
+          Vec source = source_of<TAPS, CLASS>(rows, offset, r, c, b);
+          if constexpr (!WHOLE) source = as_float(as_bits(source) & exists[a]);
+          chain[used % 2] = used < 2 ? grad[a] * source : fma(grad[a], source, chain[used % 2]);
+          ++used;
+        }
+      }
+    }
+    store(products + (k - done) * kLanes, chain[0] + chain[1]);
+    if (k - done == kLanes - 1) {
+      store(partial + done, load(partial + done) + sum_each(products));
+      done += kLanes;
+    }
+  }
+  if constexpr (CLASS + 1 < TAPS::kClasses) {
+    values_grad_row<TAPS, WHOLE, CLASS + 1>(grad, nonzeros, ends, rows, exists, products, partial, k, done);
+  }
+}
+
 // WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): the packed tile reaches to source
 // pixels that only missing result pixels would read, and 0 * inf must not count.
-template <int R, int V, bool WHOLE>
+template <class TAPS, bool WHOLE>
 static __attribute__((noinline)) void values_grad_block(
     const Nonzero* nonzeros, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
     const float* grads, const uint32_t* exists, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
-  constexpr int kVectors = R * V;
+  constexpr int R = TAPS::R, kVectors = TAPS::kVectors, kClasses = TAPS::kClasses;
   alignas(64) float products[kLanes * kLanes];
   const float* base[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) base[r] = tile + r * pitch;
-  int64_t done = ptr[row_begin];  // sums below this one are in `partial`
+  int64_t done = ptr[row_begin * kClasses];  // sums below this one are in `partial`
   int64_t k = done;
   const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
   for (int64_t row = row_begin; row < row_end; ++row) {
     fetch(ahead, fetches);
     fetch(grads_ahead, grad_fetches);
-    const int64_t end = ptr[row + 1];
-    if (k == end) continue;
+    const int32_t* ends = ptr + row * kClasses + 1;
+    if (k == ends[kClasses - 1]) continue;
     Vec grad[kVectors];
 #pragma GCC unroll 16
     for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
-    for (; k < end; ++k) {
-      const int64_t offset = nonzeros[k].offset;
-      Vec chain[2];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) {
-          const int a = r * V + v;
-          Vec source = load(base[r] + offset + v * kLanes);
-          if constexpr (!WHOLE) source = as_float(as_bits(source) & exists[a]);
-          chain[a % 2] = a < 2 ? grad[a] * source : fma(grad[a], source, chain[a % 2]);
-        }
-      }
-      store(products + (k - done) * kLanes, chain[0] + chain[1]);
-      if (k - done == kLanes - 1) {
-        store(partial + done, load(partial + done) + sum_each(products));
-        done += kLanes;
-      }
-    }
+    values_grad_row<TAPS, WHOLE>(grad, nonzeros, ends, base, exists, products, partial, k, done);
   }
   for (int64_t left = 0; done + left < k; ++left) partial[done + left] += sum(load(products + left * kLanes));
 }
 
-template <int R, int V, class T>
+template <class TAPS, class T>
 static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_t end) {
+  constexpr int R = TAPS::R, V = TAPS::C * TAPS::B, kClasses = TAPS::kClasses;
   const ConvJob& conv = job.conv;
   constexpr int64_t kFloats = R * V * kLanes;
   const int64_t total_rows = conv.groups * conv.rows;
@@ -469,13 +523,13 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
         const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
         const float* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kFloats;
         for (int64_t block = 0; block < conv.blocks; ++block) {
-          const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows;
-          if (ptr[row_begin] == ptr[row_end]) continue;
+          const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows * kClasses;
+          if (ptr[row_begin * kClasses] == ptr[row_end * kClasses]) continue;
           const int64_t channel = block * conv.block;
           const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
           Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
-          const auto run = whole ? values_grad_block<R, V, true> : values_grad_block<R, V, false>;
+          const auto run = whole ? values_grad_block<TAPS, true> : values_grad_block<TAPS, false>;
           run(conv.nonzeros, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, exists, partial, ahead,
               grads_ahead, grad_fetches);
         }
@@ -485,29 +539,41 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
 }
 
 // ---- one entry a job; the tile decides which copy runs
-// 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_plan.cpp knows the same list.
+// 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_plan.cpp knows the same lists. In the
+// first, C counts columns x batch vectors.
 
 #if TOST_LANES == 16
-#define TOST_FOR_EACH_TILE \
-  TOST_TILE(4, 4) TOST_TILE(2, 8) TOST_TILE(1, 16) TOST_TILE(2, 4) TOST_TILE(1, 8) TOST_TILE(1, 4)
+#define TOST_FOR_EACH_TILE                                                              \
+  TOST_TILE(4, 4, 1, 1, 1) TOST_TILE(2, 8, 1, 1, 1) TOST_TILE(1, 16, 1, 1, 1)           \
+  TOST_TILE(2, 4, 1, 1, 1) TOST_TILE(1, 8, 1, 1, 1) TOST_TILE(1, 4, 1, 1, 1)            \
+  TOST_TILE(4, 4, 1, 3, 3) TOST_TILE(2, 2, 4, 3, 3) TOST_TILE(2, 8, 1, 1, 3)            \
+  TOST_TILE(2, 2, 2, 3, 3) TOST_TILE(2, 4, 1, 1, 3)
 #else
-#define TOST_FOR_EACH_TILE TOST_TILE(2, 4) TOST_TILE(1, 8) TOST_TILE(1, 4)
+#define TOST_FOR_EACH_TILE                                                              \
+  TOST_TILE(2, 4, 1, 1, 1) TOST_TILE(1, 8, 1, 1, 1) TOST_TILE(1, 4, 1, 1, 1)            \
+  TOST_TILE(2, 2, 2, 3, 3) TOST_TILE(2, 4, 1, 1, 3)
 #endif
+
+// Of a copy with known shifts, B counts.
+template <class TAPS>
+static bool serves(const ConvJob& conv) {
+  return conv.tile.rows == TAPS::R && conv.tile.columns * conv.tile.batches == TAPS::C * TAPS::B &&
+         conv.y_classes == TAPS::YC && conv.x_classes == TAPS::XC &&
+         (TAPS::kClasses == 1 || conv.tile.batches == TAPS::B);
+}
 
 template <class T>
 static void gather(const GatherJob<T>& job, int64_t begin, int64_t end) {
-  const int64_t rows = job.conv.tile.rows, vectors = job.conv.tile.columns * job.conv.tile.batches;
-#define TOST_TILE(R, V) \
-  if (rows == R && vectors == V) return gather_tasks<R, V, T>(job, begin, end);
+#define TOST_TILE(...) \
+  if (serves<Taps<__VA_ARGS__>>(job.conv)) return gather_tasks<Taps<__VA_ARGS__>, T>(job, begin, end);
   TOST_FOR_EACH_TILE
 #undef TOST_TILE
 }
 
 template <class T>
 static void values_grad(const ValuesGradJob<T>& job, int64_t begin, int64_t end) {
-  const int64_t rows = job.conv.tile.rows, vectors = job.conv.tile.columns * job.conv.tile.batches;
-#define TOST_TILE(R, V) \
-  if (rows == R && vectors == V) return values_grad_items<R, V, T>(job, begin, end);
+#define TOST_TILE(...) \
+  if (serves<Taps<__VA_ARGS__>>(job.conv)) return values_grad_items<Taps<__VA_ARGS__>, T>(job, begin, end);
   TOST_FOR_EACH_TILE
 #undef TOST_TILE
 }

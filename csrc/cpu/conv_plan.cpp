@@ -18,6 +18,14 @@ struct Registers {
 // The tiles conv_kernels.h is compiled for.
 constexpr Registers kTiles[] = {{4, 4}, {2, 8}, {1, 16}, {2, 4}, {1, 8}, {1, 4}};
 
+// Those compiled with known shifts besides.
+struct KnownTile {
+  Tile tile;
+  bool y;  // on both axes; else on x alone
+};
+constexpr KnownTile kKnownTiles[] = {
+    {{4, 4, 1}, true}, {{2, 2, 4}, true}, {{2, 8, 1}, false}, {{2, 2, 2}, true}, {{2, 4, 1}, false}};
+
 bool compiled(int64_t rows, int64_t vectors, Isa isa) {
   for (const Registers& tile : kTiles) {
     if (tile.rows == rows && tile.vectors == vectors) return isa == Isa::avx512 || rows * vectors <= 8;
@@ -73,6 +81,20 @@ ConvOptions parse_options(const char* op, const std::string& plan) {
   return options;
 }
 
+Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
+  if (!compiled(tile.rows, tile.columns * tile.batches, isa)) return {false, false};
+  const bool x = need.x.near && tile.columns == need.x.count;
+  const bool y = need.y.near && tile.rows == need.y.count;
+  // Rows that do not exist would have to be left out of a strip.
+  const bool strip = x && need.y.count % tile.rows == 0;
+  for (const KnownTile& known : kKnownTiles) {
+    const Tile& its = known.tile;
+    if (its.rows != tile.rows || its.columns != tile.columns || its.batches != tile.batches) continue;
+    if (known.y ? x && y : strip) return {known.y, true};
+  }
+  return {false, false};
+}
+
 Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& need, Isa isa) {
   if (options.tile.rows > 0) {
     const Tile& wish = options.tile;
@@ -91,9 +113,17 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
       const Tile tile{registers.rows, columns, registers.vectors / columns};
       const double tasks = static_cast<double>(
           ceil_div(need.y.count, tile.rows) * ceil_div(need.x.count, tile.columns) * ceil_div(batch_vectors, tile.batches));
+      const Known known = shifts_known(tile, need, isa);
       const double packed = static_cast<double>(
-          need.y.planes * (tile.rows + need.y.halo) * need.x.planes * (tile.columns + need.x.halo) * tile.batches);
-      const double multiply = std::max(kLatency, static_cast<double>(tile.rows * registers.vectors)) + kWeightOverhead;
+          need.y.planes * (tile.rows + (known.y ? 0 : need.y.halo)) * need.x.planes *
+          (tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
+      // Of three taps, one has a product for every pixel, two for all but one.
+      const auto present = [](bool is_known, int64_t count) {
+        return is_known ? 1.0 - 2.0 / (3.0 * static_cast<double>(count)) : 1.0;
+      };
+      const double products = static_cast<double>(tile.rows * registers.vectors) * present(known.y, need.y.count) *
+                              present(known.x, need.x.count);
+      const double multiply = std::max(kLatency, products) + kWeightOverhead;
       const double cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
       if (cost < least) {
         least = cost;

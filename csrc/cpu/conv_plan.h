@@ -24,6 +24,7 @@ struct AxisNeed {
   int64_t count;   // result pixels of a phase
   int64_t planes;  // about how many planes, and
   int64_t halo;    // by how much they exceed the tile
+  bool near;       // as many source pixels as result pixels, and taps at -1, 0 and +1 alone
 };
 
 struct TileNeed {
@@ -35,6 +36,13 @@ struct TileNeed {
 int64_t lanes(Isa isa);
 
 Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& need, Isa isa);
+
+// On which axes the kernels for this tile are compiled for each shift (see lattice.h): near ones that the tile covers.
+struct Known {
+  bool y, x;
+};
+
+Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa);
 
 // Source channels packed at a time: enough for the runs of kept weights to outweigh loading and storing the partial
 // sums, few enough for the packed tile to stay in the cache. A multiple of `multiple` (the index's own block), or all.

@@ -9,6 +9,9 @@
 // A tile of the source is copied into scratch so that neighbouring y are neighbours there whatever src_step is: taps
 // whose shifts are congruent modulo src_step share a "plane", in which y + 1 is one step further. A dilation wider than
 // the tile would leave holes in a plane, so such taps get planes of their own.
+//
+// On a small image the tile is the whole axis. Where no tap reaches further than one pixel, the kernels are compiled for each
+// shift -1, 0, +1 ("classes"): products with the zero padding, 3 of 10 on a 4x4 image, are left out, and so is the halo.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +30,9 @@ struct Axis {
   int64_t extent = 1;    // elements of a plane: tile + the largest offset of a tap
   // Element e of plane p, for a tile that starts at y0, is source pixel src_step * (y0 + e) + start[p].
   std::vector<int64_t> start;
-  // For each tap of the kernel: its plane (-1: it never meets this phase) and its offset there.
-  std::vector<int64_t> tap_plane, tap_offset;
+  // For each tap of the kernel: its plane (-1: it never meets this phase), its offset there, and its class.
+  std::vector<int64_t> tap_plane, tap_offset, tap_class;
+  int64_t classes = 1;   // 3: by shift
 };
 
 namespace detail {
@@ -41,6 +45,7 @@ inline void finish_axis(Axis& axis, std::vector<std::pair<int64_t, int64_t>> shi
   });
   axis.tap_plane.assign(taps, -1);
   axis.tap_offset.assign(taps, 0);
+  axis.tap_class.assign(taps, 0);
   axis.start.clear();
   int64_t last = 0, largest = 0;
   for (const auto& [shift, tap] : shifts) {
@@ -58,6 +63,15 @@ inline void finish_axis(Axis& axis, std::vector<std::pair<int64_t, int64_t>> shi
 }
 
 }  // namespace detail
+
+// The axis without halo, its taps classed by their shift. Needs the conditions of shifts_known (conv_plan.h).
+inline void class_by_shift(Axis& axis) {
+  for (size_t t = 0; t < axis.tap_offset.size(); ++t) axis.tap_class[t] = axis.start[0] + axis.tap_offset[t] + 1;
+  axis.tap_offset.assign(axis.tap_offset.size(), 0);
+  axis.start = {0};
+  axis.extent = axis.tile;
+  axis.classes = 3;
+}
 
 inline Axis forward_axis(
     int64_t out_size, int64_t src_size, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t tile) {

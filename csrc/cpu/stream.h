@@ -14,11 +14,11 @@
 
 namespace tost {
 
-// Sorted by (phase, group, channel block, row), and within such a run as the index is.
+// Sorted by (phase, group, channel block, row, class of the tap), and within such a run as the index is.
 struct Stream {
   std::vector<Nonzero> nonzeros;
   std::vector<int32_t> position;  // where each is in `values`
-  std::vector<int32_t> ptr;       // phases * groups * blocks * rows + 1
+  std::vector<int32_t> ptr;       // phases * groups * blocks * rows * classes + 1
   const int32_t* phase_ptr(int64_t phase, int64_t slots_per_phase) const { return ptr.data() + phase * slots_per_phase; }
 };
 
@@ -26,21 +26,23 @@ struct StreamShape {
   int64_t groups;
   int64_t rows, channels;  // a group
   int64_t block, blocks;
+  int64_t classes;         // of taps
   bool groups_are_rows;    // forward: a row of the index belongs to one group. Transposed: its channels span all groups.
 };
 
-// offset_of_tap[tap], phase_of_tap[tap]: where a tap lies in a packed channel, and the phase it serves.
+// offset_of_tap[tap], phase_of_tap[tap], class_of_tap[tap]: where a tap lies in a packed channel, the phase it serves, its class.
 // Fills `stream`. Throws if the index has entries that would lead out of bounds.
 template <class T>
 void build_stream(
     Stream& stream, const char* op, const IndexView& index, int64_t nnz, int64_t index_block, const T* values,
     int64_t values_stride, const StreamShape& shape,
-    const std::vector<int64_t>& phase_of_tap, const std::vector<int64_t>& offset_of_tap, int64_t phases,
+    const std::vector<int64_t>& phase_of_tap, const std::vector<int64_t>& offset_of_tap,
+    const std::vector<int64_t>& class_of_tap, int64_t phases,
     const std::vector<int64_t>& channel_pitch, bool want_position) {
   const int64_t taps = static_cast<int64_t>(offset_of_tap.size());
   const int64_t columns = index.channels * taps;
   const int64_t index_groups = shape.groups_are_rows ? 1 : shape.groups;
-  const int64_t runs_per_row = phases * index_groups * shape.blocks;
+  const int64_t runs_per_row = phases * index_groups * shape.blocks * shape.classes;
   // What a column of the index means: the offset in the tile, and which run of its row it belongs to.
   std::vector<int32_t> offset(columns), run(columns);
   for (int64_t channel = 0; channel < index.channels; ++channel) {
@@ -50,19 +52,22 @@ void build_stream(
       offset[channel * taps + tap] =
           static_cast<int32_t>((local % shape.block) * channel_pitch[phase] + offset_of_tap[tap]);
       run[channel * taps + tap] =
-          static_cast<int32_t>((phase * index_groups + group) * shape.blocks + local / shape.block);
+          static_cast<int32_t>(((phase * index_groups + group) * shape.blocks + local / shape.block) * shape.classes +
+                               class_of_tap[tap]);
     }
   }
 
   // Where the run `r` of index row `row` lies among all runs.
   const auto slot = [&](int64_t row, int64_t r) {
-    if (!shape.groups_are_rows) return r * shape.rows + row;
-    const int64_t phase = r / shape.blocks, block = r % shape.blocks;
-    return ((phase * shape.groups + row / shape.rows) * shape.blocks + block) * shape.rows + row % shape.rows;
+    const int64_t of_class = r % shape.classes, rest = r / shape.classes;
+    if (!shape.groups_are_rows) return (rest * shape.rows + row) * shape.classes + of_class;
+    const int64_t phase = rest / shape.blocks, block = rest % shape.blocks;
+    const int64_t before = (phase * shape.groups + row / shape.rows) * shape.blocks + block;
+    return (before * shape.rows + row % shape.rows) * shape.classes + of_class;
   };
 
   // Runs that the index has already: its blocks are parts of ours, and nothing else cuts a row.
-  const bool runs_known = phases == 1 && index_groups == 1 && (shape.blocks == 1 || shape.block % index_block == 0);
+  const bool runs_known = phases * index_groups * shape.classes == 1 && (shape.blocks == 1 || shape.block % index_block == 0);
   const int64_t index_blocks_a_run = shape.blocks == 1 ? index.blocks : shape.block / index_block;
   const auto run_begin = [&](int64_t row, int64_t r) {
     return static_cast<int64_t>(index.ptr[row * index.blocks + std::min(r * index_blocks_a_run, index.blocks)]);
@@ -70,7 +75,7 @@ void build_stream(
 
   stream.nonzeros.resize(nnz);
   if (want_position) stream.position.resize(nnz);
-  stream.ptr.assign(phases * shape.groups * shape.blocks * shape.rows + 1, 0);
+  stream.ptr.assign(phases * shape.groups * shape.blocks * shape.rows * shape.classes + 1, 0);
   int32_t* counts = stream.ptr.data() + 1;
   std::atomic<bool> damaged{false};
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, nnz / index.rows + 1));
