@@ -21,6 +21,8 @@ from tost_kernels.backend import COMPILED
 
 LIBRARY = torch.library.Library("tost", "DEF")
 LIBRARY.define("cpu_isa() -> str")  # the instruction set that the compiled CPU kernels use here
+# The tiles (rows x columns x batch vectors, with commas) that its convolutions may choose for a result of these sizes.
+LIBRARY.define("cpu_tiles(int rows, int columns, int batch) -> str")
 _OPS: dict[tuple[str, str], Any] = {}
 
 

@@ -12,7 +12,7 @@ from tost_kernels.layout import BATCH_LAST, as_layout, layout_of, pad
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
-from tost_kernels.plan import Plan, static_plan
+from tost_kernels.plan import Plan, plan_for
 from tost_kernels.register import apply, autocast, op
 
 _GEOMETRY = "int[] weight_shape, int[] stride, int[] padding, int[] dilation, int groups, str plan"
@@ -96,8 +96,9 @@ def masked_conv2d(
 
     x: (N, C, H, W) or (C, H, W), floating, any strides. values: (nnz,), the kept weights in the order of mask.nonzero(), the
     dtype of x. pattern: of shape (O, C / groups, kh, kw). bias: (O,) or None. stride, padding, dilation: as in torch; padding
-    may also be "same" (stride 1) or "valid". plan: which backend runs it; by default the one forced by `use_backend`, else a
-    static rule. Returns (N, O, H_out, W_out), batch-last if x is, else channels_last if x is, else contiguous.
+    may also be "same" (stride 1) or "valid". plan: which backend runs it; by default the one forced by `use_backend`, else what
+    `tune` found, else a static rule. Returns (N, O, H_out, W_out), batch-last if x is, else channels_last if x is, else
+    contiguous.
 
     Differentiable in x, values and bias; to any order with the backends "reference" and "dense", once with the compiled ones.
     Under autocast the tensors are cast to its dtype, as torch's convolutions are. Raises TypeError or ValueError naming the
@@ -118,7 +119,7 @@ def masked_conv2d(
             f"dilation {tuple(dilations)}, got x of shape {tuple(x.shape)}"
         )
 
-    plan = plan or static_plan("masked_conv2d", x, pattern)
+    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, (*strides, *paddings, *dilations, groups))
     if plan.backend == "dense":
         return dense(x, values, pattern, bias, strides, paddings, dilations, groups)
     geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)
