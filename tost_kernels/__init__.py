@@ -1,7 +1,7 @@
 """Kernels for sparse WEIGHTS: masked convolution and linear layers, fused PSwish and ghost-skip add.
 
 Modules: `SparseConv2d`, `SparseLinear`, `sparsify`, `densify` (in `tost_kernels.nn`, exported here). Ops: `masked_conv2d`,
-`masked_linear`, `pswish`, `ghost_skip_add`. What runs where: `python -m tost_kernels.info`; what runs fastest, layer by layer: `tune`.
+`masked_linear`, `pswish`, `ghost_skip_add`. What runs where: `python -m tost_kernels.info`; what is fastest: `tune`.
 """
 
 from tost_kernels import backend as _backend

@@ -146,8 +146,15 @@ def tune(
         raise TypeError(
             f"tune: expected example_input to be a tensor or a tuple of arguments, got {type(example_input).__name__}"
         )
+    with torch.inference_mode(False):  # what is made in that mode cannot be differentiated
+        return _tune(
+            net, example_input if isinstance(example_input, tuple) else (example_input,), cache, remeasure, progress, timer
+        )
+
+
+def _tune(net: nn.Module, arguments: tuple[Any, ...], cache: bool, remeasure: bool, progress: bool, timer: Timer) -> TuneReport:
     started = time.perf_counter()
-    met = _cases(net, example_input if isinstance(example_input, tuple) else (example_input,))
+    met = _cases(net, arguments)
     if not met:
         raise ValueError("tune: expected net to run a sparse layer on example_input, but none ran: see tost_kernels.sparsify")
     known: Known = {}
@@ -159,14 +166,14 @@ def tune(
         if progress:
             line = f"tune: {len(results)}/{len(met)} {names[0]}: {plan.backend} {plan.options}".rstrip()
             print(f"{line} ({source})", file=sys.stderr, flush=True)
-    return TuneReport(tuple(results), time.perf_counter() - started, str(store.folder()) if cache else None)
+    return TuneReport(tuple(results), time.perf_counter() - started, store.place() if cache else None)
 
 
 def _decide(
     case: Case, pattern: Pattern, timer: Timer, known: Known, *, read: bool, write: bool
 ) -> tuple[Plan, list[Timing], str]:
-    stored = store.load(case) if read else None
-    if stored is not None and _runs(case, pattern, stored[0]):
+    stored = store.load(case, lambda plan: check_runs(case, pattern, plan)) if read else None
+    if stored is not None:
         return stored[0], [Timing(*row) for row in stored[1]], CACHED
     plan, timings = best_plan(case, pattern, timer, known)
     if not timings:
@@ -174,15 +181,6 @@ def _decide(
     if write:
         store.save(case, plan, [(t.plan, t.milliseconds) for t in timings])
     return plan, timings, MEASURED
-
-
-def _runs(case: Case, pattern: Pattern, plan: Plan) -> bool:
-    """Whether a plan read from a file is one that the kernels accept."""
-    try:
-        check_runs(case, pattern, plan)
-    except (RuntimeError, KeyError):
-        return False
-    return True
 
 
 def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, tuple[list[str], Pattern]]:
@@ -205,13 +203,13 @@ def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, tuple[list[
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
             module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
     eager = torch.compiler.set_stance("force_eager")  # compiled parts would not tell, or be compiled for nothing
-    with _random_state_kept(), torch.inference_mode(False), torch.set_grad_enabled(net.training), eager, watching(tell):
+    with _random_state_kept(), torch.set_grad_enabled(net.training), eager, watching(tell):
         copy(*(_own(argument) for argument in arguments))
     return met
 
 
 def _own(argument: Any) -> Any:
-    """A copy, for a network that writes into its input, and out of inference mode."""
+    """A copy: the network may write into its input, and the caller may have made it in inference mode."""
     if not isinstance(argument, Tensor):
         return argument
     return argument.detach().clone().requires_grad_(argument.requires_grad)

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../checks.h"
+#include "../text.h"
 
 namespace tost {
 
@@ -164,6 +165,28 @@ int64_t choose_block(
 
 }  // namespace tost
 
+namespace tost {
+
+namespace {
+
+std::string cpu_plan(const Text& plan, const Text& which) {
+  const std::string wanted = std::string(which) + ".";
+  for (const auto& [pass, prefix] : kPrefixes) {
+    if (prefix != wanted) continue;
+    const auto [tile, block] = parse_options("cpu_plan", plan, pass);
+    std::ostringstream text;
+    if (tile.rows > 0) text << "tile=" << tile.rows << 'x' << tile.columns << 'x' << tile.batches;
+    if (block > 0) text << (tile.rows > 0 ? "," : "") << "block=" << block;
+    return text.str();
+  }
+  fail("cpu_plan", "which: expected forward, input_grad or values_grad, got ", std::string(which));
+}
+
+}  // namespace
+
+}  // namespace tost
+
 STABLE_TORCH_LIBRARY_IMPL(tost, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&tost::cpu_plan));
   m.impl("cpu_tiles", TORCH_BOX(&tost::cpu_tiles));
 }

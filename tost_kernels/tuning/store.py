@@ -18,7 +18,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ def folder() -> Path:
     return Path.home() / ".cache" / "tost"
 
 
+def place() -> str | None:
+    """`folder` as text; None where there is none."""
+    try:
+        return str(folder())
+    except RuntimeError:
+        return None
+
+
 def environment(device: str) -> dict[str, Any]:
     """What a time depends on besides the case: hardware, instruction set, versions, and the compiled code itself."""
     found: dict[str, Any] = {
@@ -57,10 +65,11 @@ def environment(device: str) -> dict[str, Any]:
     return found
 
 
-def load(case: Case) -> tuple[Plan, list[tuple[Plan, float]]] | None:
+def load(case: Case, check: Callable[[Plan], None]) -> tuple[Plan, list[tuple[Plan, float]]] | None:
     """The plan stored for this case on this machine, and the (plan, milliseconds) it was chosen from; None if there is none.
 
-    A file that cannot be read or is not what it should be counts as none, with a warning.
+    check: raises RuntimeError for a plan that the kernels do not accept. A file that cannot be read, or is not what it should
+    be, counts as none, with a warning.
     """
     try:
         file = _file(case)
@@ -75,8 +84,10 @@ def load(case: Case) -> tuple[Plan, list[tuple[Plan, float]]] | None:
         if entry["environment"] != environment(case.device) or entry["case"] != _plain(case):
             raise ValueError("it is about another case")
         timings = [(_plan(row), float(row["milliseconds"])) for row in entry["candidates"]]
-        return _plan(entry["plan"]), timings
-    except (ValueError, TypeError, KeyError) as error:  # JSONDecodeError is a ValueError
+        plan = _plan(entry["plan"])
+        check(plan)
+        return plan, timings
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # JSONDecodeError is a ValueError
         _warn("corrupt", f"holds a damaged file, {file} ({type(error).__name__}: {error}); tuning measures anew and replaces it")
         return None
 
@@ -140,11 +151,8 @@ def _digest(values: dict[str, Any]) -> str:
 def _warn(kind: str, what: str) -> None:
     if kind not in _WARNED:
         _WARNED.add(kind)
-        try:
-            place = str(folder())
-        except RuntimeError:
-            place = "in the home directory"
-        warnings.warn(f"tune: the cache {place} {what}. TOST_CACHE_DIR names another folder", RuntimeWarning, stacklevel=4)
+        where = place() or "(no home folder)"
+        warnings.warn(f"tune: the cache {where} {what}. TOST_CACHE_DIR names another folder", RuntimeWarning, stacklevel=4)
 
 
 def _version() -> str:
