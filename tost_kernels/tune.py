@@ -25,7 +25,7 @@ from tost_kernels.nn.surgery import duplicate
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Case, Plan, remember, watching
 from tost_kernels.tuning import store
-from tost_kernels.tuning.search import DENSE, Known, Timer, Timing, best_plan, check_runs, interleaved
+from tost_kernels.tuning.search import Known, Timer, Timing, best_plan, check_runs, interleaved
 
 MEASURED, CACHED, ONLY = "measured", "cache", "only candidate"
 
@@ -50,6 +50,11 @@ class TunedCase:
     def milliseconds(self, plan: Plan) -> float | None:
         """What `plan` took, if it was a candidate."""
         return next((timing.milliseconds for timing in self.candidates if timing.plan == plan), None)
+
+    @property
+    def dense_milliseconds(self) -> float | None:
+        """What the fastest dense plan took, if any was timed."""
+        return next((timing.milliseconds for timing in self.candidates if timing.plan.backend == "dense"), None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class TuneReport:
     def __str__(self) -> str:
         rows = [("layer", "input", "density", "for", "ms", "dense ms", "ratio", "plan", "source")]
         for tuned in self.cases:
-            case, best, dense = tuned.case, tuned.milliseconds(tuned.plan), tuned.milliseconds(DENSE)
+            case, best, dense = tuned.case, tuned.milliseconds(tuned.plan), tuned.dense_milliseconds
             name = tuned.layers[0] + (f" and {len(tuned.layers) - 1} more" if len(tuned.layers) > 1 else "")
             rows.append(
                 (

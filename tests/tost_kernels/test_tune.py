@@ -394,10 +394,25 @@ def test_layers_alike_share_a_case_and_frozen_ones_do_not():
     assert [t.layers for t in report.cases if not t.case.grads] == [("0", "1", "2")]
 
 
-def test_float64_has_one_candidate():
-    net = network().double()
-    report = tk.tune(net, batch().double(), timer=FakeTimer(lambda trial: pytest.fail("nothing to choose")))
-    assert {(t.plan.backend, t.source) for t in report.cases} == {("dense", "only candidate")}
+def test_without_a_kernel_there_may_be_one_candidate():
+    linear = tk.SparseLinear(6, 4, dtype=torch.double, mask=torch.ones(4, 6))
+    never = FakeTimer(lambda trial: pytest.fail("nothing to choose"))
+    report = tk.tune(linear, torch.ones(3, 6, dtype=torch.double), timer=never)
+    assert {(t.plan, t.source) for t in report.cases} == {(Plan("dense"), "only candidate")}
+
+
+def test_a_dense_convolution_is_tried_in_both_layouts():
+    fake = FakeTimer(lambda trial: 1.0 if trial.plan.options == "layout=contiguous" else 2.0)
+    net, x = network().double(), batch().double()
+    out = net.eval()(x)
+    report = tk.tune(net, x, timer=fake)
+    assert report.plan_of("0") == Plan("dense", "layout=contiguous")
+    assert {trial.plan.options for trial in fake.seen} == {"", "layout=contiguous"}
+    torch.testing.assert_close(net(x), out)
+    assert tk.is_batch_last(net[0](x))
+    layer = net[0]
+    with pytest.raises(ValueError, match="expected the options of a dense plan to be one of"):
+        tk.masked_conv2d(x, layer.values, layer.pattern, layer.bias, plan=Plan("dense", "layout=batch_last"))
 
 
 @compiled
@@ -438,17 +453,18 @@ def test_compile_takes_the_plan_and_follows_a_change():
 
 @compiled
 def test_a_symbolic_batch_size_stays_symbolic():
-    layer, sizes = tk.SparseConv2d(4, 4, 3, mask=torch.ones(4, 4, 3, 3)), []
+    layer, graphs = tk.SparseConv2d(4, 4, 3, mask=torch.ones(4, 4, 3, 3)), []
     for case in cases_of(lambda: layer(torch.randn(8, 4, 6, 6))):
         remember(case, Plan("reference"))
 
-    @torch.compile(fullgraph=True, backend="eager", dynamic=True)
-    def f(x):
-        sizes.append(torch.compiler.is_compiling())
-        return layer(x)
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(str(graph.graph))
+        return graph
 
+    f = torch.compile(layer, fullgraph=True, backend=keep, dynamic=True)
     for n in (5, 6, 7, 8):
         torch.testing.assert_close(f(x := torch.randn(n, 4, 6, 6)), layer(x))
+    assert ["masked_conv2d_reference" in graph for graph in graphs] == [False, True]  # one for 5 to 7, one for 8
 
 
 @compiled
@@ -490,7 +506,7 @@ def test_the_report(capsys):
         report.plan_of("3")
     data = json.loads(json.dumps(report.as_dict()))
     assert [row["layers"] for row in data["cases"]] == [list(t.layers) for t in report.cases]
-    assert data["cases"][0]["candidates"][-1] == {"backend": "dense", "options": "", "milliseconds": 2.0}
+    assert data["cases"][0]["candidates"][-2] == {"backend": "dense", "options": "", "milliseconds": 2.0}
     lines = str(report).splitlines()
     assert lines[0].split()[:3] == ["layer", "input", "density"]
     assert len(lines) == len(report.cases) + 2

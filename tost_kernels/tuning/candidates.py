@@ -1,8 +1,8 @@
 """What tuning may choose from: the one list of backends, and of the options of each.
 
 A new backend of `backend.COMPILED` joins by itself, as the kernel's own rule; what it lets one choose is a line in `OPTIONS`.
-A new key of an existing backend is a line there too. The tiles of the CPU kernels are asked of the compiled library, which
-alone knows what it holds for this machine's instruction set.
+A new key of an existing backend is a line there too. torch's dense op is always a candidate (`dense_plans`). The tiles of the
+CPU kernels are asked of the compiled library, which alone knows what it holds for this machine's instruction set.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tost_kernels import backend
+from tost_kernels.ops.masked_conv2d import DENSE_OPTIONS
 from tost_kernels.plan import Case, Plan
 
 FORWARD, INPUT_GRAD, VALUES_GRAD = "forward", "input_grad", "values_grad"
@@ -54,6 +55,13 @@ def _blocks(case: Case, which: str) -> Sequence[str]:
 OPTIONS: dict[str, dict[str, Callable[[Case, str], Sequence[str]]]] = {
     "cpu": {"tile": _tiles, "block": _blocks},
 }
+
+
+def dense_plans(case: Case) -> list[Plan]:
+    """The plans that run torch's own op: it is a candidate for every case, a convolution in either of its layouts."""
+    options = DENSE_OPTIONS if case.op == "masked_conv2d" else ("",)
+    own = f"layout={'channels_last' if case.layout == 'batch_last' else case.layout}"  # what "" means already
+    return [Plan("dense", choice) for choice in options if choice != own]
 
 
 def compiled_backends(case: Case) -> list[str]:

@@ -20,7 +20,6 @@ from tost_kernels.register import op
 from tost_kernels.tuning import candidates
 from tost_kernels.tuning.candidates import FORWARD, INPUT_GRAD
 
-DENSE = Plan("dense")
 WHOLE = "whole"  # what the user waits for: forward and backward through autograd, layout changes and all
 FINAL_ROUNDS = 5
 GAIN = 0.97  # an option must take less than this part of the best so far: less is noise
@@ -90,13 +89,12 @@ Known = dict[tuple[Case, str, str], str]
 def best_plan(case: Case, pattern: Pattern, timer: Timer, known: Known) -> tuple[Plan, list[Timing]]:
     """The fastest plan of a case and the whole plans it was chosen from, fastest first.
 
-    known: what was chosen for single passes so far; grows. Nothing is timed where dense is the only candidate.
+    known: what was chosen for single passes so far; grows. Nothing is timed where there is one candidate alone.
     """
-    names = candidates.compiled_backends(case)
-    if not names:
-        return DENSE, []
+    names, plans = candidates.compiled_backends(case), candidates.dense_plans(case)
+    if not names and len(plans) == 1:
+        return plans[0], []
     bench = _Bench(case, pattern)
-    plans = [DENSE]
     for name in names:
         by_pass = {}
         for which in candidates.passes(case):
