@@ -96,6 +96,17 @@ def forget() -> None:
 
 
 @contextmanager
+def own_plans() -> Iterator[None]:
+    """What is remembered or forgotten inside the block is undone after it."""
+    before = {kind: dict(shapes) for kind, shapes in _TUNED.items()}
+    try:
+        yield
+    finally:
+        forget()
+        _TUNED.update(before)
+
+
+@contextmanager
 def watching(tell: Callable[[Case, Pattern], None]) -> Iterator[None]:
     """Call `tell` for every masked op that asks for its plan in this thread inside the block."""
     before = _WATCH.tell
