@@ -49,24 +49,31 @@ class Timing:
 
 
 def interleaved(trials: Sequence[Trial], rounds: int) -> list[float]:
-    """Median milliseconds of each trial, one of each a round, after one unmeasured run."""
-    clock = _clock()
+    """Median milliseconds of each trial, one of each a round, after one unmeasured run.
+
+    One round is a first look at many trials: only the first of them gets an unmeasured run, which warms up what they share.
+    """
+    if rounds == 1:
+        trials[0].run()
+        return [1e3 * _seconds(trial) for trial in trials]
     repeats = []
     for trial in trials:
-        start = clock()
-        trial.run()
-        _synchronize()
-        repeats.append(min(_MOST_REPEATS, 1 + int(_SHORTEST / max(clock() - start, 1e-9))))
+        repeats.append(min(_MOST_REPEATS, 1 + int(_SHORTEST / max(_seconds(trial), 1e-9))))
     taken: list[list[float]] = [[] for _ in trials]
     for _ in range(rounds):
         for trial, count, times in zip(trials, repeats, taken, strict=True):
-            _synchronize()
-            start = clock()
-            for _ in range(count):
-                trial.run()
-            _synchronize()
-            times.append(1e3 * (clock() - start) / count)
+            times.append(1e3 * _seconds(trial, count) / count)
     return [statistics.median(times) for times in taken]
+
+
+def _seconds(trial: Trial, count: int = 1) -> float:
+    clock = _clock()
+    _synchronize()
+    start = clock()
+    for _ in range(count):
+        trial.run()
+    _synchronize()
+    return clock() - start
 
 
 def _synchronize() -> None:
