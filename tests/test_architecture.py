@@ -19,6 +19,8 @@ FORBIDDEN = [
     ("tost_kernels/layout.py", "tost_kernels.nn"),
     ("tost_kernels/layout.py", "tost_kernels.ops"),
     ("tost_kernels/register.py", "tost_kernels.ops"),
+    ("tost_kernels/ops", "tost_kernels.tuning"),
+    ("tost_kernels/tuning", "tost_kernels.nn"),
     ("tost/masks", "tost.ghosts"),
     ("tost/masks", "tost.training"),
     ("tost/ghosts", "tost.masks"),

@@ -63,6 +63,9 @@ class Config:
         "sparse: compiled kernels, or torch's dense ones where they are absent; reference: the specification, in plain torch; "
         "masked-dense: dense network times mask; dense: no mask at all",
     )
+    tune: bool = _option(
+        False, "backend sparse: measure first which kernels are the fastest here (up to a minute; the next run reads a cache)"
+    )
     out: str = _option("runs", "folder of the run folders")
 
     def __post_init__(self) -> None:
@@ -95,7 +98,8 @@ class Config:
         for name in ("model", "dataset", "method", "out"):
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
         _require(self.data_dir is None or isinstance(self.data_dir, str), "data_dir", "a path or none", self.data_dir)
-        _require(isinstance(self.nesterov, bool), "nesterov", "true or false", self.nesterov)
+        for name in ("nesterov", "tune"):
+            _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         rising = all(a < b for a, b in itertools.pairwise(milestones))
         _require(rising, "milestones", "rising fractions between 0 and 1", milestones)

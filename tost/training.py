@@ -37,6 +37,7 @@ from tost.losses import cross_entropy
 from tost.masks import Masks, prune
 from tost.runs import Result, RunFolder
 from tost.seeds import derive_seed
+from tost_kernels.plan import own_plans
 
 __all__ = ["NonFiniteLoss", "Prepared", "Result", "evaluate", "prepare", "train", "training_form"]
 
@@ -154,6 +155,12 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
+def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Where `config` asks for it, choose the fastest kernels of the training form `net` for its batches (`tk.tune`)."""
+    if config.tune and config.backend == "sparse":
+        tk.tune(net, input_form(config)(torch.zeros(config.batch_size, *input_shape)))
+
+
 @torch.no_grad()
 def evaluate(
     net: nn.Module, dataset: Dataset, batch_size: int, to_input: Callable[[Tensor], Tensor] = lambda x: x
@@ -177,7 +184,7 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     """Train the network that `config` describes; its folder is `<config.out>/<config.hash>/`.
 
     A run that is finished already is read back, not repeated. Equal configurations give equal bits on the same machine
-    with the same number of threads.
+    with the same number of threads; with `config.tune` only while its cache stays.
 
     Args:
         config: what to train.
@@ -216,8 +223,9 @@ def train(config: Config, *, overwrite: bool = False, progress: bool = False, ca
     around += [ProgressBar(f"{config.hash} {config.model}")] if progress else []
     around += [*callbacks, record]
 
-    with forced_backend(config):
+    with forced_backend(config), own_plans():
         net = training_form(config, prepared)
+        tune_layers(config, net, dataset.input_shape)
         ghost_weights = account(net).ghost_weights
         run = Run(config, net, optimizer_of(config, net), config.total_steps(len(batches)))
         steps(run, batches, cross_entropy(config.recipe.label_smoothing), to_input, around)

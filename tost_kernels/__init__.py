@@ -1,7 +1,7 @@
 """Kernels for sparse WEIGHTS: masked convolution and linear layers, fused PSwish and ghost-skip add.
 
 Modules: `SparseConv2d`, `SparseLinear`, `sparsify`, `densify` (in `tost_kernels.nn`, exported here). Ops: `masked_conv2d`,
-`masked_linear`, `pswish`, `ghost_skip_add`. What runs where: `python -m tost_kernels.info`.
+`masked_linear`, `pswish`, `ghost_skip_add`. What runs where: `python -m tost_kernels.info`; what is fastest: `tune`.
 """
 
 from tost_kernels import backend as _backend
@@ -27,6 +27,7 @@ from tost_kernels.nn import (  # noqa: E402
     param_groups,
     sparsify,
 )
+from tost_kernels.tune import TuneReport, tune  # noqa: E402
 
 __all__ = [
     "GhostSkipAdd",
@@ -36,6 +37,7 @@ __all__ = [
     "Pattern",
     "SparseConv2d",
     "SparseLinear",
+    "TuneReport",
     "densify",
     "ghost_skip_add",
     "is_batch_last",
@@ -46,5 +48,6 @@ __all__ = [
     "pswish",
     "sparsify",
     "to_batch_last",
+    "tune",
     "use_backend",
 ]

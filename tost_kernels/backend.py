@@ -68,7 +68,8 @@ def why_not(op: str, backend: str) -> str | None:
     return _ABSENT[op, backend]
 
 
-def _why_not_for(op: str, backend: str, x: Tensor) -> str | None:
+def why_not_for(op: str, backend: str, x: Tensor) -> str | None:
+    """None if `backend` can run `op` on a tensor like `x`, else the reason why it cannot."""
     reason = why_not(op, backend)
     if reason is not None or backend not in COMPILED:
         return reason
@@ -109,11 +110,11 @@ def pick(op: str, candidates: Sequence[str], x: Tensor) -> str:
     """
     name = _FORCED.name
     if name is not None:
-        reason = _why_not_for(op, name, x)
+        reason = why_not_for(op, name, x)
         if reason is not None:
             raise RuntimeError(f"{op}: the backend {name!r} cannot be used: {reason}")
         return name
     for name in candidates:
-        if _why_not_for(op, name, x) is None:
+        if why_not_for(op, name, x) is None:
             return name
     raise RuntimeError(f"{op}: none of the backends {tuple(candidates)} can be used for {x.dtype} on {x.device}")

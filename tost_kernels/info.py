@@ -1,4 +1,6 @@
-"""`python -m tost_kernels.info [--json]`: for each op and backend, whether it is installed, usable here, and why not."""
+"""`python -m tost_kernels.info [--json]`: for each op and backend, whether it is installed, usable here, and why not;
+and where the cache of `tune` is.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,15 @@ from typing import Any
 import torch
 
 from tost_kernels import backend, library
+from tost_kernels.tuning import store
 
 
 def report() -> dict[str, Any]:
     """What is installed and usable in this process, as plain data.
 
-    Keys: "versions", "libraries" (name -> None or the reason it is absent) and "ops", a list of {"op", "backend",
-    "installed", "usable", "reason"}. Usable means on some tensor here: each op checks device and dtype at the call.
+    Keys: "versions", "libraries" (name -> None or the reason it is absent), "ops", a list of {"op", "backend", "installed",
+    "usable", "reason"}, and "tune_cache", {"folder" (None where there is no place for one), "entries"}. Usable means on some
+    tensor here: each op checks device and dtype at the call. Entries are those for this machine and these versions.
     """
     ops = []
     for op in backend.OPS:
@@ -27,6 +31,7 @@ def report() -> dict[str, Any]:
             reason = backend.why_not(op, name)
             installed = name not in backend.COMPILED or backend.has_kernel(op, name)
             ops.append({"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason})
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         "versions": {
             "tost-sparse": importlib.metadata.version("tost-sparse"),
@@ -37,12 +42,15 @@ def report() -> dict[str, Any]:
         },
         "libraries": {name: library.reason(name) for name in backend.COMPILED},
         "ops": ops,
+        "tune_cache": {"folder": store.place(), "entries": sum(map(store.count, devices))},
     }
 
 
 def text(data: dict[str, Any]) -> str:
     """The report as lines for a terminal."""
     lines = [f"{name:18}{value}" for name, value in data["versions"].items()]
+    cache = data["tune_cache"]
+    lines.append(f"{'tune cache':18}{cache['folder'] or 'no place for one'}, {cache['entries']} entries for this machine")
     lines += ["", f"{'op':18}{'backend':12}{'usable':8}why not"]
     for row in data["ops"]:
         lines.append(f"{row['op']:18}{row['backend']:12}{'yes' if row['usable'] else 'no':8}{row['reason'] or ''}".rstrip())

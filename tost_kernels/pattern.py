@@ -137,7 +137,7 @@ class Pattern:
         """The dense weight: `values` (nnz,) at the kept positions, 0 elsewhere. Differentiable to any order."""
         if values.shape != self._positions.shape:
             raise ValueError(f"values: expected shape ({self.nnz},), one a kept weight, got {tuple(values.shape)}")
-        return values.new_zeros(self._shape).flatten().index_put((self._positions,), values).view(self._shape)
+        return values.new_zeros(self._shape).flatten().index_copy(0, self._positions, values).view(self._shape)
 
     def gather(self, dense: Tensor) -> Tensor:
         """The kept entries (nnz,) of a dense weight of `shape`. Differentiable to any order."""

@@ -2,16 +2,25 @@
 
 A Pattern is what the mask alone decides; a Plan is the choice on top of it. It reaches an op as a string, so that compiling,
 faking and vmapping stay simple, and it is fixed in the forward pass: the backward pass repeats it, in whatever thread.
+
+`plan_for` chooses: the backend forced by `use_backend`; else what `tune` found for this case in this process; else a static
+rule.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tost_kernels import backend
-from tost_kernels.layout import is_batch_last
+from tost_kernels.layout import is_batch_last, layout_of
 from tost_kernels.pattern import Pattern
 
 # Where the compiled CPU kernels win against the dense library, which needs the input in a layout of its own (measured;
@@ -23,10 +32,145 @@ SMALLEST_BATCH = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """backend: a name of `backend.BACKENDS`. options: the variant within it, e.g. "tile=4x4"; "" = the kernel's own rule."""
+    """backend: a name of `backend.BACKENDS`. options: the variant within it, e.g. "tile=4x4"; "" = the kernel's own rule.
+
+    An option holds for forward pass and both gradients; "input_grad.tile=2x4" (or "forward.", "values_grad.") for one.
+    """
 
     backend: str
     options: str = ""
+
+
+class Case(NamedTuple):
+    """What tuning distinguishes: everything about a call of a masked op that decides how long it takes.
+
+    The mask counts by its shape and, in steps of a fifth, its density: the kernels' time follows from how many weights are
+    kept, hardly from which. So a run with another seed's mask of the same density finds what an earlier one measured;
+    the mask's fingerprint would make each seed pay for tuning again.
+    """
+
+    op: str
+    weight: tuple[int, ...]  # shape
+    density: int  # round(4 * log2(density)); NOTHING_KEPT for 0
+    input: tuple[int, ...]  # shape
+    layout: str
+    dtype: str
+    device: str
+    geometry: tuple[int, ...]  # of a convolution: stride, padding, dilation (two each), groups
+    bias: bool
+    grads: str  # which gradients the backward pass will want: "", "x", "values" or "x+values"
+    threads: int
+
+
+NOTHING_KEPT = -1000
+_GRADS = {(False, False): "", (True, False): "x", (False, True): "values", (True, True): "x+values"}
+
+# A case without its input's shape -> shape -> plan. The shapes stand apart for torch.compile: compared one by one they leave
+# a symbolic batch size symbolic wherever it is none of the tuned ones.
+_TUNED: dict[Case, dict[tuple[int, ...], Plan]] = {}
+# From everything about a call that is quick to ask for (strides, not the layout they stand for) to its plan. Without it
+# the choice would cost more than small ops take.
+_SEEN: dict[tuple[object, ...], Plan] = {}
+_MOST_SEEN = 4096
+
+
+class _Watch(threading.local):
+    """Who is told of each case in this thread."""
+
+    tell: Callable[[Case, Pattern], None] | None = None
+
+
+_WATCH = _Watch()
+
+
+def remember(case: Case, plan: Plan) -> None:
+    """From now on calls of this case run by `plan`. torch.compile compiles affected graphs anew."""
+    _TUNED.setdefault(case._replace(input=()), {})[case.input] = plan
+    _SEEN.clear()
+
+
+def forget() -> None:
+    """Back to the static rule everywhere."""
+    _TUNED.clear()
+    _SEEN.clear()
+
+
+@contextmanager
+def own_plans() -> Iterator[None]:
+    """What is remembered or forgotten inside the block is undone after it."""
+    before = {kind: dict(shapes) for kind, shapes in _TUNED.items()}
+    try:
+        yield
+    finally:
+        forget()
+        _TUNED.update(before)
+
+
+@contextmanager
+def watching(tell: Callable[[Case, Pattern], None]) -> Iterator[None]:
+    """Call `tell` for every masked op that asks for its plan in this thread inside the block."""
+    before = _WATCH.tell
+    _WATCH.tell = tell
+    try:
+        yield
+    finally:
+        _WATCH.tell = before
+
+
+def plan_for(op: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, geometry: tuple[int, ...]) -> Plan:
+    """The plan of a call whose arguments are checked and cast. geometry: as in `Case`.
+
+    Raises RuntimeError if a forced backend cannot run it.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _WATCH.tell is not None:
+        _WATCH.tell(_kind(op, x, values, pattern, bias, geometry)._replace(input=tuple(x.shape)), pattern)
+    if backend.forced() is not None:
+        return static_plan(op, x, pattern)
+    if compiling:  # the choice is a constant of the graph
+        return _choose(op, x, values, pattern, bias, geometry)
+    key = (
+        op, pattern.fingerprint, x.shape, x.stride(), x.dtype, x.device, geometry, bias is None, x.requires_grad,
+        values.requires_grad, torch.is_grad_enabled(), torch.get_num_threads(),
+    )  # fmt: skip
+    try:
+        plan = _SEEN.get(key)
+    except TypeError:  # symbolic sizes, in a tracer other than torch.compile, have no hash
+        return static_plan(op, x, pattern)
+    if plan is None:
+        plan = _choose(op, x, values, pattern, bias, geometry)
+        if len(_SEEN) >= _MOST_SEEN:
+            _SEEN.clear()
+        _SEEN[key] = plan
+    return plan
+
+
+def _choose(op: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, geometry: tuple[int, ...]) -> Plan:
+    if _TUNED:
+        for shape, plan in _TUNED.get(_kind(op, x, values, pattern, bias, geometry), {}).items():
+            if all(size == wanted for size, wanted in zip(x.shape, shape, strict=True)):
+                return plan
+    return static_plan(op, x, pattern)
+
+
+def _kind(op: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, geometry: tuple[int, ...]) -> Case:
+    """The call's case, but for the shape of its input."""
+    grad = torch.is_grad_enabled()
+    return Case(
+        op, pattern.shape, density_step(pattern.density), (), layout_of(x), str(x.dtype).removeprefix("torch."),
+        x.device.type, geometry, bias is not None, _GRADS[grad and x.requires_grad, grad and values.requires_grad],
+        _threads(),
+    )  # fmt: skip
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def density_step(density: float) -> int:
+    """`Case.density` of a mask that keeps this fraction."""
+    return round(4 * math.log2(density)) if density > 0 else NOTHING_KEPT
 
 
 def static_plan(op: str, x: Tensor, pattern: Pattern) -> Plan:

@@ -21,6 +21,10 @@ from tost_kernels.backend import COMPILED
 
 LIBRARY = torch.library.Library("tost", "DEF")
 LIBRARY.define("cpu_isa() -> str")  # the instruction set that the compiled CPU kernels use here
+# What a plan string asks of one pass ("forward", "input_grad", "values_grad") of its convolutions, and the tiles (rows x
+# columns x batch vectors, with commas) that they may choose for a result of these sizes.
+LIBRARY.define("cpu_plan(str plan, str which) -> str")
+LIBRARY.define("cpu_tiles(int rows, int columns, int batch) -> str")
 _OPS: dict[tuple[str, str], Any] = {}
 
 
@@ -92,7 +96,10 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """function.apply, outermost, as torch.func.grad needs it. Raises RuntimeError inside two nested torch.func.grad."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
+            return function.forward(*arguments)  # Dynamo would hand a ctx to it (torch 2.13)
+    elif torch._C._are_functorch_transforms_active():
         levels = retrieve_all_functorch_interpreters()
         if sum(level.key() == torch._C._functorch.TransformType.Grad for level in levels) > 1:
             raise RuntimeError("compiled ops differentiate once: use tost_kernels.use_backend('reference') for higher orders")

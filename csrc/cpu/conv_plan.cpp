@@ -4,8 +4,12 @@
 #include <cmath>
 #include <limits>
 #include <sstream>
+#include <utility>
+
+#include <torch/csrc/stable/library.h>
 
 #include "../checks.h"
+#include "../text.h"
 
 namespace tost {
 
@@ -33,6 +37,16 @@ bool compiled(int64_t rows, int64_t vectors, Isa isa) {
   return false;
 }
 
+void check_compiled(const char* op, const Tile& tile, Isa isa) {
+  TOST_CHECK(
+      compiled(tile.rows, tile.columns * tile.batches, isa), op, "plan: expected a tile that is compiled for ",
+      isa_name(isa), " (rows x vectors: ", isa == Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", tile.rows,
+      "x", tile.columns * tile.batches);
+}
+
+const std::pair<ConvPass, std::string> kPrefixes[] = {
+    {ConvPass::forward, "forward."}, {ConvPass::input_grad, "input_grad."}, {ConvPass::values_grad, "values_grad."}};
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Reads "4x4" or "2x2x4"; false if it is neither.
@@ -57,28 +71,41 @@ constexpr double kPackVector = 2;
 
 int64_t lanes(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
 
-ConvOptions parse_options(const char* op, const std::string& plan) {
+ConvOptions parse_options(const char* op, const std::string& plan, ConvPass pass) {
   const auto wrong = [&] {
-    fail(op, "plan: expected \"\", \"tile=4x4\", \"tile=2x2x4\", \"block=32\" or both with a comma, got \"", plan, "\"");
+    fail(
+        op, "plan: expected \"\", \"tile=4x4\", \"tile=2x2x4\", \"block=32\" or several with commas, each for all passes or, after "
+        "\"forward.\", \"input_grad.\" or \"values_grad.\", for one, got \"", plan, "\"");
   };
   if (!plan.empty() && plan.back() == ',') wrong();
-  ConvOptions options;
+  ConvOptions plain, own;
   std::istringstream stream(plan);
   std::string part;
   while (std::getline(stream, part, ',')) {
+    ConvOptions* target = &plain;
+    ConvOptions others;
+    for (const auto& [prefixed, prefix] : kPrefixes) {
+      if (part.compare(0, prefix.size(), prefix) != 0) continue;
+      target = prefixed == pass ? &own : &others;
+      part.erase(0, prefix.size());
+      break;
+    }
     const size_t equals = part.find('=');
     const std::string key = part.substr(0, equals);
     std::vector<int64_t> numbers;
     const bool read = equals != std::string::npos && parse_numbers(part.substr(equals + 1), numbers);
     if (read && key == "tile" && (numbers.size() == 2 || numbers.size() == 3)) {
-      options.tile = {numbers[0], numbers[1], numbers.size() == 3 ? numbers[2] : 1};
+      target->tile = {numbers[0], numbers[1], numbers.size() == 3 ? numbers[2] : 1};
+      check_compiled(op, target->tile, isa());
     } else if (read && key == "block" && numbers.size() == 1) {
-      options.block = numbers[0];
+      target->block = numbers[0];
     } else {
       wrong();
     }
   }
-  return options;
+  if (own.tile.rows == 0) own.tile = plain.tile;
+  if (own.block == 0) own.block = plain.block;
+  return own;
 }
 
 Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
@@ -97,12 +124,8 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
 
 Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& need, Isa isa) {
   if (options.tile.rows > 0) {
-    const Tile& wish = options.tile;
-    TOST_CHECK(
-        compiled(wish.rows, wish.columns * wish.batches, isa), op, "plan: expected a tile that is compiled for ",
-        isa_name(isa), " (rows x vectors: ", isa == Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", wish.rows,
-        "x", wish.columns * wish.batches);
-    return wish;
+    check_compiled(op, options.tile, isa);
+    return options.tile;
   }
   const int64_t batch_vectors = std::max<int64_t>(1, ceil_div(need.batch, lanes(isa)));
   Tile best{1, 1, 4};
@@ -152,4 +175,46 @@ int64_t choose_block(
   return std::min(channels, ceil_div(block, multiple) * multiple);
 }
 
+namespace {
+
+// What tuning may choose from on this machine: every compiled tile, "4x4x1,4x2x2,...", that fits the pixels of a result of
+// rows x columns and its batch, each up to the next power of two. Here, so that a new entry of kTiles is tuned too.
+std::string cpu_tiles(int64_t rows, int64_t columns, int64_t batch) {
+  const auto fits = [](int64_t tile, int64_t count) { return tile == 1 || tile < 2 * count; };
+  const int64_t batch_vectors = ceil_div(batch, lanes(isa()));
+  std::ostringstream tiles;
+  const char* comma = "";
+  for (const Registers& registers : kTiles) {
+    if (!compiled(registers.rows, registers.vectors, isa()) || !fits(registers.rows, rows)) continue;
+    for (int64_t across = registers.vectors; across >= 1; across /= 2) {
+      if (!fits(across, columns) || !fits(registers.vectors / across, batch_vectors)) continue;
+      tiles << comma << registers.rows << 'x' << across << 'x' << registers.vectors / across;
+      comma = ",";
+    }
+  }
+  return tiles.str();
+}
+
+// What `plan` asks of the pass named `which`, in the words of a plan.
+std::string cpu_plan(const Text& plan, const Text& which) {
+  const std::string wanted = std::string(which) + ".";
+  for (const auto& [pass, prefix] : kPrefixes) {
+    if (prefix != wanted) continue;
+    const ConvOptions options = parse_options("cpu_plan", plan, pass);
+    const Tile& tile = options.tile;
+    std::ostringstream text;
+    if (tile.rows > 0) text << "tile=" << tile.rows << 'x' << tile.columns << 'x' << tile.batches;
+    if (options.block > 0) text << (tile.rows > 0 ? "," : "") << "block=" << options.block;
+    return text.str();
+  }
+  fail("cpu_plan", "which: expected forward, input_grad or values_grad, got ", std::string(which));
+}
+
+}  // namespace
+
 }  // namespace tost
+
+STABLE_TORCH_LIBRARY_IMPL(tost, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&tost::cpu_plan));
+  m.impl("cpu_tiles", TORCH_BOX(&tost::cpu_tiles));
+}

@@ -11,13 +11,17 @@
 
 namespace tost {
 
-// What a plan string asks for: "", "tile=4x4", "tile=2x2x4" (rows x columns x batch vectors), "block=32", or both with a comma.
 struct ConvOptions {
   Tile tile{0, 0, 0};  // 0: chosen by the static rule
   int64_t block = 0;   // source channels packed at a time; 0: chosen by the static rule
 };
 
-ConvOptions parse_options(const char* op, const std::string& plan);
+enum class ConvPass { forward, input_grad, values_grad };
+
+// What a plan string asks of one pass: "", or with commas between them "tile=4x4", "tile=2x2x4" (rows x columns x batch
+// vectors) and "block=32". A plan is one string for all three passes: a key with a prefix, "input_grad.block=64", holds for
+// that pass alone and there overrides the plain one, wherever it stands. The whole string is checked at every pass.
+ConvOptions parse_options(const char* op, const std::string& plan, ConvPass pass);
 
 // One spatial axis as far as the choice of a tile needs it.
 struct AxisNeed {

@@ -69,7 +69,7 @@ Tensor masked_conv2d(
     check_numbers(op, "bias", *bias, "input", input);
     check_shape(op, "bias", *bias, {packed.outputs});
   }
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::forward);
   const Tensor source = with_dense_lanes(input);
   const Ints shape = output_shape(op, sizes_of(input), packed, geometry);
   return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
@@ -95,7 +95,7 @@ Tensor masked_conv2d_input_grad(
       input_shape.size() == 4 && *std::min_element(input_shape.begin(), input_shape.end()) >= 0,
       op, "input_shape: expected four sizes, got ", shape_string(input_shape));
   check_shape(op, "grad_output", grad_output, output_shape(op, input_shape, packed, geometry));
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::input_grad);
   const Tensor source = with_dense_lanes(grad_output);
   const Layout layout = layout_named(op, "input_layout", input_layout);
   return compute_in_layout(op, input_shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
@@ -117,7 +117,7 @@ Tensor masked_conv2d_values_grad(
   const PackedIndex packed = read_index(op, index, weight_shape, 4, nnz);
   const ConvGeometry geometry = read_geometry(op, packed, stride, padding, dilation, groups);
   check_shape(op, "grad_output", grad_output, output_shape(op, sizes_of(input), packed, geometry));
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::values_grad);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
   const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {

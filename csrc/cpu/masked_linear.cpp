@@ -30,7 +30,7 @@ Tensor masked_linear(
     check_numbers(op, "bias", *bias, "input", input);
     check_shape(op, "bias", *bias, {packed.outputs});
   }
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::forward);
   const Tensor source = with_dense_lanes(input);
   const Ints shape{input.size(0), packed.outputs};
   return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
@@ -51,7 +51,7 @@ Tensor masked_linear_input_grad(
   check_numbers(op, "values", values, "grad_output", grad_output);
   const PackedIndex packed = read_index(op, index, weight_shape, 2, values.numel());
   check_shape(op, "grad_output", grad_output, {grad_output.size(0), packed.outputs});
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::input_grad);
   const Tensor source = with_dense_lanes(grad_output);
   TOST_CHECK(
       (input_shape == Ints{grad_output.size(0), packed.inputs}), op, "input_shape: expected (", grad_output.size(0), ", ",
@@ -76,7 +76,7 @@ Tensor masked_linear_values_grad(
   const PackedIndex packed = read_index(op, index, weight_shape, 2, nnz);
   check_shape(op, "input", input, {input.size(0), packed.inputs});
   check_shape(op, "grad_output", grad_output, {input.size(0), packed.outputs});
-  const ConvOptions options = parse_options(op, plan);
+  const ConvOptions options = parse_options(op, plan, ConvPass::values_grad);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
   const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {

@@ -36,6 +36,7 @@ from tost import Config, Recipe
         ("warmup_steps", -1),
         ("seed", -1),
         ("nesterov", 1),
+        ("tune", "yes"),
         ("include", "conv1"),
         ("model", 3),
         ("data_dir", 3),
@@ -114,6 +115,7 @@ def test_hash_is_about_the_result() -> None:
         "eval_every": 3,
         "seed": 3,
         "backend": "dense",
+        "tune": True,
     }
     assert {f.name for f in dataclasses.fields(Config)} == {*changed, "out"}
     hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import tost
 import tost_kernels as tk
+import tost_kernels.plan
 from tost import Config, Masks, Recipe, training
 from tost.callbacks import Callback, Run
 from tost.data import Dataset
@@ -288,3 +289,24 @@ def test_evaluation_restores_the_mode(toy_images: Dataset) -> None:
     logits = net.eval()(toy_images.test_inputs)
     assert accuracy == (logits.argmax(1) == toy_images.test_targets).double().mean().item()
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, toy_images.test_targets).item())
+
+
+def test_tuning_is_for_sparse_layers_and_ends_with_the_run(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[int, ...]] = []
+    tune = tk.tune
+
+    def quick(net: torch.nn.Module, inputs: torch.Tensor) -> tk.TuneReport:
+        met.append(tuple(inputs.shape))
+        assert tk.is_batch_last(inputs) == (training.kernels_of(config(tune=True)) == "cpu")
+        return tune(net, inputs, cache=False, timer=lambda trials, rounds: [float(t.plan.backend != "dense") for t in trials])
+
+    monkeypatch.setattr(tk, "tune", quick)
+    tuned = train(config(tune=True, steps=2))
+    assert met == [(16, *training.load("toy", None).input_shape)]
+    assert tost_kernels.plan._TUNED == {}
+    untuned = train(config(steps=2))
+    assert tuned.test_loss == pytest.approx(untuned.test_loss, rel=1e-3)
+    train(config(tune=True, steps=2, backend="masked-dense"))
+    assert len(met) == 1

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tost_kernels.layout import BATCH_LAST, as_layout, layout_of, pad
+from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, CONTIGUOUS, as_layout, layout_of, pad
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
-from tost_kernels.plan import Plan, static_plan
+from tost_kernels.plan import Plan, plan_for
 from tost_kernels.register import apply, autocast, op
 
 _GEOMETRY = "int[] weight_shape, int[] stride, int[] padding, int[] dilation, int groups, str plan"
+# What a dense plan may ask for -> the layout that the convolution is computed in.
+DENSE_OPTIONS = {"": None, "layout=channels_last": CHANNELS_LAST, "layout=contiguous": CONTIGUOUS}
 
 
 def output_shape(
@@ -62,11 +63,17 @@ def dense(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    options: str = "",
 ) -> Tensor:
-    """torch's own convolution on the scattered weight: a candidate for every layer, differentiable to any order."""
+    """torch's own convolution on the scattered weight: a candidate for every layer, differentiable to any order.
+
+    options: a key of DENSE_OPTIONS; "" takes the input as it is, unless it is batch-last. Raises ValueError for another.
+    """
+    if options not in DENSE_OPTIONS:
+        raise ValueError(f"masked_conv2d: expected the options of a dense plan to be one of {(*DENSE_OPTIONS,)}, got {options!r}")
     layout = layout_of(x)
-    if layout == BATCH_LAST:  # no dense library knows it; channels_last is the fastest it has
-        x = x.contiguous(memory_format=torch.channels_last)
+    # No dense library knows batch-last; mostly channels_last is the fastest it has.
+    x = as_layout(x, DENSE_OPTIONS[options] or (CHANNELS_LAST if layout == BATCH_LAST else layout))
     out = F.conv2d(x, pattern.scatter(values), bias, stride, padding, dilation, groups)
     return as_layout(out, layout)
 
@@ -96,8 +103,9 @@ def masked_conv2d(
 
     x: (N, C, H, W) or (C, H, W), floating, any strides. values: (nnz,), the kept weights in the order of mask.nonzero(), the
     dtype of x. pattern: of shape (O, C / groups, kh, kw). bias: (O,) or None. stride, padding, dilation: as in torch; padding
-    may also be "same" (stride 1) or "valid". plan: which backend runs it; by default the one forced by `use_backend`, else a
-    static rule. Returns (N, O, H_out, W_out), batch-last if x is, else channels_last if x is, else contiguous.
+    may also be "same" (stride 1) or "valid". plan: which backend runs it; by default the one forced by `use_backend`, else what
+    `tune` found, else a static rule. Returns (N, O, H_out, W_out), batch-last if x is, else channels_last if x is, else
+    contiguous.
 
     Differentiable in x, values and bias; to any order with the backends "reference" and "dense", once with the compiled ones.
     Under autocast the tensors are cast to its dtype, as torch's convolutions are. Raises TypeError or ValueError naming the
@@ -118,9 +126,9 @@ def masked_conv2d(
             f"dilation {tuple(dilations)}, got x of shape {tuple(x.shape)}"
         )
 
-    plan = plan or static_plan("masked_conv2d", x, pattern)
+    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, (*strides, *paddings, *dilations, groups))
     if plan.backend == "dense":
-        return dense(x, values, pattern, bias, strides, paddings, dilations, groups)
+        return dense(x, values, pattern, bias, strides, paddings, dilations, groups, plan.options)
     geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)
     if plan.backend == "reference":
         return op("masked_conv2d", "reference")(x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
-from tost_kernels.plan import Plan, static_plan
+from tost_kernels.plan import Plan, plan_for
 from tost_kernels.register import apply, autocast, op
 
 
@@ -38,7 +38,7 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
 
     x: (..., I), floating, any strides. values: (nnz,), the kept weights in the order of mask.nonzero(), the dtype of x.
     pattern: of shape (O, I). bias: (O,) or None. plan: which backend runs it; by default the one forced by `use_backend`, else
-    a static rule. Returns (..., O); for a 2-D x that is batch-last ([I][N] in memory), batch-last.
+    what `tune` found, else a static rule. Returns (..., O); for a 2-D x that is batch-last ([I][N] in memory), batch-last.
 
     Differentiable in x, values and bias; to any order with the backends "reference" and "dense", once with the compiled ones.
     Under autocast the tensors are cast to its dtype. Raises TypeError or ValueError naming the argument that is wrong,
@@ -55,7 +55,7 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
         flat = masked_linear(x.reshape(-1, x.shape[-1]), values, pattern, bias, plan=plan)
         return flat.reshape(*x.shape[:-1], pattern.shape[0])
 
-    plan = plan or static_plan("masked_linear", x, pattern)
+    plan = plan or plan_for("masked_linear", x, values, pattern, bias, ())
     if plan.backend == "dense":
         return dense(x, values, pattern, bias)
     arguments = (x, values, bias, pattern.index, list(pattern.shape), plan.options)

@@ -1,0 +1,78 @@
+"""What tuning may choose from: the one list of backends, and of the options of each.
+
+A new backend of `backend.COMPILED` joins by itself, as the kernel's own rule; what it lets one choose is a line in `OPTIONS`.
+A new key of an existing backend is a line there too. torch's dense op is always a candidate (`dense_plans`). The tiles of the
+CPU kernels are asked of the compiled library, which alone knows what it holds for this machine's instruction set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tost_kernels import backend
+from tost_kernels.ops.masked_conv2d import DENSE_OPTIONS
+from tost_kernels.plan import Case, Plan
+
+FORWARD, INPUT_GRAD, VALUES_GRAD = "forward", "input_grad", "values_grad"
+
+
+def passes(case: Case) -> tuple[str, ...]:
+    """The passes that a training step (or, where no gradient is wanted, inference) makes through this op."""
+    wanted = {INPUT_GRAD: "x", VALUES_GRAD: "values"}
+    return (FORWARD, *(name for name, grad in wanted.items() if grad in case.grads.split("+")))
+
+
+def output_shape(case: Case) -> tuple[int, ...]:
+    """Shape of the op's output."""
+    if len(case.weight) == 2:
+        return case.input[0], case.weight[0]
+    (stride, padding, dilation), kernel = (case.geometry[i : i + 2] for i in (0, 2, 4)), case.weight[2:]
+    sides = [(case.input[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
+    return case.input[0], case.weight[0], *sides
+
+
+def _tiles(case: Case, which: str) -> Sequence[str]:
+    if len(case.weight) == 2:
+        rows, columns = 1, 1
+    elif which == INPUT_GRAD:  # each of stride * stride phases is tiled by itself
+        rows, columns = (-(-size // step) for size, step in zip(case.input[2:], case.geometry[:2], strict=True))
+    else:
+        rows, columns = output_shape(case)[2:]
+    tiles = str(torch.ops.tost.cpu_tiles(rows, columns, case.input[0]))
+    return tiles.split(",") if tiles else ()
+
+
+def _blocks(case: Case, which: str) -> Sequence[str]:
+    groups = case.geometry[6] if case.geometry else 1
+    channels = case.weight[0] // groups if which == INPUT_GRAD else case.weight[1]
+    sizes = [size for size in (8, 16, 32, 64, 128, 256) if size < channels]
+    return [str(size) for size in (*sizes, channels)]
+
+
+# backend -> key of its plan strings -> the values to try in a pass. Keys are tried in this order, each beside the best so far.
+OPTIONS: dict[str, dict[str, Callable[[Case, str], Sequence[str]]]] = {
+    "cpu": {"tile": _tiles, "block": _blocks},
+}
+
+
+def dense_plans(case: Case) -> list[Plan]:
+    """The plans that run torch's own op: it is a candidate for every case, a convolution in either of its layouts."""
+    options = DENSE_OPTIONS if case.op == "masked_conv2d" else ("",)
+    own = f"layout={'channels_last' if case.layout == 'batch_last' else case.layout}"  # what "" means already
+    return [Plan("dense", choice) for choice in options if choice != own]
+
+
+def compiled_backends(case: Case) -> list[str]:
+    """The compiled backends that can run this case here."""
+    like = torch.empty(0, dtype=getattr(torch, case.dtype), device=case.device)
+    return [name for name in backend.COMPILED if backend.why_not_for(case.op, name, like) is None]
+
+
+def whole_plan(name: str, by_pass: dict[str, str]) -> Plan:
+    """One plan out of the options chosen for each pass of a case."""
+    if len(set(by_pass.values())) == 1:
+        return Plan(name, next(iter(by_pass.values())))
+    parts = [f"{which}.{option}" for which, options in by_pass.items() for option in options.split(",") if option]
+    return Plan(name, ",".join(parts))
