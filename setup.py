@@ -28,6 +28,7 @@ GIGABYTES_PER_JOB = 2
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 SANITIZERS = "-fsanitize=address,undefined"
 SANITIZE = [SANITIZERS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+SANITIZE += ["-fno-wrapv"]  # Python's own flags may have -fwrapv, with which no signed overflow is reported
 SANITIZE += ["-D_GLIBCXX_ASSERTIONS", "-D_GLIBCXX_SANITIZE_VECTOR"]  # indices into std::vector, and its spare capacity
 
 
