@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test lint format bench info clean
+.PHONY: help install demo test sanitize lint format bench info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on 
 
 test: $(INSTALLED) ## all tests, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+sanitize: $(INSTALLED) ## kernel tests on C++ parts built with ASan and UBSan (gcc), for every instruction set here
+	.ci/sanitize $(BIN)
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ tost_kernels._cuda      CUDA kernels, likewise, where nvcc is found
 Environment:
     TOST_NO_EXTENSIONS=1       build nothing
     TOST_REQUIRE_EXTENSIONS=1  fail where a part cannot be built, instead of leaving it out
+    TOST_SANITIZE=1            instrument the C++ parts with ASan and UBSan (gcc; `make sanitize` runs tests on them)
     MAX_JOBS                   compile jobs (default: one per core and 2 GB of free memory)
 """
 
@@ -25,6 +26,10 @@ WHY_NOT_BUILT = "why_not_built.txt"  # tost_kernels/library.py reads it
 GIGABYTES_PER_JOB = 2
 # Kernels use nothing newer than torch 2.11, so that one binary serves it and every later version.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+SANITIZERS = "-fsanitize=address,undefined"
+SANITIZE = [SANITIZERS, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+SANITIZE += ["-fno-wrapv"]  # Python's own flags may have -fwrapv, with which no signed overflow is reported
+SANITIZE += ["-D_GLIBCXX_ASSERTIONS", "-D_GLIBCXX_SANITIZE_VECTOR"]  # indices into std::vector, and its spare capacity
 
 
 def available_memory() -> float:
@@ -62,12 +67,18 @@ def extensions() -> tuple[list, dict]:
 
     optimise = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
     optimise += ["-Wno-unused-parameter", "-g0"]  # torch's own headers leave parameters unused; no debug information
+    link = []
+    if os.environ.get("TOST_SANITIZE") == "1":
+        optimise += SANITIZE  # the last -O and -g win
+        link = [SANITIZERS]
     pattern = CppExtension(
         "tost_kernels._pattern",
         sources("pattern", "cpp"),
         extra_compile_args=optimise,  # torch ships pybind11's headers
+        extra_link_args=link,
     )
     stable = {"include_dirs": [str(Path("csrc").resolve())], "py_limited_api": True, "depends": headers()}
+    stable["extra_link_args"] = link
     cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
     modules = [pattern, cpu]
     if sources("cuda", "cu") and CUDA_HOME:
