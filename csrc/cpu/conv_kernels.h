@@ -480,7 +480,12 @@ static __attribute__((noinline)) void values_grad_block(
     for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
     values_grad_row<TAPS, WHOLE>(grad, nonzeros, ends, base, exists, products, partial, k, done);
   }
-  for (int64_t left = 0; done + left < k; ++left) partial[done + left] += sum(load(products + left * kLanes));
+  if (done == k) return;
+  // The same tree of additions as for a full group: which weights are left over here depends on how rows were shared out.
+  for (int64_t missing = k - done; missing < kLanes; ++missing) store(products + missing * kLanes, zero());
+  alignas(64) float sums[kLanes];
+  store(sums, sum_each(products));
+  for (int64_t left = 0; done + left < k; ++left) partial[done + left] += sums[left];
 }
 
 template <class TAPS, class T>
