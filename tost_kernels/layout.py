@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tost_kernels import backend
-from tost_kernels.register import define, differentiate, op
+from tost_kernels.register import apply, define, differentiate, run_below_autograd
 
 BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
 
@@ -76,7 +76,7 @@ class _ToBatchLast(torch.autograd.Function):
 
     @staticmethod
     def forward(which: str, x: Tensor) -> Tensor:
-        return op("to_batch_last", which)(x)  # type: ignore[no-any-return]
+        return run_below_autograd("to_batch_last", which, x)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,7 +105,7 @@ def to_batch_last(x: Tensor) -> Tensor:
     if _matches(x, BATCH_LAST):
         return x
     if x.device.type == "cpu" and backend.has_native_conversion():
-        return _ToBatchLast.apply("cpu", x)  # type: ignore[no-any-return]
+        return apply(_ToBatchLast, "cpu", x)  # type: ignore[no-any-return]
     order = [*range(1, x.dim()), 0]
     return x.permute(order).contiguous().permute(-1, *range(x.dim() - 1))
 

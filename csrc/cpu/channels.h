@@ -48,13 +48,6 @@ inline Tensor in_layout(const Tensor& x, Layout layout) {
   return y;
 }
 
-// Whether a result of the size of `x` is written past the caches (simd.h). From about the size of the second cache on it wins
-// even where the result is read next (docs/notes/ghost-skip-add.md).
-inline bool past_the_caches(const Tensor& x) {
-  constexpr int64_t kBytes = int64_t{1} << 20;
-  return static_cast<int64_t>(x.numel()) * static_cast<int64_t>(x.element_size()) >= kBytes;
-}
-
 // How many channels a thread takes at least, so that none is started for less than it costs.
 inline int64_t channel_grain(const Channels& channels) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(channels.size(), 1));
