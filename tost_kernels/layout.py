@@ -119,6 +119,36 @@ def as_layout(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
+class _Lend(torch.autograd.Function):
+    """`as_layout` whose gradient comes back in the layout of the input. Differentiable to any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, layout: str) -> Tensor:
+        return as_layout(x, layout).view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.layout = layout_of(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return as_layout(grad_output, ctx.layout), None
+
+
+def lend(x: Tensor, layout: str) -> Tensor:
+    """`x` in `layout`, for an op that wants it so; the gradient comes back in the layout that `x` has."""
+    return _Lend.apply(x, layout)  # type: ignore[no-any-return]
+
+
+def cat(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.cat along the channels of tensors (N, C_i, H, W), batch-last where all of them are. torch returns a contiguous one."""
+    if all(x.dim() == 4 and is_batch_last(x) for x in tensors):
+        return torch.cat([x.permute(1, 2, 3, 0) for x in tensors]).permute(3, 0, 1, 2)
+    return torch.cat(list(tensors), 1)
+
+
 def pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """torch.nn.functional.pad of the last dimensions of `x` (N, C, H, W), in the layout of `x`.
 

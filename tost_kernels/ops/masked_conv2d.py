@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tost_kernels.layout import BATCH_LAST, as_layout, layout_of, pad
+from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, as_layout, layout_of, lend, pad
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
@@ -66,7 +65,7 @@ def dense(
     """torch's own convolution on the scattered weight: a candidate for every layer, differentiable to any order."""
     layout = layout_of(x)
     if layout == BATCH_LAST:  # no dense library knows it; channels_last is the fastest it has
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = lend(x, CHANNELS_LAST)
     out = F.conv2d(x, pattern.scatter(values), bias, stride, padding, dilation, groups)
     return as_layout(out, layout)
 
