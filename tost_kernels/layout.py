@@ -143,7 +143,7 @@ def lend(x: Tensor, layout: str) -> Tensor:
 
 
 def cat(tensors: Sequence[Tensor]) -> Tensor:
-    """torch.cat along the channels of tensors (N, C_i, H, W), batch-last where all of them are. torch returns a contiguous one."""
+    """torch.cat along the channels of tensors (N, C_i, H, W), batch-last where all of them are (torch: contiguous)."""
     if all(x.dim() == 4 and is_batch_last(x) for x in tensors):
         return torch.cat([x.permute(1, 2, 3, 0) for x in tensors]).permute(3, 0, 1, 2)
     return torch.cat(list(tensors), 1)

@@ -104,7 +104,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
         return function.apply(*arguments)
     # What Function.apply does outside of functorch, without binding the arguments to forward's signature.
     alive = [unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments]
-    return super(torch.autograd.Function, function).apply(*alive)
+    return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
 
 
 def run_below_autograd(name: str, backend: str, *arguments: Any) -> Any:
