@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tost_kernels import backend
-from tost_kernels.register import define, differentiate, op
+from tost_kernels.register import apply, define, differentiate, run_below_autograd
 
 BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
 
@@ -76,7 +76,7 @@ class _ToBatchLast(torch.autograd.Function):
 
     @staticmethod
     def forward(which: str, x: Tensor) -> Tensor:
-        return op("to_batch_last", which)(x)  # type: ignore[no-any-return]
+        return run_below_autograd("to_batch_last", which, x)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,7 +105,7 @@ def to_batch_last(x: Tensor) -> Tensor:
     if _matches(x, BATCH_LAST):
         return x
     if x.device.type == "cpu" and backend.has_native_conversion():
-        return _ToBatchLast.apply("cpu", x)  # type: ignore[no-any-return]
+        return apply(_ToBatchLast, "cpu", x)  # type: ignore[no-any-return]
     order = [*range(1, x.dim()), 0]
     return x.permute(order).contiguous().permute(-1, *range(x.dim() - 1))
 
@@ -117,6 +117,36 @@ def as_layout(x: Tensor, layout: str) -> Tensor:
     if layout == CHANNELS_LAST:
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
+
+
+class _Lend(torch.autograd.Function):
+    """`as_layout` whose gradient comes back in the layout of the input. Differentiable to any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, layout: str) -> Tensor:
+        return as_layout(x, layout).view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.layout = layout_of(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return as_layout(grad_output, ctx.layout), None
+
+
+def lend(x: Tensor, layout: str) -> Tensor:
+    """`x` in `layout`, for an op that wants it so; the gradient comes back in the layout that `x` has."""
+    return _Lend.apply(x, layout)  # type: ignore[no-any-return]
+
+
+def cat(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.cat along the channels of tensors (N, C_i, H, W), batch-last where all of them are (torch: contiguous)."""
+    if all(x.dim() == 4 and is_batch_last(x) for x in tensors):
+        return torch.cat([x.permute(1, 2, 3, 0) for x in tensors]).permute(3, 0, 1, 2)
+    return torch.cat(list(tensors), 1)
 
 
 def pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd.function import once_differentiable as torch_once_differentiable
 
@@ -86,6 +87,8 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Any) -> Any:
+        if not torch.is_grad_enabled():  # no create_graph: nobody can ask for a second derivative
+            return backward(ctx, *grads)
         # Neither a traced graph nor a functorch level can hold torch's delayed error; `apply` guards the latter.
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return plain(ctx, *grads)
@@ -99,11 +102,24 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         if not (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)):
             return function.forward(*arguments)  # Dynamo would hand a ctx to it (torch 2.13)
-    elif torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    if torch._C._are_functorch_transforms_active():
         levels = retrieve_all_functorch_interpreters()
         if sum(level.key() == torch._C._functorch.TransformType.Grad for level in levels) > 1:
             raise RuntimeError("compiled ops differentiate once: use tost_kernels.use_backend('reference') for higher orders")
-    return function.apply(*arguments)
+        return function.apply(*arguments)
+    # What Function.apply does outside of functorch, without binding the arguments to forward's signature.
+    alive = [unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments]
+    return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
+
+
+def run_below_autograd(name: str, backend: str, *arguments: Any) -> Any:
+    """The op inside a Function's forward: past its Autograd kernel, which would only come back to the Function's forward."""
+    overload = _OPS[name, backend]
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return overload(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*arguments)
 
 
 def autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -2,7 +2,6 @@
 // A channel is finished before the next one is begun, so that its second pass finds it in cache; threads share out channels,
 // and sums over channels are taken in order: no bit depends on the number of threads.
 
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -10,6 +9,7 @@
 
 #include "channels.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace tost {
 namespace {
@@ -39,6 +39,7 @@ struct Tail {
   float alpha = 0;
   const float* beta = nullptr;
   int64_t beta_stride = 0;
+  bool streaming = false;  // results go past the caches
 
   // At alpha == 0 the ghost is skipped, not multiplied: its NaN would spread.
   bool live(int p) const { return part[p].data != nullptr && (p != 1 || alpha != 0.0f); }
@@ -84,6 +85,7 @@ struct Inputs {
     dtype = u.scalar_type();
     shape = sizes_of(u);
     tail.channels = channels_of(u, compute);
+    tail.streaming = past_the_caches(u);
     if (act == "relu") {
       tail.act = kRelu;
     } else if (act == "pswish") {
@@ -167,10 +169,9 @@ void backward(const Inputs& in, const Tensor& grad_output, const Tensor& stats, 
   const T* dy = static_cast<const T*>(grad_output.const_data_ptr());
   const float* statistics = static_cast<const float*>(stats.const_data_ptr());
   const Channels& k = in.tail.channels;
-  const bool needs_scratch = sizeof(T) != sizeof(float) || k.segments != 1;
+  const bool keeps_dz = in.tail.act == kPSwish || (in.tail.part[1].data != nullptr && !in.tail.live(1));
   torch::stable::parallel_for(0, k.count, channel_grain(k), [&](int64_t begin, int64_t end) {
-    std::unique_ptr<float[]> scratch(needs_scratch ? new float[k.size()] : nullptr);
-    kernel(in.tail, dy, statistics, gradients, scratch.get(), begin, end);
+    kernel(in.tail, dy, statistics, gradients, keeps_dz ? thread_scratch(k.size()) : nullptr, begin, end);
   });
 }
 

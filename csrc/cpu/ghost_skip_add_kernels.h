@@ -52,20 +52,6 @@ T* channel_of(void* data, const Channels& k, int64_t c) {
 }
 
 // ---- batch statistics
-template <class T>
-TOST_INLINE float block_sum(const T* x, int64_t n) {
-  Vec a = zero(), b = zero(), c = zero(), d = zero();
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    a += load(x + i);
-    b += load(x + i + kLanes);
-    c += load(x + i + 2 * kLanes);
-    d += load(x + i + 3 * kLanes);
-  }
-  for (; i < n; i += kLanes) a += load_partial(x + i, n - i < kLanes ? n - i : kLanes);
-  return sum((a + b) + (c + d));
-}
-
 // The sums of x - m and of (x - m)^2.
 template <class T>
 TOST_INLINE void block_moments(const T* x, int64_t n, float m, float& first, float& second) {
@@ -88,18 +74,23 @@ TOST_INLINE void block_moments(const T* x, int64_t n, float m, float& first, flo
   }
 }
 
-// Mean and biased variance of one channel, safe where the mean is large against the deviation: each block is centred on its
-// own mean (while it is in L1), and blocks are combined in double (Chan's formula).
+// Mean and biased variance of one channel, safe where the mean is large against the deviation: a block is centred on the mean of
+// the block before it (the first on its own), and blocks are combined in double (Chan's formula). Where the mean jumps from one
+// block to the next, that jump is part of the variance, and large against what the rounding of this block loses.
 template <class T>
 void channel_statistics(const T* channel, const Channels& k, double& mean, double& variance) {
   alignas(64) T buffer[kBlock];
   double seen = 0, squares = 0;
   mean = 0;
+  float center = 0;
   for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
     const int64_t n = k.size() - begin < kBlock ? k.size() - begin : kBlock;
     const T* x = fetch(channel, k, begin, n, buffer);
-    const float center = block_sum(x, n) / static_cast<float>(n);
     float first, second;
+    if (begin == 0) {
+      block_moments(x, n, 0.0f, first, second);
+      center = first / static_cast<float>(n);
+    }
     block_moments(x, n, center, first, second);
     const double residual = static_cast<double>(first) / n;
     const double block_mean = center + residual;
@@ -108,6 +99,7 @@ void channel_statistics(const T* channel, const Channels& k, double& mean, doubl
     mean += delta * n / total;
     squares += block_squares + delta * delta * seen * n / total;
     seen = total;
+    center = static_cast<float>(block_mean);
   }
   variance = seen > 0 ? squares / seen : 0.0;
   if (variance < 0) variance = 0;
@@ -156,12 +148,12 @@ TOST_INLINE Vec activate(Vec z, Vec beta) {
 }
 
 template <bool GHOST, bool SHORTCUT, int ACT, class T>
-void forward_block(const Block<T>& b, T* out, int64_t n) {
+void forward_block(const Block<T>& b, T* out, int64_t n, bool streaming) {
   Vec x[kParts];
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     load_parts<GHOST, SHORTCUT>(b, i, kLanes, x);
-    store(out + i, activate<ACT>(pre_activation<GHOST, SHORTCUT>(b, x), b.beta));
+    put(out + i, activate<ACT>(pre_activation<GHOST, SHORTCUT>(b, x), b.beta), streaming);
   }
   if (i < n) {
     load_parts<GHOST, SHORTCUT>(b, i, n - i, x);
@@ -195,29 +187,45 @@ TOST_INLINE Vec backward_step(const Block<T>& b, Sums& s, const T* dy, int64_t i
   return dz;
 }
 
-// Writes dz, the gradient before the activation. The lanes past the end have dy = 0 and add nothing.
+// Adds a block to the sums and, unless dz is nullptr, writes dz, the gradient before the activation. The lanes past the end have
+// dy = 0 and add nothing.
 template <bool GHOST, bool SHORTCUT, int ACT, class T>
 void backward_block(const Block<T>& b, Sums& sums, const T* dy, float* dz, int64_t n) {
-  Sums odd = sums;  // two chains of additions
-  Sums even = {};
+  Sums odd = {}, even = {};  // two chains of additions
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    store(dz + i, backward_step<GHOST, SHORTCUT, ACT>(b, even, dy, i, kLanes));
-    store(dz + i + kLanes, backward_step<GHOST, SHORTCUT, ACT>(b, odd, dy, i + kLanes, kLanes));
+    const Vec first = backward_step<GHOST, SHORTCUT, ACT>(b, even, dy, i, kLanes);
+    const Vec second = backward_step<GHOST, SHORTCUT, ACT>(b, odd, dy, i + kLanes, kLanes);
+    if (dz == nullptr) continue;
+    store(dz + i, first);
+    store(dz + i + kLanes, second);
   }
   for (; i < n; i += kLanes) {
     const int64_t lanes = n - i < kLanes ? n - i : kLanes;
-    store_partial(dz + i, backward_step<GHOST, SHORTCUT, ACT>(b, even, dy, i, lanes), lanes);
+    const Vec last = backward_step<GHOST, SHORTCUT, ACT>(b, even, dy, i, lanes);
+    if (dz != nullptr) store_partial(dz + i, last, lanes);
   }
   sums.dz = even.dz + odd.dz;
   for (int p = 0; p < kParts; ++p) sums.product[p] = even.product[p] + odd.product[p];
   sums.dbeta = even.dbeta + odd.dbeta;
 }
 
+// dz alone.
+template <bool GHOST, bool SHORTCUT, int ACT, class T>
+void dz_block(const Block<T>& b, const T* dy, float* dz, int64_t n) {
+  Sums unused = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(dz + i, backward_step<GHOST, SHORTCUT, ACT>(b, unused, dy, i, kLanes));
+  if (i < n) store_partial(dz + i, backward_step<GHOST, SHORTCUT, ACT>(b, unused, dy, i, n - i), n - i);
+}
+
 template <class T>
-using ForwardBlock = void (*)(const Block<T>&, T*, int64_t);
+using ForwardBlock = void (*)(const Block<T>&, T*, int64_t, bool);
 template <class T>
-using BackwardBlock = void (*)(const Block<T>&, Sums&, const T*, float*, int64_t);
+struct BackwardBlock {
+  void (*sums)(const Block<T>&, Sums&, const T*, float*, int64_t);
+  void (*dz)(const Block<T>&, const T*, float*, int64_t);
+};
 
 template <class T, bool GHOST, bool SHORTCUT>
 ForwardBlock<T> forward_with(int act) {
@@ -226,8 +234,9 @@ ForwardBlock<T> forward_with(int act) {
 }
 template <class T, bool GHOST, bool SHORTCUT>
 BackwardBlock<T> backward_with(int act) {
-  if (act == kNone) return &backward_block<GHOST, SHORTCUT, kNone, T>;
-  return act == kRelu ? &backward_block<GHOST, SHORTCUT, kRelu, T> : &backward_block<GHOST, SHORTCUT, kPSwish, T>;
+  if (act == kNone) return {&backward_block<GHOST, SHORTCUT, kNone, T>, &dz_block<GHOST, SHORTCUT, kNone, T>};
+  if (act == kRelu) return {&backward_block<GHOST, SHORTCUT, kRelu, T>, &dz_block<GHOST, SHORTCUT, kRelu, T>};
+  return {&backward_block<GHOST, SHORTCUT, kPSwish, T>, &dz_block<GHOST, SHORTCUT, kPSwish, T>};
 }
 
 template <class T>
@@ -276,20 +285,21 @@ void forward_channels(const Tail& t, T* out, float* stats, int64_t first, int64_
         if (live[p]) b.x[p] = fetch(channel_of<T>(t.part[p].data, k, c), k, begin, n, buffer[p]);
       }
       T* at = place(to, k, begin, n, buffer[kParts]);
-      block(b, at, n);
+      block(b, at, n, t.streaming && at != buffer[kParts] && can_stream(at));
       if (at == buffer[kParts]) scatter(at, to, k, begin, n);
     }
   }
+  if (t.streaming) streamed();
 }
 
 // ---- backward
-// grad = dz * p + (x - center) * q + r, in place where grad is dz.
+// grad = dz * p + (x - center) * q + r.
 template <class T>
 TOST_INLINE void input_gradient_block(
-    const float* dz, const T* x, T* grad, int64_t n, float p, float center, float q, float r) {
+    const float* dz, const T* x, T* grad, int64_t n, float p, float center, float q, float r, bool streaming) {
   const Vec vp = broadcast(p), vc = broadcast(center), vq = broadcast(q), vr = broadcast(r);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(grad + i, fma(load(dz + i), vp, fma(load(x + i) - vc, vq, vr)));
+  for (; i + kLanes <= n; i += kLanes) put(grad + i, fma(load(dz + i), vp, fma(load(x + i) - vc, vq, vr)), streaming);
   if (i < n) {
     const Vec v = fma(load_partial(dz + i, n - i), vp, fma(load_partial(x + i, n - i) - vc, vq, vr));
     store_partial(grad + i, v, n - i);
@@ -298,35 +308,39 @@ TOST_INLINE void input_gradient_block(
 
 // Without batch statistics x is not needed, and must not be: an infinite x times 0 is NaN.
 template <class T>
-TOST_INLINE void scaled_block(const float* dz, T* grad, int64_t n, float p) {
+TOST_INLINE void scaled_block(const float* dz, T* grad, int64_t n, float p, bool streaming) {
   const Vec vp = broadcast(p);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(grad + i, load(dz + i) * vp);
+  for (; i + kLanes <= n; i += kLanes) put(grad + i, load(dz + i) * vp, streaming);
   for (; i < n; ++i) assign(grad[i], dz[i] * p);
 }
 
-// The gradient of one part in one channel, from dz (the channel's elements in order).
+// How the gradient of a part follows from dz in one channel.
+struct PartGradient {
+  float p, center, q, r;
+};
+
+inline PartGradient gradient_of(const Affine& a, double sum_dz, double sum_product, int64_t size) {
+  const double count = static_cast<double>(size), scale = a.scale;
+  return {a.scale, a.center, static_cast<float>(-scale * a.invstd * a.invstd * sum_product / count),
+          static_cast<float>(-scale * sum_dz / count)};
+}
+
+// The gradient of one part in one block of channel c, from the block's dz.
 template <class T>
-void part_gradient(
-    const float* dz, const Part& part, const Affine& a, double sum_dz, double sum_product, const Channels& k, int64_t c,
-    T* grad) {
-  alignas(64) T buffer[2][kBlock];
-  const double count = static_cast<double>(k.size()), scale = a.scale;
-  const float q = static_cast<float>(-scale * a.invstd * a.invstd * sum_product / count);
-  const float r = static_cast<float>(-scale * sum_dz / count);
-  const T* from = channel_of<T>(part.data, k, c);
+TOST_INLINE void part_gradient(
+    const float* dz, const Part& part, const PartGradient& g, const Channels& k, int64_t c, int64_t begin, int64_t n, T* grad,
+    bool streaming, T (*buffer)[kBlock]) {
   T* to = channel_of<T>(static_cast<void*>(grad), k, c);
-  for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
-    const int64_t n = k.size() - begin < kBlock ? k.size() - begin : kBlock;
-    T* at = place(to, k, begin, n, buffer[0]);
-    if (part.norm == kBatchStats) {
-      const T* x = fetch(from, k, begin, n, buffer[1]);
-      input_gradient_block(dz + begin, x, at, n, a.scale, a.center, q, r);
-    } else {
-      scaled_block(dz + begin, at, n, a.scale);
-    }
-    if (at == buffer[0]) scatter(at, to, k, begin, n);
+  T* at = place(to, k, begin, n, buffer[0]);
+  streaming = streaming && at != buffer[0] && can_stream(at);
+  if (part.norm == kBatchStats) {
+    const T* x = fetch(channel_of<T>(part.data, k, c), k, begin, n, buffer[1]);
+    input_gradient_block(dz, x, at, n, g.p, g.center, g.q, g.r, streaming);
+  } else {
+    scaled_block(dz, at, n, g.p, streaming);
   }
+  if (at == buffer[0]) scatter(at, to, k, begin, n);
 }
 
 // dalpha of a channel whose ghost is switched off: sum of dz * norm(ghost), what is not finite counting as 0.
@@ -353,7 +367,8 @@ double alpha_gradient_when_off(const float* dz, const Part& ghost, const Channel
   return total;
 }
 
-// scratch: one channel of floats, unused where dz can be kept in grad[0] (float32 in one run).
+// Pass 1 takes the sums of a channel, pass 2 writes the gradients. In between dz is kept in `scratch`, one channel of floats,
+// or, where that is nullptr, worked out again: without a sigmoid this costs less than the room in the second cache.
 template <class T>
 void backward_channels(
     const Tail& t, const T* grad_output, const float* stats, Gradients<T>& g, float* scratch, int64_t first, int64_t last) {
@@ -363,6 +378,7 @@ void backward_channels(
   const BackwardBlock<T> block = ghost ? (shortcut ? backward_with<T, true, true>(t.act) : backward_with<T, true, false>(t.act))
                                     : (shortcut ? backward_with<T, false, true>(t.act) : backward_with<T, false, false>(t.act));
   alignas(64) T buffer[kParts + 1][kBlock];
+  alignas(64) float again[kBlock];
   for (int64_t c = first; c < last; ++c) {
     Affine affine[kParts];
     for (int p = 0; p < kParts; ++p) {
@@ -375,10 +391,6 @@ void backward_channels(
     }
     Block<T> b;
     set_coefficients(b, affine, live, t.beta_of(c));
-    float* dz = scratch;
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (k.segments == 1) dz = channel_of<float>(static_cast<void*>(g.grad[0]), k, c);
-    }
     const T* dy_channel = grad_output + c * k.channel_stride;
     double sum_dz = 0, product[kParts] = {0, 0, 0}, dbeta = 0;
     for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
@@ -387,10 +399,12 @@ void backward_channels(
         if (live[p]) b.x[p] = fetch(channel_of<T>(t.part[p].data, k, c), k, begin, n, buffer[p]);
       }
       Sums s = {};
-      block(b, s, fetch(dy_channel, k, begin, n, buffer[kParts]), dz + begin, n);
+      block.sums(b, s, fetch(dy_channel, k, begin, n, buffer[kParts]), scratch ? scratch + begin : nullptr, n);
       sum_dz += sum(s.dz);
-      for (int p = 0; p < kParts; ++p) product[p] += sum(s.product[p]);
-      dbeta += sum(s.dbeta);
+      for (int p = 0; p < kParts; ++p) {
+        if (live[p]) product[p] += sum(s.product[p]);
+      }
+      if (t.act == kPSwish) dbeta += sum(s.dbeta);
     }
     g.beta[c] = dbeta;
     g.alpha[c] = 0;
@@ -399,16 +413,32 @@ void backward_channels(
       const double bias = t.part[1].norm == kNoNorm || !t.part[1].bias ? 0.0 : t.part[1].bias[c];
       g.alpha[c] = weight * affine[1].invstd * product[1] + bias * sum_dz;
     } else if (t.part[1].data != nullptr) {
-      g.alpha[c] = alpha_gradient_when_off<T>(dz, t.part[1], k, c);
+      g.alpha[c] = alpha_gradient_when_off<T>(scratch, t.part[1], k, c);
     }
-    for (int p = kParts - 1; p >= 0; --p) {  // u last: its gradient may lie where dz is
+    PartGradient gradient[kParts];
+    for (int p = 0; p < kParts; ++p) {
       const double strength = p == 1 ? t.alpha : 1.0;
       const bool affected = live[p] && t.part[p].norm != kNoNorm;
       g.affine[(2 * p) * k.count + c] = affected ? static_cast<float>(strength * affine[p].invstd * product[p]) : 0.0f;
       g.affine[(2 * p + 1) * k.count + c] = affected ? static_cast<float>(strength * sum_dz) : 0.0f;
-      if (live[p]) part_gradient<T>(dz, t.part[p], affine[p], sum_dz, product[p], k, c, g.grad[p]);
+      if (live[p]) gradient[p] = gradient_of(affine[p], sum_dz, product[p], k.size());
+    }
+    for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
+      const int64_t n = k.size() - begin < kBlock ? k.size() - begin : kBlock;
+      const float* dz = scratch + begin;
+      if (scratch == nullptr) {
+        for (int p = 0; p < kParts; ++p) {
+          if (live[p]) b.x[p] = fetch(channel_of<T>(t.part[p].data, k, c), k, begin, n, buffer[p]);
+        }
+        block.dz(b, fetch(dy_channel, k, begin, n, buffer[kParts]), again, n);
+        dz = again;
+      }
+      for (int p = 0; p < kParts; ++p) {
+        if (live[p]) part_gradient<T>(dz, t.part[p], gradient[p], k, c, begin, n, g.grad[p], t.streaming, buffer);
+      }
     }
   }
+  if (t.streaming) streamed();
 }
 
 }  // namespace

@@ -22,6 +22,9 @@
 
 #include "bf16.h"
 #include "isa.h"
+#if TOST_X86
+#include <immintrin.h>
+#endif
 
 #if TOST_X86
 

@@ -54,12 +54,13 @@ void forward(const Runs& runs, const Tensor& x, const Tensor& beta, Tensor& y) {
   T* to = static_cast<T*>(y.mutable_data_ptr());
   const Channels& k = runs.channels;
   const int64_t numel = x.numel();
+  const bool streams = past_the_caches(x);
   torch::stable::parallel_for(0, k.count, channel_grain(k), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const float b = beta_of(beta, c);
       for (int64_t s = 0; s < k.segments; ++s) {
         const int64_t at = c * k.channel_stride + s * k.stride;
-        run(from + at, b, to + at, std::min(k.length, numel - at));
+        run(from + at, b, to + at, std::min(k.length, numel - at), streams);
       }
     }
   });
@@ -74,12 +75,13 @@ void backward(
   T* to = static_cast<T*>(dx.mutable_data_ptr());
   const Channels& k = runs.channels;
   const int64_t numel = x.numel();
+  const bool streams = past_the_caches(x);
   torch::stable::parallel_for(0, k.count, channel_grain(k), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const float b = beta_of(beta, c);
       for (int64_t s = 0; s < k.segments; ++s) {
         const int64_t at = c * k.channel_stride + s * k.stride;
-        dbeta[c] += run(grad + at, from + at, b, to + at, std::min(k.length, numel - at));
+        dbeta[c] += run(grad + at, from + at, b, to + at, std::min(k.length, numel - at), streams);
       }
     }
   });

@@ -91,6 +91,13 @@ inline Tensor empty(const std::vector<int64_t>& shape, Layout layout, ScalarType
   return empty_strided(shape, strides_of(shape, layout), dtype);
 }
 
+// Whether a result of the size of `x` is written past the caches (simd.h). From about the size of the second cache on it wins
+// even where the result is read next (docs/notes/ghost-skip-add.md).
+inline bool past_the_caches(const Tensor& x) {
+  constexpr int64_t kBytes = int64_t{1} << 20;
+  return static_cast<int64_t>(x.numel()) * static_cast<int64_t>(x.element_size()) >= kBytes;
+}
+
 // A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1), whose batch items are neighbours: stride 1, or a
 // batch of at most one. The other strides in elements, any sign or 0.
 template <class T>

@@ -9,7 +9,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../checks.h"
+#include "isa.h"
+#include "scratch.h"
 #include "tensor.h"
+
+#define TOST_KERNELS "transpose_kernels.h"
+#include "per_isa.h"
 
 namespace tost {
 
@@ -40,7 +45,8 @@ std::vector<Axis> joined_axes(const Tensor& input, const Tensor& output) {
   return axes;
 }
 
-constexpr int64_t kPixels = 64, kBatch = 16;
+constexpr int64_t kPixels = 64, kBatch = 16;  // of a block in a buffer
+constexpr int64_t kChunk = 256;  // elements of the inner axis a task takes
 
 template <class T>
 inline void copy_block(
@@ -66,8 +72,51 @@ inline void copy_block(
   }
 }
 
-// In blocks that pass through a buffer: both sides then use a cache line as a whole at once. (Batch strides are
-// often powers of two, and lines that far apart evict each other from the first cache.)
+template <class T>
+inline void copy_edge(
+    const T* from, int64_t from_i, int64_t from_n, T* to, int64_t to_i, int64_t to_n, int64_t count, int64_t batch) {
+  for (int64_t i0 = 0; i0 < count; i0 += kPixels) {
+    for (int64_t n0 = 0; n0 < batch; n0 += kBatch) {
+      copy_block(
+          from + i0 * from_i + n0 * from_n, from_i, from_n, to + i0 * to_i + n0 * to_n, to_i, to_n,
+          std::min(kPixels, count - i0), std::min(kBatch, batch - n0));
+    }
+  }
+}
+
+// One task of `copy_blocks`: `count` elements of the inner axis, the whole batch. Squares of vectors are transposed in registers
+// where the elements have 4 bytes and each side has stride 1 along one of the two axes; the rest passes through a buffer.
+template <class T>
+void copy_task(
+    const T* from, int64_t from_i, int64_t from_n, T* to, int64_t to_i, int64_t to_n, int64_t count, int64_t batch, bool streaming) {
+  int64_t whole_count = 0, whole_batch = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const bool into = from_i == 1 && to_n == 1, out_of = from_n == 1 && to_i == 1;
+    if (into || out_of) {
+      const int64_t square = TOST_PER_ISA(square)();
+      whole_count = count / square * square;
+      whole_batch = batch / square * square;
+      float* buffer = thread_scratch((whole_batch + square) * (whole_count + square));
+      const float* source = reinterpret_cast<const float*>(from);
+      float* result = reinterpret_cast<float*>(to);
+      if (into) {
+        TOST_PER_ISA(transpose_near)(source, from_n, result, to_i, whole_batch, whole_count, buffer, streaming);
+      } else {
+        TOST_PER_ISA(transpose_far)(source, from_i, result, to_n, whole_count, whole_batch, buffer, streaming);
+      }
+    }
+  }
+  if (whole_batch < batch) {
+    copy_edge(
+        from + whole_batch * from_n, from_i, from_n, to + whole_batch * to_n, to_i, to_n, whole_count, batch - whole_batch);
+  }
+  if (whole_count < count) {
+    copy_edge(from + whole_count * from_i, from_i, from_n, to + whole_count * to_i, to_i, to_n, count - whole_count, batch);
+  }
+}
+
+// In blocks, so that both sides use a cache line as a whole at once. (Batch strides are often powers of two, and lines that far
+// apart evict each other from the first cache.)
 template <class T>
 void copy_blocks(const Tensor& input, Tensor& output) {
   const T* source = static_cast<const T*>(input.const_data_ptr());
@@ -75,14 +124,15 @@ void copy_blocks(const Tensor& input, Tensor& output) {
   const int64_t batch = input.size(0), from_n = input.stride(0), to_n = output.stride(0);
   const std::vector<Axis> axes = joined_axes(input, output);
   const Axis inner = axes.back();
-  const int64_t blocks = (inner.size + kPixels - 1) / kPixels;
+  const int64_t blocks = (inner.size + kChunk - 1) / kChunk;
   int64_t tasks = blocks;
   for (size_t a = 0; a + 1 < axes.size(); ++a) tasks *= axes[a].size;
-  const int64_t grain = std::max<int64_t>(1, 32768 / (kPixels * batch));
+  const bool streaming = past_the_caches(output);
+  const int64_t grain = std::max<int64_t>(1, 32768 / (kChunk * batch));
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t rest = task / blocks;
-      const int64_t first = task % blocks * kPixels;
+      const int64_t first = task % blocks * kChunk;
       const T* from = source + first * inner.from;
       T* to = result + first * inner.to;
       for (size_t a = axes.size() - 1; a-- > 0;) {
@@ -90,11 +140,8 @@ void copy_blocks(const Tensor& input, Tensor& output) {
         to += rest % axes[a].size * axes[a].to;
         rest /= axes[a].size;
       }
-      const int64_t count = std::min(kPixels, inner.size - first);
-      for (int64_t n0 = 0; n0 < batch; n0 += kBatch) {
-        const int64_t n1 = std::min(batch, n0 + kBatch);
-        copy_block(from + n0 * from_n, inner.from, from_n, to + n0 * to_n, inner.to, to_n, count, n1 - n0);
-      }
+      const int64_t count = std::min(kChunk, inner.size - first);
+      copy_task(from, inner.from, from_n, to, inner.to, to_n, count, batch, streaming);
     }
   });
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tost_kernels.layout import as_layout, is_batch_last, layout_of, pad, strides_of, to_batch_last
+from tost_kernels.layout import as_layout, cat, is_batch_last, layout_of, pad, strides_of, to_batch_last
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
 
@@ -87,3 +87,23 @@ def test_in_a_graph() -> None:
 def test_wrong_dimensions() -> None:
     with pytest.raises(ValueError, match=r"expected x of shape \(N, C, H, W\) or \(N, F\), got \(2, 3, 4\)"):
         to_batch_last(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("shapes", [((4, 3, 5, 6), (4, 2, 5, 6)), ((4, 1, 5, 6), (4, 2, 5, 6))])
+def test_cat_keeps_the_layout(shapes: tuple[tuple[int, ...], ...]) -> None:
+    plain = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    tensors = [to_batch_last(x.detach()).requires_grad_() for x in plain]
+    got, expected = cat(tensors), torch.cat(plain, 1)
+    assert torch.equal(got, expected)
+    assert is_batch_last(got)
+    grad = torch.randn_like(expected)
+    ours, theirs = torch.autograd.grad(got, tensors, grad), torch.autograd.grad(expected, plain, grad)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_cat_of_other_layouts_is_torchs_own() -> None:
+    one, other = torch.randn(4, 3, 5, 6), to_batch_last(torch.randn(4, 2, 5, 6))
+    got = cat([one, other])
+    assert torch.equal(got, torch.cat([one, other], 1))
+    assert got.is_contiguous()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
+from tost_kernels.layout import is_batch_last
 from tost_kernels.nn.keep_layout import KeepsLayout
 
 
@@ -17,6 +18,18 @@ class AvgPool2d(KeepsLayout, nn.AvgPool2d):
 
 class AdaptiveAvgPool2d(KeepsLayout, nn.AdaptiveAvgPool2d):
     """torch.nn.AdaptiveAvgPool2d, batch-last in, batch-last out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H', W'). The mean of whole images is taken over rows of the batch.
+
+        torch's own would hand a gradient in another layout to everything before it.
+        """
+        if self.output_size not in (1, (1, 1)) or input.dim() != 4 or not is_batch_last(input) or not input.numel():
+            output: Tensor = super().forward(input)
+            return output
+        samples, channels, height, width = input.shape
+        rows = input.permute(1, 2, 3, 0).reshape(channels, height * width, samples)
+        return rows.mean(1).t()[:, :, None, None]
 
 
 class AdaptiveMaxPool2d(KeepsLayout, nn.AdaptiveMaxPool2d):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tost_kernels.backend import pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
 from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
-from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op
+from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op, run_below_autograd
 
 ACTIVATIONS = ("none", "relu", "pswish")
 NO_NORM, RUNNING_STATS, BATCH_STATS = 0, 1, 2  # the values of the schema's `norm`
@@ -173,7 +173,7 @@ class _GhostSkipAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor]:
-        return op("ghost_skip_add", backend)(*args)  # type: ignore[no-any-return]
+        return run_below_autograd("ghost_skip_add", backend, *args)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -189,9 +189,10 @@ class _GhostSkipAdd(torch.autograd.Function):
         grad_u, grad_ghost, grad_shortcut, grad_affine, grad_alpha, grad_beta = op("ghost_skip_add_backward", ctx.backend)(
             grad_output, *tensors, *ctx.options, stats
         )
+        rows = grad_affine.flatten(0, 1).unbind()
         grads: list[Tensor | None] = []
         for part, grad in enumerate((grad_u, grad_ghost, grad_shortcut)):
-            grads += [grad, grad_affine[part, 0], grad_affine[part, 1], None, None]
+            grads += [grad, rows[2 * part], rows[2 * part + 1], None, None]
             grads += [grad_alpha] if part == 1 else []
         grads.append(grad_beta)
         given = [None if t is None else g for t, g in zip(tensors, grads, strict=True)]

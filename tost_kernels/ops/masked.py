@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tost_kernels.layout import empty_layout, layout_of
 from tost_kernels.pattern import Pattern
-from tost_kernels.register import define, define_reference, differentiate, once_differentiable, op
+from tost_kernels.register import define, define_reference, differentiate, once_differentiable, op, run_below_autograd
 
 
 def define_masked(
@@ -60,7 +60,7 @@ def _function(name: str) -> type[torch.autograd.Function]:
 
         @staticmethod
         def forward(backend: str, x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, *geometry: Any) -> Tensor:
-            return op(name, backend)(x, values, bias, index, *geometry)  # type: ignore[no-any-return]
+            return run_below_autograd(name, backend, x, values, bias, index, *geometry)  # type: ignore[no-any-return]
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, CONTIGUOUS, as_layout, layout_of, pad
+from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, CONTIGUOUS, as_layout, layout_of, lend, pad
 from tost_kernels.ops.masked import check_types, check_weights, define_masked
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
@@ -73,7 +73,9 @@ def dense(
         raise ValueError(f"masked_conv2d: expected the options of a dense plan to be one of {(*DENSE_OPTIONS,)}, got {options!r}")
     layout = layout_of(x)
     # No dense library knows batch-last; mostly channels_last is the fastest it has.
-    x = as_layout(x, DENSE_OPTIONS[options] or (CHANNELS_LAST if layout == BATCH_LAST else layout))
+    wanted = DENSE_OPTIONS[options] or (CHANNELS_LAST if layout == BATCH_LAST else layout)
+    if wanted != layout:
+        x = lend(x, wanted)
     out = F.conv2d(x, pattern.scatter(values), bias, stride, padding, dilation, groups)
     return as_layout(out, layout)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tost_kernels.backend import pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
 from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
-from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op
+from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op, run_below_autograd
 
 _SCHEMA = "(Tensor input, Tensor beta, str plan) -> Tensor"
 _BACKWARD_SCHEMA = "(Tensor grad_output, Tensor input, Tensor beta, str plan) -> (Tensor grad_input, Tensor grad_beta)"
@@ -36,7 +36,7 @@ class _PSwish(torch.autograd.Function):
 
     @staticmethod
     def forward(backend: str, input: Tensor, beta: Tensor, plan: str) -> Tensor:
-        return op("pswish", backend)(input, beta, plan)  # type: ignore[no-any-return]
+        return run_below_autograd("pswish", backend, input, beta, plan)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
