@@ -134,10 +134,10 @@ struct Block {
 };
 
 template <class T>
-static void find_block(const Columns<T>& columns, int64_t total, int64_t index, Block& block) {
+static void find_block(const Columns<T>& columns, int64_t total, int64_t index, int64_t cut, Block& block) {
   block.begin = index * kBlock;
   block.count = least(kBlock, total - block.begin);
-  block.segments = segments_of(columns, block.begin, block.count, kPanel, block.segment);
+  block.segments = segments_of(columns, block.begin, block.count, cut, block.segment);
 }
 
 // Rows [k0, k0 + depth) of the block into panels, [panel][k][kPanel]; lanes beyond the last column are 0.
@@ -163,23 +163,29 @@ static void pack_panels(const Columns<const T>& source, const Block& block, int6
   }
 }
 
-// Source lines that will be packed next, fetched a few at a time between micro-kernels: rows lie so far apart that no
-// hardware prefetcher follows.
+// Lines of rows [row, end) of a block that will be read next, fetched a few at a time between micro-kernels: rows lie so far
+// apart that no hardware prefetcher follows.
 template <class T>
-struct PackAhead {
+struct Ahead {
   const Columns<const T>* source;
   const Block* block;
-  int64_t k, end, segment;
+  int64_t row, end, segment;
+  int64_t pieces;  // a call
 };
 
 template <class T>
-TOST_INLINE void fetch(PackAhead<T>& ahead, int64_t pieces) {
+static Ahead<T> look_ahead(const Columns<const T>& source, const Block& block, int64_t row, int64_t end, int64_t calls) {
+  return {&source, &block, row, end, 0, ceil_div((end - row) * block.segments, calls)};
+}
+
+template <class T>
+TOST_INLINE void fetch(Ahead<T>& ahead) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (; pieces > 0 && ahead.k < ahead.end; --pieces) {
+  for (int64_t piece = 0; piece < ahead.pieces && ahead.row < ahead.end; ++piece) {
     const Segment& segment = ahead.block->segment[ahead.segment];
-    const T* from = ahead.source->data + ahead.k * ahead.source->stride_c + segment.offset;
-    for (int64_t at = 0; at < segment.length; at += kLine) __builtin_prefetch(from + at);
-    if (++ahead.segment == ahead.block->segments) ahead.segment = 0, ++ahead.k;
+    const T* from = ahead.source->data + ahead.row * ahead.source->stride_c + segment.offset;
+    for (int64_t at = 0; at < segment.length; at += kLine) __builtin_prefetch(from + at, 0, 2);
+    if (++ahead.segment == ahead.block->segments) ahead.segment = 0, ++ahead.row;
   }
 }
 
@@ -211,12 +217,12 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
   float* partial = tile + kRows * kPanel;  // [row][kBlock]
   const float no_bias[kRows] = {};
   Block source_blocks[2], result_block;
-  if (begin < end) find_block(job.source, job.columns, begin / job.row_chunks, source_blocks[0]);
+  if (begin < end) find_block(job.source, job.columns, begin / job.row_chunks, kPanel, source_blocks[0]);
   for (int64_t task = begin; task < end; ++task) {
     const Block& block = source_blocks[(task - begin) % 2];
     Block& next = source_blocks[(task - begin + 1) % 2];
-    if (task + 1 < end) find_block(job.source, job.columns, (task + 1) / job.row_chunks, next);
-    find_block(job.result, job.columns, task / job.row_chunks, result_block);
+    if (task + 1 < end) find_block(job.source, job.columns, (task + 1) / job.row_chunks, kPanel, next);
+    find_block(job.result, job.columns, task / job.row_chunks, kPanel, result_block);
     const int64_t chunk = task % job.row_chunks;
     const int64_t first_row = row_blocks * chunk / job.row_chunks * kRows;
     const int64_t blocks = row_blocks * (chunk + 1) / job.row_chunks - row_blocks * chunk / job.row_chunks;
@@ -224,14 +230,13 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < depth_blocks; ++d) {
       const int64_t k0 = d * kDepth, depth = least(kDepth, job.depth - k0);
       pack_panels(job.source, block, k0, depth, panels);
-      PackAhead<T> ahead{&job.source, &block, 0, 0, 0};
-      if (d + 1 < depth_blocks) {
-        ahead = {&job.source, &block, k0 + kDepth, least(k0 + 2 * kDepth, job.depth), 0};
-      } else if (task + 1 < end) {
-        ahead = {&job.source, &next, 0, least(kDepth, job.depth), 0};
-      }
       const int64_t calls = panel_count * blocks;
-      const int64_t pieces = ceil_div((ahead.end - ahead.k) * ahead.block->segments, calls);
+      Ahead<T> ahead{};
+      if (d + 1 < depth_blocks) {
+        ahead = look_ahead(job.source, block, k0 + kDepth, least(k0 + 2 * kDepth, job.depth), calls);
+      } else if (task + 1 < end) {
+        ahead = look_ahead(job.source, next, 0, least(kDepth, job.depth), calls);
+      }
       // The inner loop goes over what does not fit L1 if the panel does, else over the panels for one block of rows.
       const bool panel_stays = depth * kPanel * static_cast<int64_t>(sizeof(float)) <= kFirstCache;
       int64_t segment = 0, last_panel = -1, panel_segments = 0;
@@ -251,7 +256,7 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
         const Segment* to = result_block.segment + segment;
         const bool last = d + 1 == depth_blocks;
         const bool direct = sizeof(T) == sizeof(float) && panel_segments == 1 && columns == vectors * kLanes;
-        fetch(ahead, pieces);
+        fetch(ahead);
         float* sums = partial + (row - first_row) * kBlock + panel * kPanel;
         MicroJob micro_job{
             job.weight + row * job.depth + k0 * job.depth_step, job.row_step, job.depth_step, depth,
@@ -261,6 +266,10 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
           micro_job.to = sums, micro_job.to_pitch = kBlock;
         } else if (direct) {
           micro_job.to = result_address(job.result, row, to->offset), micro_job.to_pitch = job.result.stride_c;
+          // Stores that miss would wait one for another; the micro-kernel computes while these lines come.
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t v = 0; v < columns; v += 16) __builtin_prefetch(micro_job.to + r * micro_job.to_pitch + v, 1);
+          }
         }
         run_micro(micro_job, rows, vectors);
         if (last && !direct) write_rows(job.result, to, panel_segments, row, rows, tile);
@@ -299,11 +308,11 @@ TOST_INLINE void transpose_square(const float* const* from, float* to, int64_t t
 // `rows` rows of the block from `row` on, as floats, kBlock apart.
 template <class T>
 static void copy_rows(
-    const Columns<const T>& source, const Segment* segments, int64_t count, int64_t row, int64_t rows, float* to) {
+    const Columns<const T>& source, const Block& block, int64_t row, int64_t rows, float* to) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = source.data + (row + r) * source.stride_c;
-    for (int64_t s = 0; s < count; ++s) {
-      copy_floats(from + segments[s].offset, to + r * kBlock + segments[s].column, segments[s].length);
+    for (int64_t s = 0; s < block.segments; ++s) {
+      copy_floats(from + block.segment[s].offset, to + r * kBlock + block.segment[s].column, block.segment[s].length);
     }
   }
 }
@@ -312,13 +321,12 @@ static void copy_rows(
 // numbers of no meaning; nobody reads their sums. `rows`: scratch of kLanes x kBlock.
 template <class T>
 static void transpose_panel(
-    const Columns<const T>& source, const Segment* segments, int64_t count, int64_t columns, int64_t first, int64_t inputs,
-    float* rows, float* panel) {
+    const Columns<const T>& source, const Block& block, int64_t first, int64_t inputs, float* rows, float* panel) {
   for (int64_t group = 0; group < inputs; group += kLanes) {
     const int64_t present = least(kLanes, inputs - group);
-    copy_rows(source, segments, count, first + group, present, rows);
+    copy_rows(source, block, first + group, present, rows);
     const float* from[kLanes];
-    for (int64_t c = 0; c < columns; c += kLanes) {
+    for (int64_t c = 0; c < block.count; c += kLanes) {
       for (int64_t r = 0; r < kLanes; ++r) from[r] = rows + (r < present ? r : 0) * kBlock + c;
       transpose_square(from, panel + c * kPanel + group, kPanel);
     }
@@ -335,26 +343,36 @@ static void pointwise_values(const PointwiseValuesJob<T>& job, int64_t begin, in
   // Columns of the last, ragged vector that do not exist are transposed too.
   for (int64_t at = 0; at < kLanes * kBlock; ++at) rows[at] = 0;
   const float no_bias[kRows] = {};
-  Segment grad_segments[kBlock], source_segments[kBlock];
+  Block grad_blocks[2], source_blocks[2];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t chunk = item / job.segments, segment = item % job.segments;
     const int64_t first_row = row_blocks * segment / job.segments * kRows;
     const int64_t end_row = least(row_blocks * (segment + 1) / job.segments * kRows, job.rows);
     const int64_t first_block = blocks * chunk / job.chunks, end_block = blocks * (chunk + 1) / job.chunks;
+    const int64_t calls = ceil_div(end_row - first_row, kRows) * ceil_div(job.inputs, kPanel);
     float* sums = job.partial + chunk * job.rows * job.pitch;
-    for (int64_t block = first_block; block < end_block; ++block) {
-      const int64_t p0 = block * kBlock, columns = least(kBlock, job.columns - p0);
-      const int64_t grad_count = segments_of(job.grad, p0, columns, kBlock, grad_segments);
-      const int64_t source_count = segments_of(job.source, p0, columns, kBlock, source_segments);
-      copy_rows(job.grad, grad_segments, grad_count, first_row, end_row - first_row, grads);
+    find_block(job.grad, job.columns, first_block, kBlock, grad_blocks[0]);
+    find_block(job.source, job.columns, first_block, kBlock, source_blocks[0]);
+    for (int64_t b = first_block; b < end_block; ++b) {
+      const int64_t now = (b - first_block) % 2, next = 1 - now;
+      Ahead<T> grad_ahead{}, source_ahead{};
+      if (b + 1 < end_block) {
+        find_block(job.grad, job.columns, b + 1, kBlock, grad_blocks[next]);
+        find_block(job.source, job.columns, b + 1, kBlock, source_blocks[next]);
+        grad_ahead = look_ahead(job.grad, grad_blocks[next], first_row, end_row, calls);
+        source_ahead = look_ahead(job.source, source_blocks[next], 0, job.inputs, calls);
+      }
+      copy_rows(job.grad, grad_blocks[now], first_row, end_row - first_row, grads);
       for (int64_t input = 0; input < job.inputs; input += kPanel) {
         const int64_t inputs = least(kPanel, job.inputs - input);
-        transpose_panel(job.source, source_segments, source_count, columns, input, inputs, rows, panel);
+        transpose_panel(job.source, source_blocks[now], input, inputs, rows, panel);
         for (int64_t row = first_row; row < end_row; row += kRows) {
+          fetch(grad_ahead);
+          fetch(source_ahead);
           float* to = sums + row * job.pitch + input;
           const MicroJob micro_job{
-              grads + (row - first_row) * kBlock, kBlock, 1, columns, panel, block == first_block ? nullptr : to, job.pitch,
-              no_bias, to, job.pitch};
+              grads + (row - first_row) * kBlock, kBlock, 1, grad_blocks[now].count, panel, b == first_block ? nullptr : to,
+              job.pitch, no_bias, to, job.pitch};
           run_micro(micro_job, least(kRows, end_row - row), ceil_div(inputs, kLanes));
         }
       }
