@@ -14,19 +14,22 @@ constexpr int64_t kBlock = 256;     // columns packed at a time; a multiple of e
 constexpr int64_t kDepth = 512;     // most steps in depth before partial sums go to memory
 constexpr int64_t kFirstCache = 20 << 10;  // bytes of a panel that stay in L1 beside the weights
 
+TOST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+TOST_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Columns [column, column + length) of a block lie together, `offset` elements from the data.
 struct Segment {
   int64_t offset, column, length;
 };
 
-// The columns [begin, begin + count) in at most kBlock segments, cut where column - begin is a multiple of `cut`.
+// The columns [begin, begin + count) in at most kBlock segments, none across two panels.
 template <class T>
-static int64_t segments_of(const Columns<T>& columns, int64_t begin, int64_t count, int64_t cut, Segment* segments) {
+static int64_t segments_of(const Columns<T>& columns, int64_t begin, int64_t count, Segment* segments) {
   int64_t found = 0;
   for (int64_t done = 0; done < count;) {
     const int64_t run = (begin + done) / columns.run, within = (begin + done) % columns.run;
     int64_t length = columns.run - within;
-    if (length > cut - done % cut) length = cut - done % cut;
+    if (length > kPanel - done % kPanel) length = kPanel - done % kPanel;
     if (length > count - done) length = count - done;
     const int64_t offset = run / columns.inner * columns.outer_step + run % columns.inner * columns.inner_step + within;
     segments[found++] = {offset, done, length};
@@ -51,7 +54,11 @@ TOST_INLINE void copy_floats_back(const float* from, T* to, int64_t count) {
 
 // ---- the micro-kernel
 
-// to[r][v] = (from[r][v], or bias[r] where from is null) + sum over k of a[r * row_step + k * depth_step] * panel[k][v]
+constexpr int kSteps = 4;             // steps in depth for which one piece of kPanel floats is fetched
+constexpr int64_t kMostFetches = 128;  // kDepth / kSteps
+
+// to[r][v] = (from[r][v], or bias[r] where from is null) + sum over k of a[r * row_step + k * depth_step] * panel[k][v].
+// Meanwhile `fetches` pieces of memory come into L2: many at once would block the loads of the sums.
 struct MicroJob {
   const float* a;
   int64_t row_step, depth_step, depth;
@@ -61,7 +68,14 @@ struct MicroJob {
   const float* bias;
   float* to;
   int64_t to_pitch;
+  const void* const* fetch;
+  int64_t fetches;
 };
+
+TOST_INLINE void prefetch_piece(const void* at) {
+#pragma GCC unroll 4
+  for (int64_t byte = 0; byte < kPanel * 4; byte += 64) __builtin_prefetch(static_cast<const char*>(at) + byte, 0, 2);
+}
 
 template <int R, int V>
 static __attribute__((noinline)) void micro(const MicroJob& job) {
@@ -84,15 +98,22 @@ static __attribute__((noinline)) void micro(const MicroJob& job) {
   for (int r = 0; r < R; ++r) a[r] = job.a + r * job.row_step;
   const float* b = job.panel;
   const int64_t depth_step = job.depth_step, end = job.depth * depth_step;
-  for (int64_t k = 0; k < end; k += depth_step, b += kPanel) {
-    Vec x[V];
+  const void* const* fetch = job.fetch;
+  const void* const* const last_fetch = fetch + job.fetches;
+  for (int64_t k = 0; k < end;) {
+    if (fetch != last_fetch) prefetch_piece(*fetch++);
+    int64_t pause = k + kSteps * depth_step;
+    if (pause > end || fetch == last_fetch) pause = end;
+    for (; k < pause; k += depth_step, b += kPanel) {
+      Vec x[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) x[v] = load(b + v * kLanes);
+      for (int v = 0; v < V; ++v) x[v] = load(b + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec weight = broadcast(a[r][k]);
+      for (int r = 0; r < R; ++r) {
+        const Vec weight = broadcast(a[r][k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] = fma(weight, x[v], acc[r][v]);
+        for (int v = 0; v < V; ++v) acc[r][v] = fma(weight, x[v], acc[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -122,9 +143,6 @@ static void run_micro(const MicroJob& job, int64_t rows, int64_t vectors) {
   }
 }
 
-TOST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-TOST_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- result = weight x source
 
 // Where the columns of one block lie.
@@ -134,10 +152,10 @@ struct Block {
 };
 
 template <class T>
-static void find_block(const Columns<T>& columns, int64_t total, int64_t index, int64_t cut, Block& block) {
+static void find_block(const Columns<T>& columns, int64_t total, int64_t index, Block& block) {
   block.begin = index * kBlock;
   block.count = least(kBlock, total - block.begin);
-  block.segments = segments_of(columns, block.begin, block.count, cut, block.segment);
+  block.segments = segments_of(columns, block.begin, block.count, block.segment);
 }
 
 // Rows [k0, k0 + depth) of the block into panels, [panel][k][kPanel]; lanes beyond the last column are 0.
@@ -178,13 +196,22 @@ static Ahead<T> look_ahead(const Columns<const T>& source, const Block& block, i
   return {&source, &block, row, end, 0, ceil_div((end - row) * block.segments, calls)};
 }
 
+// What one micro-kernel of `depth` steps is to fetch.
+struct Fetches {
+  const void* piece[kMostFetches];
+  int64_t count, most;
+};
+
+TOST_INLINE void start(Fetches& fetches, int64_t depth) {
+  fetches.count = 0;
+  fetches.most = least(depth / kSteps, kMostFetches);
+}
+
 template <class T>
-TOST_INLINE void fetch(Ahead<T>& ahead) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t piece = 0; piece < ahead.pieces && ahead.row < ahead.end; ++piece) {
-    const Segment& segment = ahead.block->segment[ahead.segment];
-    const T* from = ahead.source->data + ahead.row * ahead.source->stride_c + segment.offset;
-    for (int64_t at = 0; at < segment.length; at += kLine) __builtin_prefetch(from + at, 0, 2);
+TOST_INLINE void add(Fetches& fetches, Ahead<T>& ahead) {
+  for (int64_t n = 0; n < ahead.pieces && fetches.count < fetches.most && ahead.row < ahead.end; ++n) {
+    fetches.piece[fetches.count++] =
+        ahead.source->data + ahead.row * ahead.source->stride_c + ahead.block->segment[ahead.segment].offset;
     if (++ahead.segment == ahead.block->segments) ahead.segment = 0, ++ahead.row;
   }
 }
@@ -217,12 +244,13 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
   float* partial = tile + kRows * kPanel;  // [row][kBlock]
   const float no_bias[kRows] = {};
   Block source_blocks[2], result_block;
-  if (begin < end) find_block(job.source, job.columns, begin / job.row_chunks, kPanel, source_blocks[0]);
+  Fetches fetches;
+  if (begin < end) find_block(job.source, job.columns, begin / job.row_chunks, source_blocks[0]);
   for (int64_t task = begin; task < end; ++task) {
     const Block& block = source_blocks[(task - begin) % 2];
     Block& next = source_blocks[(task - begin + 1) % 2];
-    if (task + 1 < end) find_block(job.source, job.columns, (task + 1) / job.row_chunks, kPanel, next);
-    find_block(job.result, job.columns, task / job.row_chunks, kPanel, result_block);
+    if (task + 1 < end) find_block(job.source, job.columns, (task + 1) / job.row_chunks, next);
+    find_block(job.result, job.columns, task / job.row_chunks, result_block);
     const int64_t chunk = task % job.row_chunks;
     const int64_t first_row = row_blocks * chunk / job.row_chunks * kRows;
     const int64_t blocks = row_blocks * (chunk + 1) / job.row_chunks - row_blocks * chunk / job.row_chunks;
@@ -256,21 +284,23 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
         const Segment* to = result_block.segment + segment;
         const bool last = d + 1 == depth_blocks;
         const bool direct = sizeof(T) == sizeof(float) && panel_segments == 1 && columns == vectors * kLanes;
-        fetch(ahead);
+        start(fetches, depth);
         float* sums = partial + (row - first_row) * kBlock + panel * kPanel;
         MicroJob micro_job{
             job.weight + row * job.depth + k0 * job.depth_step, job.row_step, job.depth_step, depth,
             panels + panel * depth * kPanel, d == 0 ? nullptr : sums, kBlock,
-            job.bias == nullptr ? no_bias : job.bias + row, tile, kPanel};
+            job.bias == nullptr ? no_bias : job.bias + row, tile, kPanel, fetches.piece, 0};
         if (!last) {
           micro_job.to = sums, micro_job.to_pitch = kBlock;
         } else if (direct) {
           micro_job.to = result_address(job.result, row, to->offset), micro_job.to_pitch = job.result.stride_c;
-          // Stores that miss would wait one for another; the micro-kernel computes while these lines come.
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t v = 0; v < columns; v += 16) __builtin_prefetch(micro_job.to + r * micro_job.to_pitch + v, 1);
+          // Stores that miss would wait one for another.
+          for (int64_t r = 0; r < rows && fetches.count < fetches.most; ++r) {
+            fetches.piece[fetches.count++] = micro_job.to + r * micro_job.to_pitch;
           }
         }
+        add(fetches, ahead);
+        micro_job.fetches = fetches.count;
         run_micro(micro_job, rows, vectors);
         if (last && !direct) write_rows(job.result, to, panel_segments, row, rows, tile);
       }
@@ -280,27 +310,37 @@ static void pointwise(const PointwiseJob<T>& job, int64_t begin, int64_t end) {
 
 // ---- grad_weight = grad x source^T
 
+// Rows and lanes that differ in bit D change places. A template, since the shuffles must be constants.
+template <int D>
+TOST_INLINE void transpose_step(Vec* v) {
+  IVec low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) {
+    low[l] = (l & D) ? l - D + kLanes : l;
+    high[l] = (l & D) ? l + kLanes : l + D;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    if (r & D) continue;
+    const Vec a = v[r], b = v[r + D];
+    v[r] = shuffle(a, b, low);
+    v[r + D] = shuffle(a, b, high);
+  }
+}
+
 // to[c * to_pitch + r] = from[r][c] for a square of kLanes rows and columns.
 TOST_INLINE void transpose_square(const float* const* from, float* to, int64_t to_pitch) {
   Vec v[kLanes];
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) v[r] = load(from[r]);
-#pragma GCC unroll 4
-  for (int d = kLanes / 2; d > 0; d /= 2) {
-    IVec low, high;
-#pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = (l & d) ? l - d + kLanes : l;
-      high[l] = (l & d) ? l + kLanes : l + d;
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kLanes; ++r) {
-      if (r & d) continue;
-      const Vec a = v[r], b = v[r + d];
-      v[r] = shuffle(a, b, low);
-      v[r + d] = shuffle(a, b, high);
-    }
-  }
+#if TOST_LANES >= 16
+  transpose_step<8>(v);
+#endif
+#if TOST_LANES >= 8
+  transpose_step<4>(v);
+#endif
+  transpose_step<2>(v);
+  transpose_step<1>(v);
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) store(to + r * to_pitch, v[r]);
 }
@@ -344,6 +384,7 @@ static void pointwise_values(const PointwiseValuesJob<T>& job, int64_t begin, in
   for (int64_t at = 0; at < kLanes * kBlock; ++at) rows[at] = 0;
   const float no_bias[kRows] = {};
   Block grad_blocks[2], source_blocks[2];
+  Fetches fetches;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t chunk = item / job.segments, segment = item % job.segments;
     const int64_t first_row = row_blocks * segment / job.segments * kRows;
@@ -351,14 +392,14 @@ static void pointwise_values(const PointwiseValuesJob<T>& job, int64_t begin, in
     const int64_t first_block = blocks * chunk / job.chunks, end_block = blocks * (chunk + 1) / job.chunks;
     const int64_t calls = ceil_div(end_row - first_row, kRows) * ceil_div(job.inputs, kPanel);
     float* sums = job.partial + chunk * job.rows * job.pitch;
-    find_block(job.grad, job.columns, first_block, kBlock, grad_blocks[0]);
-    find_block(job.source, job.columns, first_block, kBlock, source_blocks[0]);
+    find_block(job.grad, job.columns, first_block, grad_blocks[0]);
+    find_block(job.source, job.columns, first_block, source_blocks[0]);
     for (int64_t b = first_block; b < end_block; ++b) {
       const int64_t now = (b - first_block) % 2, next = 1 - now;
       Ahead<T> grad_ahead{}, source_ahead{};
       if (b + 1 < end_block) {
-        find_block(job.grad, job.columns, b + 1, kBlock, grad_blocks[next]);
-        find_block(job.source, job.columns, b + 1, kBlock, source_blocks[next]);
+        find_block(job.grad, job.columns, b + 1, grad_blocks[next]);
+        find_block(job.source, job.columns, b + 1, source_blocks[next]);
         grad_ahead = look_ahead(job.grad, grad_blocks[next], first_row, end_row, calls);
         source_ahead = look_ahead(job.source, source_blocks[next], 0, job.inputs, calls);
       }
@@ -367,12 +408,13 @@ static void pointwise_values(const PointwiseValuesJob<T>& job, int64_t begin, in
         const int64_t inputs = least(kPanel, job.inputs - input);
         transpose_panel(job.source, source_blocks[now], input, inputs, rows, panel);
         for (int64_t row = first_row; row < end_row; row += kRows) {
-          fetch(grad_ahead);
-          fetch(source_ahead);
+          start(fetches, grad_blocks[now].count);
+          add(fetches, grad_ahead);
+          add(fetches, source_ahead);
           float* to = sums + row * job.pitch + input;
           const MicroJob micro_job{
               grads + (row - first_row) * kBlock, kBlock, 1, grad_blocks[now].count, panel, b == first_block ? nullptr : to,
-              job.pitch, no_bias, to, job.pitch};
+              job.pitch, no_bias, to, job.pitch, fetches.piece, fetches.count};
           run_micro(micro_job, least(kRows, end_row - row), ceil_div(inputs, kLanes));
         }
       }
