@@ -357,15 +357,35 @@ static void copy_rows(
   }
 }
 
+TOST_INLINE bool whole_vectors(const Block& block) {
+  for (int64_t s = 0; s < block.segments; ++s) {
+    if (block.segment[s].length % kLanes != 0) return false;
+  }
+  return true;
+}
+
 // Inputs [first, first + inputs) of the block as a panel, [column][kPanel]. What belongs to no input or column holds copies or
 // numbers of no meaning; nobody reads their sums. `rows`: scratch of kLanes x kBlock.
 template <class T>
 static void transpose_panel(
     const Columns<const T>& source, const Block& block, int64_t first, int64_t inputs, float* rows, float* panel) {
+  const float* from[kLanes];
   for (int64_t group = 0; group < inputs; group += kLanes) {
     const int64_t present = least(kLanes, inputs - group);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (whole_vectors(block)) {
+        for (int64_t s = 0; s < block.segments; ++s) {
+          const Segment& segment = block.segment[s];
+          const float* start = source.data + (first + group) * source.stride_c + segment.offset;
+          for (int64_t c = 0; c < segment.length; c += kLanes) {
+            for (int64_t r = 0; r < kLanes; ++r) from[r] = start + (r < present ? r : 0) * source.stride_c + c;
+            transpose_square(from, panel + (segment.column + c) * kPanel + group, kPanel);
+          }
+        }
+        continue;
+      }
+    }
     copy_rows(source, block, first + group, present, rows);
-    const float* from[kLanes];
     for (int64_t c = 0; c < block.count; c += kLanes) {
       for (int64_t r = 0; r < kLanes; ++r) from[r] = rows + (r < present ? r : 0) * kBlock + c;
       transpose_square(from, panel + c * kPanel + group, kPanel);
