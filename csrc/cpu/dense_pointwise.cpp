@@ -1,6 +1,7 @@
 #include "dense_pointwise.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -23,8 +24,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The pixels (y * step, x * step) of `view`, height x width of them.
 template <class T>
 Columns<T> columns_of(const View<T>& view, int64_t height, int64_t width, const std::array<int64_t, 2>& step) {
-  Columns<T> columns{view.data, view.stride_c, view.n, width, view.stride_w * step[1], view.stride_h * step[0]};
-  // Pixels without a gap make a longer run. A batch of one has no step of its own.
+  // A step that is not taken may be as large as 2^31: it is left out.
+  const int64_t inner_step = width > 1 ? view.stride_w * step[1] : 0, outer_step = height > 1 ? view.stride_h * step[0] : 0;
+  Columns<T> columns{view.data, view.stride_c, view.n, width, inner_step, outer_step};
+  // Pixels without a gap make a longer run.
   if (width == 1 || columns.inner_step == view.n) {
     columns.run *= width;
     columns.inner = 1;
