@@ -182,7 +182,16 @@ def static_plan(op: str, x: Tensor, pattern: Pattern) -> Plan:
 
 
 def _cpu_kernel_pays(x: Tensor, pattern: Pattern) -> bool:
-    if x.device.type != "cpu" or x.shape[0] < SMALLEST_BATCH:
+    if x.device.type != "cpu":
+        return False
+    if is_full_pointwise(pattern) and is_batch_last(x):
+        return True  # a matrix product of its own, whatever the size (docs/notes/dense-pointwise.md)
+    if x.shape[0] < SMALLEST_BATCH:
         return False
     few_kept = pattern.nnz <= FEW_KEPT_PER_OUTPUT * pattern.shape[0]
     return pattern.density <= DENSEST or (few_kept and is_batch_last(x))
+
+
+def is_full_pointwise(pattern: Pattern) -> bool:
+    """Whether it is the pattern of a dense 1x1 convolution, as a ghost's."""
+    return len(pattern.shape) == 4 and pattern.shape[2:] == (1, 1) and pattern.density == 1

@@ -146,7 +146,8 @@ void split_rows(ConvJob& job, std::vector<Phase>& phases) {
 template <class T>
 void run_gather(PreparedConv& prepared, View<const T> source, Numbers<T> bias, View<T> result) {
   split_rows(prepared.job, prepared.phases);
-  const GatherJob<T> job{prepared.job, source, result, bias.data, bias.stride};
+  const bool streaming = past_the_caches(result.n * result.c * result.h * result.w * static_cast<int64_t>(sizeof(T)));
+  const GatherJob<T> job{prepared.job, source, result, bias.data, bias.stride, streaming};
   const auto kernel = TOST_PER_ISA(gather<T>);
   torch::stable::parallel_for(0, job.conv.tasks, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }

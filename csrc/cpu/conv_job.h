@@ -56,6 +56,7 @@ struct GatherJob {
   View<T> result;
   const T* bias;  // one a result channel, or null
   int64_t bias_stride;
+  bool streaming;  // the result may be written past the caches
 };
 
 // Chunks of tasks, each with partial sums of its own, so that the bits do not depend on the number of threads.

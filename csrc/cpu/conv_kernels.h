@@ -300,7 +300,7 @@ static __attribute__((noinline)) void gather_block(
     if (direct != nullptr) {
       T* to = job.result.data + channel * job.result.stride_c;
 #pragma GCC unroll 16
-      for (int a = 0; a < kVectors; ++a) store(to + direct[a], acc[a]);
+      for (int a = 0; a < kVectors; ++a) put(to + direct[a], acc[a], job.streaming);
     } else {
       // `sums` of this row are not needed any more.
 #pragma GCC unroll 16
@@ -375,6 +375,7 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
       }
     }
   }
+  if (job.streaming) streamed();
 }
 
 // ---- gradient of the kept weights
@@ -568,7 +569,11 @@ static bool serves(const ConvJob& conv) {
 }
 
 template <class T>
-static void gather(const GatherJob<T>& job, int64_t begin, int64_t end) {
+static void gather(const GatherJob<T>& wanted, int64_t begin, int64_t end) {
+  GatherJob<T> job = wanted;
+  const View<T>& to = job.result;
+  job.streaming = job.streaming && can_stream(to.data) &&
+                  (to.stride_c % kLanes | to.stride_h % kLanes | to.stride_w % kLanes) == 0;
 #define TOST_TILE(...) \
   if (serves<Taps<__VA_ARGS__>>(job.conv)) return gather_tasks<Taps<__VA_ARGS__>, T>(job, begin, end);
   TOST_FOR_EACH_TILE

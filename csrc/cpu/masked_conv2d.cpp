@@ -12,6 +12,7 @@
 #include "../checks.h"
 #include "conv_arguments.h"
 #include "conv_engine.h"
+#include "dense_pointwise.h"
 #include "packed_index.h"
 #include "tensor.h"
 
@@ -70,14 +71,16 @@ Tensor masked_conv2d(
     check_shape(op, "bias", *bias, {packed.outputs});
   }
   const ConvOptions options = parse_options(op, plan, ConvPass::forward);
+  const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
   const Tensor source = with_dense_lanes(input);
   const Ints shape = output_shape(op, sizes_of(input), packed, geometry);
   return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
     for_dtype(source, [&](auto zero) {
       using T = decltype(zero);
+      const Numbers<T> added = bias.has_value() ? numbers<T>(*bias) : Numbers<T>{};
+      if (pointwise) return dense_pointwise<T>(view<T>(source), numbers<T>(values), added, geometry, mutable_view<T>(result));
       conv_forward<T>(
-          op, view<T>(source), numbers<T>(values), bias.has_value() ? numbers<T>(*bias) : Numbers<T>{}, packed, geometry, options,
-          mutable_view<T>(result));
+          op, view<T>(source), numbers<T>(values), added, packed, geometry, options, mutable_view<T>(result));
     });
   });
 }
@@ -96,11 +99,15 @@ Tensor masked_conv2d_input_grad(
       op, "input_shape: expected four sizes, got ", shape_string(input_shape));
   check_shape(op, "grad_output", grad_output, output_shape(op, input_shape, packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::input_grad);
+  const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
   const Tensor source = with_dense_lanes(grad_output);
   const Layout layout = layout_named(op, "input_layout", input_layout);
   return compute_in_layout(op, input_shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
     for_dtype(source, [&](auto zero) {
       using T = decltype(zero);
+      if (pointwise) {
+        return dense_pointwise_input_grad<T>(view<T>(source), numbers<T>(values), geometry, mutable_view<T>(result));
+      }
       conv_input_grad<T>(
           op, view<T>(source), numbers<T>(values), packed, geometry, options, mutable_view<T>(result));
     });
@@ -118,13 +125,14 @@ Tensor masked_conv2d_values_grad(
   const ConvGeometry geometry = read_geometry(op, packed, stride, padding, dilation, groups);
   check_shape(op, "grad_output", grad_output, output_shape(op, sizes_of(input), packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::values_grad);
+  const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
   const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {
     using T = decltype(zero);
-    conv_values_grad<T>(
-        op, view<T>(grad), view<T>(source), packed, geometry, options,
-        static_cast<T*>(grad_values.mutable_data_ptr()));
+    T* numbers = static_cast<T*>(grad_values.mutable_data_ptr());
+    if (pointwise) return dense_pointwise_values_grad<T>(view<T>(grad), view<T>(source), geometry, numbers);
+    conv_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, options, numbers);
   });
   return grad_values;
 }

@@ -18,16 +18,8 @@ typedef uint16_t HVec __attribute__((vector_size(TOST_LANES * 2)));
 typedef float VecInMemory __attribute__((vector_size(TOST_LANES * 4), aligned(4), may_alias));
 typedef uint16_t HVecInMemory __attribute__((vector_size(TOST_LANES * 2), aligned(2), may_alias));
 
-// Not `Vec{} + x`: that adds, and broadcasts from a register; this is one load where x is in memory.
-TOST_INLINE Vec broadcast(float x) {
-#if TOST_LANES == 16
-  return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
-#elif TOST_LANES == 8
-  return Vec{x, x, x, x, x, x, x, x};
-#else
-  return Vec{x, x, x, x};
-#endif
-}
+// Not Vec{} + x: -0 + 0 is +0, so that addition stays in the code, beside every broadcast; x - 0 is x.
+TOST_INLINE Vec broadcast(float x) { return x - Vec{}; }
 TOST_INLINE Vec zero() { return Vec{}; }
 
 // a * b + c; one instruction where there is one (contraction is on by default in both compilers).

@@ -91,11 +91,11 @@ inline Tensor empty(const std::vector<int64_t>& shape, Layout layout, ScalarType
   return empty_strided(shape, strides_of(shape, layout), dtype);
 }
 
-// Whether a result of the size of `x` is written past the caches (simd.h). From about the size of the second cache on it wins
+// Whether a result of so many bytes is written past the caches (simd.h). From about the size of the second cache on it wins
 // even where the result is read next (docs/notes/ghost-skip-add.md).
+inline bool past_the_caches(int64_t bytes) { return bytes >= int64_t{1} << 20; }
 inline bool past_the_caches(const Tensor& x) {
-  constexpr int64_t kBytes = int64_t{1} << 20;
-  return static_cast<int64_t>(x.numel()) * static_cast<int64_t>(x.element_size()) >= kBytes;
+  return past_the_caches(static_cast<int64_t>(x.numel()) * static_cast<int64_t>(x.element_size()));
 }
 
 // A 4-D activation (N, C, H, W), or a 2-D one (B, F) seen as (B, F, 1, 1), whose batch items are neighbours: stride 1, or a

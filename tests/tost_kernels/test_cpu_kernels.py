@@ -15,6 +15,7 @@ import tost_kernels as tk
 from tost_kernels import library
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.pattern import Pattern
+from tost_kernels.plan import static_plan
 
 pytestmark = pytest.mark.skipif(library.reason("cpu") is not None, reason="the compiled CPU library is not built")
 OPS = torch.ops.tost
@@ -37,6 +38,24 @@ CASES = {
     "nothing kept": ((6, 12, 3, 17), (20, 2, 4), (2, 1), (0, 3), (2, 3), 4, 0.0),
     "many channels, several blocks": ((2, 300, 5, 5), (70, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.02),
     "kernel as large as the image": ((4, 3, 6, 5), (5, 6, 5), (1, 1), (0, 0), (1, 1), 1, 0.3),
+    # Full 1x1 kernels (ghosts) have code of their own: tiles of 6 rows x 64, 16 or 8 columns, blocks 256 wide and 512 deep.
+    "pointwise, one of everything": ((1, 1, 1, 1), (1, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, a ghost, whole tiles": ((64, 64, 8, 8), (48, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, a ghost across stride 2": ((64, 32, 8, 8), (64, 1, 1), (2, 2), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, odd everything": ((17, 13, 5, 7), (11, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, odd batch, stride 2": ((3, 9, 9, 7), (20, 1, 1), (2, 2), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, one image": ((1, 65, 9, 5), (7, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, one image, stride 3": ((1, 5, 10, 11), (13, 1, 1), (3, 3), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, no pixels but the first": ((64, 12, 2, 2), (16, 1, 1), (3, 3), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, a stride for each axis": ((20, 8, 7, 9), (6, 1, 1), (1, 3), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, 1x1 images": ((100, 70, 1, 1), (130, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, one row": ((100, 7, 1, 19), (5, 1, 1), (2, 2), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, one column": ((5, 30, 19, 1), (31, 1, 1), (2, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, several blocks in depth, both ways": ((2, 1030, 3, 3), (600, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, many columns, several chunks": ((64, 10, 20, 20), (14, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise, no output channel fills a tile": ((50, 129, 4, 4), (2, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
+    "pointwise but for its padding": ((9, 4, 5, 5), (6, 1, 1), (1, 1), (1, 1), (1, 1), 1, 1.0),
+    "pointwise but for its groups": ((9, 4, 5, 5), (6, 1, 1), (1, 1), (0, 0), (1, 1), 2, 1.0),
 }
 LAYOUTS = ("batch_last", "contiguous", "channels_last")
 
@@ -107,7 +126,15 @@ def test_bfloat16_errs_at_most_twice_as_much_as_torch(name):
         assert worst(mine, exact) <= 2 * worst(theirs, exact) + 2**-9
 
 
-@pytest.mark.parametrize("name", ["rectangular, all numbers different", "many channels, several blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rectangular, all numbers different",
+        "many channels, several blocks",
+        "pointwise, odd everything",
+        "pointwise, odd batch, stride 2",
+    ],
+)
 def test_strided_views(name):
     x, values, bias, pattern, geometry = make(name)
     grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
@@ -194,24 +221,79 @@ def test_plans_change_no_result(plan):
         assert max(worst(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-5
 
 
-def test_same_bits_with_any_number_of_threads():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "many channels, several blocks",
+        "pointwise, odd everything",
+        "pointwise, several blocks in depth, both ways",
+        "pointwise, many columns, several chunks",
+    ],
+)
+def test_same_bits_with_any_number_of_threads(name, dtype):
     threads = torch.get_num_threads()
-    x, values, bias, pattern, geometry = make("many channels, several blocks")
+    x, values, bias, pattern, geometry = make(name, dtype)
+    x = as_layout(x, "batch_last")
     grad, _ = dense_results(x, values, bias, pattern, geometry, torch.float32)
     results = []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(kernel_results(x, values, bias, pattern, geometry, grad.float()))
+            results.append(kernel_results(x, values, bias, pattern, geometry, grad.to(dtype)))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_empty_batch():
-    pattern = Pattern(torch.ones(4, 3, 3, 3))
-    geometry = ([4, 3, 3, 3], [1, 1], [1, 1], [1, 1], 1, "")
+def test_pointwise_pixels_that_a_stride_skips_are_not_read_and_get_no_gradient():
+    x, values, bias, pattern, geometry = make("pointwise, a ghost across stride 2")
+    grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    x[:, :, 1::2] = float("nan")
+    x[:, :, :, 1::2] = float("nan")
+    y, grad_x, grad_values = kernel_results(as_layout(x, "batch_last"), values, bias, pattern, geometry, grad.float())
+    assert max(worst(y, wanted[0]), worst(grad_values, wanted[2])) < 1e-5
+    assert not grad_x[:, :, 1::2].any()
+    assert not grad_x[:, :, :, 1::2].any()
+
+
+def test_pointwise_agrees_with_the_sparse_kernels():
+    """A plan with options asks for those."""
+    x, values, bias, pattern, geometry = make("pointwise, a stride for each axis")
+    grad, _ = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    here = kernel_results(x, values, bias, pattern, geometry, grad.float())
+    there = kernel_results(x, values, bias, pattern, geometry, grad.float(), plan="block=8")
+    assert max(worst(a, b) for a, b in zip(here, there, strict=True)) < 1e-6
+
+
+def test_pointwise_by_hand():
+    """Two pixels of one image, two channels into three: a plain matrix product."""
+    pattern = Pattern(torch.ones(3, 2, 1, 1))
+    x = torch.tensor([[1.0, 2.0], [10.0, 20.0]]).view(1, 2, 1, 2)
+    values = torch.tensor([1.0, 0.0, 0.0, 1.0, 2.0, 1.0])
+    grad = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).view(1, 3, 1, 2)
+    geometry = ([3, 2, 1, 1], [1, 1], [0, 0], [1, 1], 1, "")
+    y, grad_x, grad_values = kernel_results(x, values, torch.tensor([0.0, 0.5, 0.0]), pattern, geometry, grad)
+    assert y.flatten().tolist() == [1.0, 2.0, 10.5, 20.5, 12.0, 24.0]
+    assert grad_x.flatten().tolist() == [3.0, 2.0, 1.0, 2.0]
+    assert grad_values.tolist() == [1.0, 10.0, 2.0, 20.0, 3.0, 30.0]
+
+
+@pytest.mark.parametrize("batch", [2, 64])
+def test_static_plan_takes_pointwise_kernels_on_batch_last_input_at_any_size(batch):
+    x, full = torch.randn(batch, 300, 4, 4), torch.ones(300, 300, 1, 1)
+    nearly = full.clone()
+    nearly[0, 0] = 0
+    assert static_plan("masked_conv2d", tk.to_batch_last(x), Pattern(full)).backend == "cpu"
+    assert static_plan("masked_conv2d", tk.to_batch_last(x), Pattern(nearly)).backend == "dense"
+    assert static_plan("masked_conv2d", x, Pattern(full)).backend == "dense"
+
+
+@pytest.mark.parametrize("kernel", [3, 1])
+def test_empty_batch(kernel):
+    pattern = Pattern(torch.ones(4, 3, kernel, kernel))
+    geometry = ([4, 3, kernel, kernel], [1, 1], [kernel // 2, kernel // 2], [1, 1], 1, "")
     x, grad = torch.empty(0, 3, 8, 8), torch.empty(0, 4, 8, 8)
     y, grad_x, grad_values = kernel_results(x, torch.randn(pattern.nnz), torch.randn(4), pattern, geometry, grad)
     assert y.shape == (0, 4, 8, 8)
@@ -335,7 +417,8 @@ torch.manual_seed(0)
 print(torch.ops.tost.cpu_isa())
 for name in t.CASES:
     t.test_conv_equals_dense(name, "batch_last")
-t.test_bfloat16_errs_at_most_twice_as_much_as_torch("plain 3x3")
+for name in ("plain 3x3", "pointwise, odd batch, stride 2", "pointwise, several blocks in depth, both ways"):
+    t.test_bfloat16_errs_at_most_twice_as_much_as_torch(name)
 t.test_linear_equals_dense(37, 20, 33, 1.0, "batch_last", torch.float32)
 """
 
