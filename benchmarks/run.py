@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QUESTIONS = {
     "kernels": "single layers against dense oneDNN",
+    "step": "a whole training step",
 }
 
 _KEEP = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483647"
@@ -48,13 +49,12 @@ def parser() -> argparse.ArgumentParser:
     questions = top.add_subparsers(dest="question", required=True, metavar="question")
     for name, help in [*QUESTIONS.items(), ("all", "every question with its defaults")]:
         sub = questions.add_parser(name, help=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        default_rounds = None
         if name != "all":
             module = question_module(name)
             module.arguments(sub)
-            default_rounds = module.DEFAULT_ROUNDS
-        sub.add_argument("--threads", nargs="+", type=int, default=[1], help="one table for each number")
-        sub.add_argument("--rounds", type=int, default=default_rounds, help="measured rounds; every variant runs once in each")
+            threads = list(getattr(module, "DEFAULT_THREADS", (1,)))
+            sub.add_argument("--threads", nargs="+", type=int, default=threads, help="one table for each number")
+            sub.add_argument("--rounds", type=int, default=module.DEFAULT_ROUNDS, help="every variant runs once in each")
         sub.add_argument("--seed", type=int, default=0, help="of data and masks")
         sub.add_argument("--json", action="store_true", help="append to benchmarks/results/<question>.jsonl")
         sub.add_argument("--no-huge-pages", action="store_true", help="leave transparent huge pages alone")
@@ -97,8 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for name in QUESTIONS:
         chosen = [flag for flag, on in (("--json", options.json), ("--no-huge-pages", options.no_huge_pages)) if on]
-        rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
-        answer(parser().parse_args([name, "--seed", str(options.seed), *chosen, *rounds]))
+        answer(parser().parse_args([name, "--seed", str(options.seed), *chosen]))
 
 
 if __name__ == "__main__":
