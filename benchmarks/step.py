@@ -14,9 +14,11 @@ from benchmarks.ledger import Record
 from benchmarks.networks import LAYOUTS, Step, Variant, build, can_have_ghosts, check
 from benchmarks.table import Table, ms, times
 from benchmarks.timing import Times, clock_for, interleave
+from tost import models
 
 DEFAULT_ROUNDS = 3
 DEFAULT_THREADS = (2,)
+NETWORKS = ["resnet18@64", "resnet18@128", "resnet32@64", "vgg16@64"]
 KINDS = ("dense", "compiled", "bf16", "masked", "sparse", "erk", "sparse-bf16", "ghosts")
 GHOST_SPARSITY = 0.95
 BASELINE = "dense fp32"
@@ -24,19 +26,25 @@ BASELINE = "dense fp32"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The question's own options."""
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet32", "vgg16"], help="of tost.models.names()")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="name@batch, the name out of tost.models.names()")
     parser.add_argument("--sparsity", nargs="+", type=float, default=list(SPARSITIES), help="of the masks")
-    parser.add_argument("--batch", nargs="+", type=int, default=[64, 128], help="images a step; one table for each number")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of the rows; dense is always there")
 
 
 def run(options: argparse.Namespace, threads: int) -> list[Record]:
-    """Time every network at every batch size; print a table each."""
+    """Time every network; print a table each."""
     records: list[Record] = []
-    for network in options.networks:
-        for batch in options.batch:
-            records += measure(network, batch, options, threads)
+    for case in options.networks:
+        records += measure(*parse(case), options, threads)
     return records
+
+
+def parse(case: str) -> tuple[str, int]:
+    """(network, batch) of `resnet18@64`. Raises ValueError for anything else."""
+    name, _, batch = case.partition("@")
+    if name not in models.names() or not batch.isdecimal() or int(batch) < 1:
+        raise ValueError(f"network: expected name@batch with a name out of {models.names()}, got {case!r}")
+    return name, int(batch)
 
 
 def variants_of(options: argparse.Namespace, ghosts: bool) -> list[Variant]:

@@ -71,15 +71,15 @@ def interleave(
 ) -> Times:
     """Call every variant once a round, in an order shuffled anew each round.
 
-    Before the measured rounds each is called twice: to warm up, and to see whether it is so short that several calls make one
-    measurement (their mean counts).
+    Before the measured rounds each is called once to warm up, and once more to see whether it is so short that several calls
+    make one measurement (their mean counts).
 
     Args:
         variants: name -> what is timed.
         rounds: measured rounds, at least 1.
         clock: seconds, see `clock_for`.
         seed: of the orders.
-        shortest_ms: calls shorter than this are repeated, up to 50 times.
+        shortest_ms: calls shorter than this are repeated, up to 50 times; 0: never.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
@@ -92,11 +92,12 @@ def interleave(
             call()
         return 1e3 * (clock() - start) / repeats
 
-    repeats = {}
+    repeats = dict.fromkeys(variants, 1)
     for name, call in variants.items():
         call()
-        once = measure(call, 1)
-        repeats[name] = min(_MOST_REPEATS, math.ceil(shortest_ms / once)) if 0 < once < shortest_ms else 1
+        if shortest_ms > 0:
+            once = max(measure(call, 1), shortest_ms / _MOST_REPEATS)
+            repeats[name] = max(1, math.ceil(shortest_ms / once))
     taken: dict[str, list[float]] = {name: [] for name in variants}
     order, shuffler = list(variants), random.Random(seed)
     for _ in range(rounds):
