@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = {
     "kernels": "single layers against dense oneDNN",
     "step": "a whole training step",
+    "growth": "growth with density, batch and width",
+    "csr": "MKL's sparse matrix product",
+    "rate": "multiply-adds on the nonzeros against the core's peak",
 }
 
 _KEEP = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483647"
