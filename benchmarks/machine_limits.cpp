@@ -1,6 +1,6 @@
-// What one core can do: multiply-adds, loads from L1 and L2, copies through memory. Built by machine_limits.py for the CPU at hand
-// (-march=native) and called through ctypes. Each function returns its rate over about the seconds asked for, in units of 1e9 a
-// second, by the thread's own CPU time.
+// What one core can do: multiply-adds, loads from L1 and L2, copies through memory. Built by machine_limits.py for the CPU at
+// hand (-march=native) and called through ctypes. Each function returns its rate over about the seconds asked for, in units of
+// 1e9 a second, by the CPU time of the thread.
 
 #include <cstdint>
 #include <cstdlib>

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QUESTIONS = {
     "kernels": "single layers against dense oneDNN",
+    "fused": "fused ops and pooling against eager torch and the memory floor",
     "step": "a whole training step",
+    "scaling": "what more threads bring",
     "growth": "growth with density, batch and width",
     "csr": "MKL's sparse matrix product",
     "rate": "multiply-adds on the nonzeros against the core's peak",
