@@ -27,6 +27,7 @@ QUESTIONS = {
     "fused": "fused ops and pooling against eager torch and the memory floor",
     "step": "a whole training step",
     "scaling": "what more threads bring",
+    "memory": "peak memory of a training step",
     "growth": "growth with density, batch and width",
     "csr": "MKL's sparse matrix product",
     "rate": "multiply-adds on the nonzeros against the core's peak",
@@ -45,7 +46,8 @@ def environment(huge_pages: bool, inherited: dict[str, str]) -> dict[str, str]:
     tunables = [_KEEP, *([_HUGE] if huge_pages else []), *filter(None, [inherited.get("GLIBC_TUNABLES")])]
     paths = [str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
     changes = {"GLIBC_TUNABLES": ":".join(tunables), "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return inherited | changes | {"TOST_BENCHMARK": "1"}
+    quiet = {"KINETO_LOG_LEVEL": "99"}  # torch's profiler announces itself on stderr
+    return inherited | changes | quiet | {"TOST_BENCHMARK": "1"}
 
 
 def parser() -> argparse.ArgumentParser:

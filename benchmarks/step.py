@@ -112,14 +112,14 @@ def report(network: str, batch: int, threads: int, variants: list[Variant], time
         value, ratio = timed.summary(name), timed.ratio(dense, [name])
         masks = f"{100 * sparsity:g}% {method}" if sparsity is not None else "-"
         spread = f"{ms(value)} [{ms(value.low)}, {ms(value.high)}]"
-        table.row(_TITLES[kind], masks, variant.layout, spread, times(ratio, spread=True))
+        table.row(TITLES[kind], masks, variant.layout, spread, times(ratio, spread=True))
         case = {"network": network, "batch": batch, "sparsity": sparsity, "method": method, "layout": variant.layout}
         records.append(Record("step", case, kind, threads, value, ratio, BASELINE))
     print(f"\nForward, backward and SGD with momentum on one batch, interleaved, checked against masked-dense first. {note}.")
     return records
 
 
-_TITLES = {
+TITLES = {
     "dense": "dense fp32",
     "compiled": "dense fp32, torch.compile",
     "bf16": "dense, bf16 autocast",
