@@ -26,7 +26,8 @@ from benchmarks.table import Table
 from benchmarks.timing import Summary
 
 DEFAULT_ROUNDS = 1
-_STEPS = 3  # the first builds the optimizer's state; the peak is of all
+DEFAULT_THREADS = (2,)
+_STEPS = 2  # the first builds the optimizer's state, the second has it
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.question != "all":
         answer(options)
         return
+    print("Each question alone, with options: python benchmarks/run.py <question> --help, for " + ", ".join(QUESTIONS) + ".")
     for name in QUESTIONS:
         chosen = [flag for flag, on in (("--json", options.json), ("--no-huge-pages", options.no_huge_pages)) if on]
         answer(parser().parse_args([name, "--seed", str(options.seed), *chosen]))
