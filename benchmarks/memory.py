@@ -7,7 +7,9 @@ not), and how far the process's resident memory rises above what it was before t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
+import itertools
 import json
 import multiprocessing
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.ledger import Record
 from benchmarks.networks import Step, Variant, build
@@ -27,6 +29,7 @@ from benchmarks.timing import Summary
 
 DEFAULT_ROUNDS = 1
 DEFAULT_THREADS = (2,)
+_MARK = "the measured steps"
 _STEPS = 2  # the first builds the optimizer's state, the second has it
 
 
@@ -108,38 +111,47 @@ def measure(network: str, batch: int, variant: Variant, threads: int) -> Peak:
     torch.set_num_threads(threads)
     # libraries load, and the optimizer's code is imported, before the baseline is read
     Step(build("resnet20"), Variant("dense", "contiguous"), 2)()
-    gc.collect()
-    resident = _peak_resident(lambda: _steps(network, batch, variant))
-    gc.collect()
+    resident = _peak_resident(network, batch, variant)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _steps(network, batch, variant)
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return Peak(highest(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), resident)
+        step = Step(build(network), variant, batch)
+        with record_function(_MARK):
+            _run(step)
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+    start = next(e.start_ns() for e in events if e.name() == _MARK)
+    allocations = [e for e in events if e.name() == "[memory]"]
+    built = sum(e.nbytes() for e in allocations if e.start_ns() < start)
+    return Peak(highest((e.nbytes() for e in allocations if e.start_ns() >= start), built), resident)
 
 
-def highest(changes: Iterable[int]) -> int:
-    """The highest level that a series of allocations (positive) and frees (negative) reaches, from 0."""
-    level = top = 0
-    for change in changes:
-        level += change
-        top = max(top, level)
-    return top
+def highest(changes: Iterable[int], level: int = 0) -> int:
+    """The highest level that a series of allocations (positive) and frees (negative) reaches from `level`."""
+    return max(itertools.accumulate(changes, initial=level))
 
 
-def _steps(network: str, batch: int, variant: Variant) -> None:
-    step = Step(build(network), variant, batch)
+def _run(step: Step) -> None:
     for _ in range(_STEPS):
         step()
 
 
-def _peak_resident(call: Any) -> int:
-    """By how much the resident memory of this process rises at most while `call` runs; 0 where the system does not tell."""
+def _peak_resident(network: str, batch: int, variant: Variant) -> int:
+    """The most that the steps hold above what this process held before; 0 where the system does not tell."""
     if not sys.platform.startswith("linux"):
         return 0
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    _give_back()
     before = _status("VmRSS")
-    call()
+    step = Step(build(network), variant, batch)
+    _give_back()  # choosing masks takes memory too, and is over
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    _run(step)
     return _status("VmHWM") - before
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, though malloc was told to keep it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _status(key: str) -> int:

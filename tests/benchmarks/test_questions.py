@@ -195,6 +195,7 @@ def test_rate_is_work_over_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_highest_level_of_a_series() -> None:
     assert memory.highest([]) == 0
     assert memory.highest([5, -3, 4, -6, 2]) == 6
+    assert memory.highest([-3, 2], 10) == 10
 
 
 @compiled
