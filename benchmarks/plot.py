@@ -117,13 +117,16 @@ def step(rows: Rows) -> Any:
 PLOTS: dict[str, Callable[[Rows], Any]] = {"kernels": kernels, "growth": growth, "step": step}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Draw the questions on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", nargs="*", choices=[*PLOTS, []], default=[], help="default: all that have a ledger")
+    parser.add_argument("questions", nargs="*", help=f"of {', '.join(PLOTS)}; default: all that have a ledger")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the ledgers")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    for name in options.questions:
+        if name not in PLOTS:
+            parser.error(f"questions: expected some of {', '.join(PLOTS)}, got {name!r}")
     questions = options.questions or [name for name in PLOTS if (options.results / f"{name}.jsonl").exists()]
     if not questions:
         parser.error(f"there is no ledger in {options.results}: run benchmarks/run.py with --json first")

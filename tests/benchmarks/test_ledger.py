@@ -47,6 +47,17 @@ def test_plots_take_the_newest_of_one_machine() -> None:
         plot.newest([])
 
 
+def test_the_command_line_of_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = {"layer": "64@32", "part": "all three", "sparsity": 0.9}
+    ledger.append([Record("kernels", case, "sparse", 1, RECORD.value, RECORD.ratio, "dense float32")], tmp_path)
+    plot.main(["--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    assert (tmp_path / "figures" / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    for arguments, message in ((["kernel"], "got 'kernel'"), (["--results", str(tmp_path / "none")], "there is no ledger")):
+        with pytest.raises(SystemExit):
+            plot.main(arguments)
+        assert message in capsys.readouterr().err
+
+
 def test_ledger_lines_hold_only_json(tmp_path: Path) -> None:
     ledger.append([RECORD], tmp_path)
     (line,) = (tmp_path / "kernels.jsonl").read_text().splitlines()

@@ -241,6 +241,16 @@ def test_the_command_line_knows_every_question() -> None:
     assert kernels.DEFAULT_ROUNDS > 1
 
 
+def test_all_answers_every_question_with_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setenv("TOST_BENCHMARK", "1")
+    monkeypatch.setattr(run, "answer", asked.append)
+    run.main(["all", "--json", "--seed", "3"])
+    assert [options.question for options in asked] == list(run.QUESTIONS)
+    assert {(options.json, options.seed, options.no_huge_pages) for options in asked} == {(True, 3, False)}
+    assert {tuple(options.threads) for options in asked} == {(1,), (2,)}
+
+
 def test_a_table_row_has_as_many_cells_as_columns(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("t", ("a", "b"))
     table.row("1", "2")
