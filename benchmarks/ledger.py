@@ -86,12 +86,18 @@ def describe() -> str:
     )
 
 
+def load() -> float | None:
+    """How many programs wanted a core in the last minute, this one included; several threads suffer from every other."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def append(records: list[Record], folder: Path = RESULTS) -> None:
     """Add records to `<question>.jsonl` in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load": load(),
         "hardware": hardware(),
         "versions": versions(),
     }

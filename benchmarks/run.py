@@ -83,7 +83,9 @@ def answer(options: argparse.Namespace) -> None:
     kept = keep_freed_memory()
     pages = "not asked for" if options.no_huge_pages else "asked for by malloc (glibc.malloc.hugetlb=1)"
     print(f"\n## {options.question}: {QUESTIONS[options.question]}\n")
-    print(f"{ledger.describe()}. Freed memory kept by malloc, for both sides: {kept}; huge pages: {pages}.")
+    print(
+        f"{ledger.describe()}. Freed memory kept by malloc, for both sides: {kept}; huge pages: {pages}. Load: {ledger.load()}."
+    )
     for threads in options.threads:
         torch.set_num_threads(threads)
         torch.manual_seed(options.seed)

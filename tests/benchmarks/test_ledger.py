@@ -25,6 +25,7 @@ def test_a_record_is_one_line_with_its_circumstances(tmp_path: Path) -> None:
     assert set(row["versions"]) == {"torch", "onednn", "mkl", "tost_kernels", "python"}
     assert row["command"].startswith("python ")
     assert row["date"].endswith("+00:00")
+    assert "load" in row
 
 
 def row(median: float, **changes: object) -> dict[str, object]:
