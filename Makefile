@@ -39,8 +39,11 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## kernel and fused-op timings beside torch's own
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED) ## one table a question, about 20 minutes; one alone: make bench-kernels ARGS="--layers 64@32 --json"
+	$(BIN)/python benchmarks/run.py all $(ARGS)
+
+bench-%: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py $* $(ARGS)
 
 info: $(INSTALLED) ## which op runs on which backend here
 	$(BIN)/python -m tost_kernels.info

@@ -10,6 +10,7 @@ from tost.checks import integer
 from tost.choices import check_choice
 from tost.models.lenet import LeNet300100
 from tost.models.resnet import cifar_resnet, resnet18
+from tost.models.vgg import VGG
 
 # (num_classes, in_channels, image_size) -> network; convolutional networks take images of any size
 _BUILDERS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
@@ -17,6 +18,8 @@ _BUILDERS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "resnet18": lambda classes, channels, _: resnet18(classes, channels),
     "resnet20": lambda classes, channels, _: cifar_resnet(20, classes, channels),
     "resnet32": lambda classes, channels, _: cifar_resnet(32, classes, channels),
+    "vgg16": lambda classes, channels, _: VGG(16, classes, channels),
+    "vgg19": lambda classes, channels, _: VGG(19, classes, channels),
 }
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import tost_kernels as tk
 from tost.models import build, names
 from tost.models.resnet import BasicBlock, cifar_resnet
+from tost.models.vgg import VGG
 
 
 def count(net: nn.Module) -> int:
@@ -16,6 +18,9 @@ def test_published_parameter_counts() -> None:
     # ResNet-18 for CIFAR: 11,173,962 (many sources); LeNet-300-100: 266,610 (LTH paper, "266K")
     assert count(build("resnet18")) == 11_173_962
     assert count(build("lenet300100", in_channels=1)) == 266_610
+    # VGG with BatchNorm, convolution biases and one linear layer, for CIFAR: 14,728,266 and 20,040,522 (many sources)
+    assert count(build("vgg16")) == 14_728_266
+    assert count(build("vgg19")) == 20_040_522
     # He et al.: 0.27M and 0.46M with parameter-free shortcuts (269,722 and 464,154); each projection shortcut adds
     # 16*32 + 2*32 and 32*64 + 2*64
     projections = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
@@ -72,3 +77,18 @@ def test_unknown_name_names_close_ones() -> None:
         build("resnet20", num_classes=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="depth: expected 6n"):
         cifar_resnet(21)
+    with pytest.raises(ValueError, match=r"depth: expected one of \(16, 19\), got 11"):
+        VGG(11)
+
+
+def test_vgg_stays_batch_last_once_it_is_sparse() -> None:
+    net = build("vgg16").train()
+    masks = {name: torch.rand(m.weight.shape) < 0.1 for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    net = tk.sparsify(net, masks)
+    seen = []
+    for module in net.features:
+        module.register_forward_hook(lambda module, args, out: seen.append((type(module), out)))
+    net(tk.to_batch_last(torch.randn(4, 3, 16, 16)))
+    assert len(seen) == 13 * 3 + 5
+    assert [kind for kind, out in seen if tk.to_batch_last(out) is not out] == []
+    assert [out.shape[-1] for kind, out in seen if issubclass(kind, nn.MaxPool2d)] == [8, 4, 2, 1, 1]

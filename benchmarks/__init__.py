@@ -1,0 +1,1 @@
+"""How fast tost_kernels is, question by question: `python benchmarks/run.py --help`."""
