@@ -150,20 +150,23 @@ TOST_INLINE Vec exp(Vec x) {
 }
 
 #if TOST_LANES == 16
-// 1 / (1 + 2^t), t = -x log2(e). 2^t is 2^n P(t - n), n the nearest integer, P of degree 5 fitted to 7e-8 relative. One Newton
-// step doubles the 14 bits of the approximate reciprocal, where a division would take as long as all the rest. What is below
-// 2^-126 comes out as 0.
+// 1 / (1 + 2^t), t = -x log2(e). 2^t is 2^n P(t - n), n the nearest integer, P of degree 5 fitted to 1e-7 relative; t - n is taken
+// from x again, or the rounding of t would show (1e-6 at x = -15). One Newton step doubles the 14 bits of the approximate
+// reciprocal, where a division would take as long as all the rest. What is below 2^-126 comes out as 0.
 TOST_INLINE Vec sigmoid(Vec x) {
-  const Vec t = x * -1.44269504088896341f;
   const __mmask16 all = 0xffff;  // GCC 12 warns about its own unmasked forms
-  const Vec f = _mm512_maskz_reduce_ps(all, t, 8);  // t - n; 0 at an infinity
+  // No infinity minus infinity below. The second operand is what a NaN leaves.
+  x = _mm512_maskz_max_ps(all, broadcast(-150.0f), _mm512_maskz_min_ps(all, broadcast(150.0f), x));
+  const Vec n = _mm512_maskz_roundscale_ps(all, x * -1.44269502f, 8);
+  // By name: the compiler would otherwise take the product that it has rounded for n.
+  const Vec f = fma(x, broadcast(-1.92596299e-8f), _mm512_fmadd_ps(x, broadcast(-1.44269502f), -n));
   Vec p = broadcast(1.326472731e-3f);
   p = fma(p, f, broadcast(9.671512991e-3f));
   p = fma(p, f, broadcast(5.550733581e-2f));
   p = fma(p, f, broadcast(2.402224243e-1f));
   p = fma(p, f, broadcast(6.931470037e-1f));
   p = fma(p, f, broadcast(1.0f));
-  const Vec d = _mm512_maskz_scalef_ps(all, p, t - f) + 1.0f;
+  const Vec d = _mm512_maskz_scalef_ps(all, p, n) + 1.0f;
   const Vec r = _mm512_maskz_rcp14_ps(all, d);
   const __mmask16 finite = _mm512_cmp_ps_mask(d, broadcast(8.5e37f), _CMP_NGE_UQ);  // NaN counts as finite: it must pass
   return _mm512_maskz_mul_ps(finite, r, 2.0f - d * r);
