@@ -2,7 +2,8 @@
 
 The kernels take one packed int32 tensor, `Pattern.index`. Its sections, after a header of 16 numbers:
 
-    header   [version, O, I, kh, kw, nnz, block, forward blocks, transposed blocks, five section offsets, length, 0]
+    header   [version, O, I, kh, kw, nnz, block, forward blocks, transposed blocks, five section offsets, length, identity];
+             identity: a number no other pattern of the process has, by which kernels may keep what they derive; 0: none
     ptr      O * ceil(I / block) + 1     kept weights of output channel o whose input channel lies in block b are the
                                          positions ptr[o * blocks + b] up to ptr[o * blocks + b + 1] of `values`
     col      nnz                         (i * kh + dy) * kw + dx of each kept weight
@@ -18,6 +19,7 @@ plan may choose its channel block without the pattern being compiled again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,6 +73,7 @@ def _compiler() -> _Compile:
 
 
 _compile = _compiler()
+_identities = itertools.count(1)
 
 
 class Pattern:
@@ -86,6 +89,7 @@ class Pattern:
 
     def _setup(self, shape: tuple[int, ...], device: torch.device, mask: npt.NDArray[np.bool_]) -> None:
         packed = _compile(np.ascontiguousarray(mask).reshape(shape if len(shape) == 4 else (*shape, 1, 1)), BLOCK)
+        packed[HEADER - 1] = next(_identities) % 2**31
         self._shape = shape
         self._fingerprint = hashlib.sha256(str(shape).encode() + np.packbits(mask).tobytes()).hexdigest()
         self._index = torch.from_numpy(packed).to(device)

@@ -10,7 +10,7 @@
 #include "conv_job.h"
 #include "lattice.h"
 #include "scratch.h"
-#include "stream.h"
+#include "stream_cache.h"
 
 #define TOST_KERNELS "conv_kernels.h"
 #include "per_isa.h"
@@ -30,7 +30,7 @@ AxisView without_vectors(const Axis& axis) {
 struct PreparedConv {
   std::vector<Axis> y_axes, x_axes;
   std::vector<Phase> phases;
-  const Stream* stream = nullptr;
+  std::shared_ptr<const Stream> stream;
   ConvJob job{};
 };
 
@@ -43,7 +43,7 @@ struct ConvShape {
 template <class T>
 void prepare(
     const char* op, PreparedConv& prepared, const ConvShape& shape, const IndexView& view, const PackedIndex& index,
-    Numbers<T> values, const Tile& tile, const ConvOptions& options, bool want_position) {
+    Numbers<T> values, const Tile& tile, const ConvOptions& options) {
   const int64_t lane_count = lanes(isa());
   const int64_t vector_floats = tile.batches * lane_count;
   const int64_t y_phases = static_cast<int64_t>(prepared.y_axes.size()), x_phases = static_cast<int64_t>(prepared.x_axes.size());
@@ -92,21 +92,24 @@ void prepare(
   job.rows = shape.rows;
   job.channels = shape.channels;
   const double weights = static_cast<double>(index.nnz) / static_cast<double>(index.outputs * index.inputs * all_phases);
-  job.block = choose_block(options, shape.channels, largest_channel, index.block, weights);
+  job.block = choose_block(options, shape.channels, largest_channel, index.block, weights, classes);
   // Offsets in a packed block are 32 bits.
   job.block = std::max<int64_t>(
       1, std::min(job.block, std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, largest_channel)));
   job.blocks = ceil_div(shape.channels, job.block);
   job.tile_floats = job.block * largest_channel;
 
-  const StreamShape stream_shape{shape.groups, shape.rows, shape.channels, job.block, job.blocks, classes, !shape.transposed};
-  // Kept from call to call: fresh memory of this size costs a page fault every 4 KB.
-  static thread_local Stream stream;
-  build_stream(
-      stream, op, view, index.nnz, index.block, values.data, values.stride, stream_shape, phase_of_tap, offset_of_tap,
-      class_of_tap, all_phases, channel_pitch, want_position);
-  prepared.stream = &stream;
-  job.nonzeros = stream.nonzeros.data();
+  prepared.stream = stream_for(
+      op, index, view,
+      {shape.groups, shape.rows, shape.channels, job.block, job.blocks, classes, !shape.transposed, all_phases,
+       std::move(offset_of_tap), std::move(phase_of_tap), std::move(class_of_tap), channel_pitch});
+  job.offsets = prepared.stream->offset.data();
+  if (values.data != nullptr) {
+    // Kept from call to call: fresh memory of this size costs a page fault every 4 KB.
+    static thread_local std::vector<Nonzero> nonzeros;
+    with_weights(*prepared.stream, values.data, values.stride, nonzeros);
+    job.nonzeros = nonzeros.data();
+  }
 
   int64_t tasks = 0;
   for (int64_t py = 0; py < y_phases; ++py) {
@@ -117,7 +120,7 @@ void prepare(
       const int64_t phase = py * x_phases + px;
       prepared.phases.push_back(
           {without_vectors(y), without_vectors(x), x.extent * vector_floats, channel_pitch[phase], tasks,
-           stream.phase_ptr(phase, shape.groups * job.blocks * shape.rows * classes)});
+           prepared.stream->phase_ptr(phase, shape.groups * job.blocks * shape.rows * classes)});
       tasks += y.tiles * x.tiles * job.batch_blocks;
     }
   }
@@ -185,7 +188,7 @@ void conv_forward(
       prepared, need, tile, {forward_axis(output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
       {forward_axis(output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
-  prepare<T>(op, prepared, shape, index.forward, index, values, tile, options, false);
+  prepare<T>(op, prepared, shape, index.forward, index, values, tile, options);
   run_gather<T>(prepared, input, bias, output);
 }
 
@@ -220,7 +223,7 @@ void conv_input_grad(
   }
   set_axes(prepared, need, tile, std::move(y_axes), std::move(x_axes));
   const ConvShape shape{grad_output.n, groups, index.inputs, index.outputs / groups, true};
-  prepare<T>(op, prepared, shape, index.transposed, index, values, tile, options, false);
+  prepare<T>(op, prepared, shape, index.transposed, index, values, tile, options);
   run_gather<T>(prepared, grad_output, Numbers<T>{}, grad_input);
 }
 
@@ -240,7 +243,7 @@ void conv_values_grad(
       prepared, need, tile, {forward_axis(grad_output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
       {forward_axis(grad_output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
-  prepare<T>(op, prepared, shape, index.forward, index, Numbers<T>{}, tile, options, true);
+  prepare<T>(op, prepared, shape, index.forward, index, Numbers<T>{}, tile, options);
 
   // The number of chunks fixes the order of the sum: it follows from shape and pattern alone.
   constexpr int64_t kMostChunks = 16, kMostPartial = int64_t{8} << 20;

@@ -46,7 +46,8 @@ struct ConvJob {
   int64_t block, blocks;  // channels packed at a time, and how often
   int64_t tile_floats;    // scratch for one packed block
   int64_t y_classes, x_classes;  // of taps, see lattice.h; classes = their product
-  const Nonzero* nonzeros;
+  const Nonzero* nonzeros;  // with their weights; a values gradient has none
+  const int32_t* offsets;   // theirs alone
 };
 
 template <class T>

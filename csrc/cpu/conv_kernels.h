@@ -425,10 +425,10 @@ TOST_INLINE Vec sum_each(const float* vectors) {
 // `products`; every kLanes of them are summed over the lanes and added to `partial`. See values_grad_block for the rest.
 template <class TAPS, bool WHOLE, int CLASS = 0>
 TOST_INLINE void values_grad_row(
-    const Vec* grad, const Nonzero* nonzeros, const int32_t* ends, const float* const* rows, const uint32_t* exists,
+    const Vec* grad, const int32_t* offsets, const int32_t* ends, const float* const* rows, const uint32_t* exists,
     float* products, float* partial, int64_t& k, int64_t& done) {
   for (const int64_t end = ends[CLASS]; k < end; ++k) {
-    const int64_t offset = nonzeros[k].offset;
+    const int64_t offset = offsets[k];
     Vec chain[2] = {};
     int used = 0;
 #pragma GCC unroll 16
@@ -453,7 +453,7 @@ TOST_INLINE void values_grad_row(
     }
   }
   if constexpr (CLASS + 1 < TAPS::kClasses) {
-    values_grad_row<TAPS, WHOLE, CLASS + 1>(grad, nonzeros, ends, rows, exists, products, partial, k, done);
+    values_grad_row<TAPS, WHOLE, CLASS + 1>(grad, offsets, ends, rows, exists, products, partial, k, done);
   }
 }
 
@@ -461,7 +461,7 @@ TOST_INLINE void values_grad_row(
 // pixels that only missing result pixels would read, and 0 * inf must not count.
 template <class TAPS, bool WHOLE>
 static __attribute__((noinline)) void values_grad_block(
-    const Nonzero* nonzeros, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
+    const int32_t* offsets, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
     const float* grads, const uint32_t* exists, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
   constexpr int R = TAPS::R, kVectors = TAPS::kVectors, kClasses = TAPS::kClasses;
   alignas(64) float products[kLanes * kLanes];
@@ -479,7 +479,7 @@ static __attribute__((noinline)) void values_grad_block(
     Vec grad[kVectors];
 #pragma GCC unroll 16
     for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
-    values_grad_row<TAPS, WHOLE>(grad, nonzeros, ends, base, exists, products, partial, k, done);
+    values_grad_row<TAPS, WHOLE>(grad, offsets, ends, base, exists, products, partial, k, done);
   }
   if (done == k) return;
   // The same tree of additions as for a full group: which weights are left over here depends on how rows were shared out.
@@ -536,7 +536,7 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
           Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
           const auto run = whole ? values_grad_block<TAPS, true> : values_grad_block<TAPS, false>;
-          run(conv.nonzeros, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, exists, partial, ahead,
+          run(conv.offsets, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, exists, partial, ahead,
               grads_ahead, grad_fetches);
         }
       }

@@ -159,11 +159,12 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
 
 int64_t choose_block(
     const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
-    double weights_per_row_and_channel) {
-  // Measured on Zen 4 (docs/notes/cpu-masked-conv2d.md): a tile slightly larger than the first cache is best, and twice
-  // that where the runs would be too short.
-  constexpr int64_t kUsual = 40 * 1024 / 4, kMost = 80 * 1024 / 4;  // floats
-  constexpr double kRun = 5;                                        // kept weights of a row in a block
+    double weights_per_row_and_channel, int64_t classes) {
+  // Measured on Zen 4 (docs/notes/cpu-masked-conv2d.md): a tile slightly larger than the first cache is best, and a larger
+  // one where the runs would be too short. Nine classes cut a run into nine.
+  constexpr int64_t kUsual = 36 * 1024 / 4;  // floats
+  const int64_t kMost = (classes == 9 ? 128 : 80) * 1024 / 4;
+  const double kRun = classes == 9 ? 27 : 5;  // kept weights of a row in a block
   if (options.block > 0) return std::min(options.block, channels);
   const int64_t usual = std::max<int64_t>(1, kUsual / std::max<int64_t>(1, channel_floats));
   const int64_t most = std::max<int64_t>(1, kMost / std::max<int64_t>(1, channel_floats));
@@ -172,49 +173,7 @@ int64_t choose_block(
   int64_t block = std::max(usual, std::min(wanted, most));
   if (block >= channels) return channels;
   block = ceil_div(channels, ceil_div(channels, block));  // blocks of about equal size
-  return std::min(channels, ceil_div(block, multiple) * multiple);
+  return std::min(channels, std::max(multiple, (block + multiple / 2) / multiple * multiple));
 }
-
-namespace {
-
-// What tuning may choose from on this machine: every compiled tile, "4x4x1,4x2x2,...", that fits the pixels of a result of
-// rows x columns and its batch, each up to the next power of two. Here, so that a new entry of kTiles is tuned too.
-std::string cpu_tiles(int64_t rows, int64_t columns, int64_t batch) {
-  const auto fits = [](int64_t tile, int64_t count) { return tile == 1 || tile < 2 * count; };
-  const int64_t batch_vectors = ceil_div(batch, lanes(isa()));
-  std::ostringstream tiles;
-  const char* comma = "";
-  for (const Registers& registers : kTiles) {
-    if (!compiled(registers.rows, registers.vectors, isa()) || !fits(registers.rows, rows)) continue;
-    for (int64_t across = registers.vectors; across >= 1; across /= 2) {
-      if (!fits(across, columns) || !fits(registers.vectors / across, batch_vectors)) continue;
-      tiles << comma << registers.rows << 'x' << across << 'x' << registers.vectors / across;
-      comma = ",";
-    }
-  }
-  return tiles.str();
-}
-
-// What `plan` asks of the pass named `which`, in the words of a plan.
-std::string cpu_plan(const Text& plan, const Text& which) {
-  const std::string wanted = std::string(which) + ".";
-  for (const auto& [pass, prefix] : kPrefixes) {
-    if (prefix != wanted) continue;
-    const ConvOptions options = parse_options("cpu_plan", plan, pass);
-    const Tile& tile = options.tile;
-    std::ostringstream text;
-    if (tile.rows > 0) text << "tile=" << tile.rows << 'x' << tile.columns << 'x' << tile.batches;
-    if (options.block > 0) text << (tile.rows > 0 ? "," : "") << "block=" << options.block;
-    return text.str();
-  }
-  fail("cpu_plan", "which: expected forward, input_grad or values_grad, got ", std::string(which));
-}
-
-}  // namespace
 
 }  // namespace tost
-
-STABLE_TORCH_LIBRARY_IMPL(tost, CompositeExplicitAutograd, m) {
-  m.impl("cpu_plan", TORCH_BOX(&tost::cpu_plan));
-  m.impl("cpu_tiles", TORCH_BOX(&tost::cpu_tiles));
-}

@@ -52,6 +52,6 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa);
 // sums, few enough for the packed tile to stay in the cache. A multiple of `multiple` (the index's own block), or all.
 int64_t choose_block(
     const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
-    double weights_per_row_and_channel);
+    double weights_per_row_and_channel, int64_t classes);
 
 }  // namespace tost

@@ -22,6 +22,7 @@ struct IndexView {
 
 struct PackedIndex {
   int64_t outputs, inputs, kh, kw, nnz, block;
+  int64_t identity;  // no two patterns of a process have the same; 0: unknown
   IndexView forward, transposed;
   int64_t taps() const { return kh * kw; }
 };
@@ -50,7 +51,7 @@ inline PackedIndex read_index(
       shape == wanted,
       op, "index: expected the index of a weight of shape ", shape_string(weight_shape), ", got one of shape ",
       shape_string(shape));
-  PackedIndex packed{shape[0], shape[1], shape[2], shape[3], data[5], data[6], {}, {}};
+  PackedIndex packed{shape[0], shape[1], shape[2], shape[3], data[5], data[6], data[15], {}, {}};
   TOST_CHECK(
       packed.outputs > 0 && packed.inputs > 0 && packed.kh > 0 && packed.kw > 0 && packed.block > 0 && packed.nnz >= 0,
       op, "index: damaged header: weight shape ", shape_string(shape), ", nnz ", packed.nnz, ", block ", packed.block);

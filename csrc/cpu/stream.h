@@ -16,29 +16,35 @@ namespace tost {
 
 // Sorted by (phase, group, channel block, row, class of the tap), and within such a run as the index is.
 struct Stream {
-  std::vector<Nonzero> nonzeros;
-  std::vector<int32_t> position;  // where each is in `values`
+  std::vector<int32_t> offset;    // of each kept weight, in the packed tile
+  std::vector<int32_t> position;  // where it is in `values`
   std::vector<int32_t> ptr;       // phases * groups * blocks * rows * classes + 1
   const int32_t* phase_ptr(int64_t phase, int64_t slots_per_phase) const { return ptr.data() + phase * slots_per_phase; }
 };
 
+// All that a stream follows from, besides the index.
 struct StreamShape {
   int64_t groups;
   int64_t rows, channels;  // a group
   int64_t block, blocks;
   int64_t classes;         // of taps
   bool groups_are_rows;    // forward: a row of the index belongs to one group. Transposed: its channels span all groups.
+  int64_t phases;
+  // Where a tap lies in a packed channel, the phase it serves, its class; floats of a packed channel of each phase.
+  std::vector<int64_t> offset_of_tap, phase_of_tap, class_of_tap, channel_pitch;
+
+  bool operator==(const StreamShape&) const = default;
 };
 
-// offset_of_tap[tap], phase_of_tap[tap], class_of_tap[tap]: where a tap lies in a packed channel, the phase it serves, its class.
-// Fills `stream`. Throws if the index has entries that would lead out of bounds.
-template <class T>
-void build_stream(
-    Stream& stream, const char* op, const IndexView& index, int64_t nnz, int64_t index_block, const T* values,
-    int64_t values_stride, const StreamShape& shape,
-    const std::vector<int64_t>& phase_of_tap, const std::vector<int64_t>& offset_of_tap,
-    const std::vector<int64_t>& class_of_tap, int64_t phases,
-    const std::vector<int64_t>& channel_pitch, bool want_position) {
+// index_block: the index's own block of channels. Throws if the index has entries that would lead out of bounds.
+inline Stream build_stream(
+    const char* op, const IndexView& index, int64_t nnz, int64_t index_block, const StreamShape& shape) {
+  const auto& offset_of_tap = shape.offset_of_tap;
+  const auto& phase_of_tap = shape.phase_of_tap;
+  const auto& class_of_tap = shape.class_of_tap;
+  const auto& channel_pitch = shape.channel_pitch;
+  const int64_t phases = shape.phases;
+  Stream stream;
   const int64_t taps = static_cast<int64_t>(offset_of_tap.size());
   const int64_t columns = index.channels * taps;
   const int64_t index_groups = shape.groups_are_rows ? 1 : shape.groups;
@@ -73,8 +79,8 @@ void build_stream(
     return static_cast<int64_t>(index.ptr[row * index.blocks + std::min(r * index_blocks_a_run, index.blocks)]);
   };
 
-  stream.nonzeros.resize(nnz);
-  if (want_position) stream.position.resize(nnz);
+  stream.offset.resize(nnz);
+  stream.position.resize(nnz);
   stream.ptr.assign(phases * shape.groups * shape.blocks * shape.rows * shape.classes + 1, 0);
   int32_t* counts = stream.ptr.data() + 1;
   std::atomic<bool> damaged{false};
@@ -115,10 +121,8 @@ void build_stream(
   for (size_t k = 1; k < stream.ptr.size(); ++k) stream.ptr[k] += stream.ptr[k - 1];
 
   const auto put = [&](int64_t to, int64_t k) {
-    const int64_t position = index.position == nullptr ? k : index.position[k];
-    stream.nonzeros[to] = {
-        offset[index.col[k]], values == nullptr ? 0.0f : to_float(values[position * values_stride])};
-    if (want_position) stream.position[to] = static_cast<int32_t>(position);
+    stream.offset[to] = offset[index.col[k]];
+    stream.position[to] = index.position == nullptr ? static_cast<int32_t>(k) : index.position[k];
   };
   torch::stable::parallel_for(0, index.rows, grain, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> next(runs_per_row);
@@ -135,6 +139,19 @@ void build_stream(
       for (int64_t k = index.ptr[row * index.blocks]; k < last; ++k) {
         put(next[run[index.col[k]]]++, k);
       }
+    }
+  });
+  return stream;
+}
+
+// The stream with its weights, for the kernels.
+template <class T>
+void with_weights(const Stream& stream, const T* values, int64_t stride, std::vector<Nonzero>& nonzeros) {
+  const int64_t nnz = static_cast<int64_t>(stream.offset.size());
+  nonzeros.resize(nnz);
+  torch::stable::parallel_for(0, nnz, 16384, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      nonzeros[k] = {stream.offset[k], to_float(values[stream.position[k] * stride])};
     }
   });
 }

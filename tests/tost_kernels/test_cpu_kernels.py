@@ -459,3 +459,15 @@ def test_calls_leave_no_memory_behind() -> None:
 
     before = resident_after(2_000)
     assert resident_after(30_000) - before < 700_000
+
+
+def test_what_is_kept_of_one_pattern_never_serves_another():
+    torch.manual_seed(0)
+    x = tk.to_batch_last(torch.randn(16, 4, 6, 6))
+    for _ in range(20):  # each index is likely to lie where the last one was
+        mask = (torch.rand(3 * 4 * 9).argsort() < 40).view(3, 4, 3, 3)
+        pattern = Pattern(mask)
+        for _ in range(2):  # other values, the same pattern
+            values = torch.randn(40)
+            out = OPS.masked_conv2d_cpu(x, values, None, pattern.index, [3, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1, "")
+            torch.testing.assert_close(out, F.conv2d(x, pattern.scatter(values), None, 1, 1))
