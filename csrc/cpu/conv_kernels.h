@@ -63,43 +63,11 @@ TOST_INLINE void fill_zero(float* to, int64_t vectors) {
   for (int64_t v = 0; v < vectors; ++v) store(to + v * kLanes, zero());
 }
 
-// Source channels [channel, channel + channels) of the tile at `at`; pixels outside the source are 0.
-template <class T>
-static __attribute__((noinline)) void pack(
-    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels, float* to) {
-  const AxisView& y = at.phase->y;
-  const AxisView& x = at.phase->x;
-  const int64_t width = tile.batches * kLanes;  // floats of a pixel
-  const T* batch = source.data + at.n0;
-  for (int64_t px = 0; px < x.planes; ++px) {
-    // Elements [low, high) of this plane's rows are inside the source.
-    const int64_t first = x.src_step * at.x0 + x.start[px];
-    const int64_t low = first >= 0 ? 0 : clamp((-first + x.src_step - 1) / x.src_step, 0, x.extent);
-    const int64_t inside = x.src_size - first;
-    const int64_t high = inside <= 0 ? low : clamp((inside + x.src_step - 1) / x.src_step, low, x.extent);
-    const int64_t step = x.src_step * source.stride_w;
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t py = 0; py < y.planes; ++py) {
-        float* row = to + c * at.phase->channel_pitch + (py * x.planes + px) * y.extent * at.phase->row_pitch;
-        for (int64_t e = 0; e < y.extent; ++e, row += at.phase->row_pitch) {
-          const int64_t sy = y.src_step * (at.y0 + e) + y.start[py];
-          if (sy < 0 || sy >= y.src_size || low == high) {
-            fill_zero(row, x.extent * tile.batches);
-            continue;
-          }
-          fill_zero(row, low * tile.batches);
-          pack_pixels(
-              batch + (channel + c) * source.stride_c + sy * source.stride_h + (first + low * x.src_step) * source.stride_w,
-              step, high - low, tile.batches, at.batch, row + low * width);
-          fill_zero(row + high * width, (x.extent - high) * tile.batches);
-        }
-      }
-    }
-  }
-}
-
 // The source lines of the next tile, fetched into the second cache a few at a time while this one is worked on: they lie
-// N * 4 bytes apart, which no hardware prefetcher follows.
+// N * 4 bytes apart, which no hardware prefetcher follows. Channels lie a power of two apart in most networks, so they
+// share sets of that cache: of many channels ahead, the first ones would be gone again.
+constexpr int64_t kChannelsAhead = 4;
+
 struct Ahead {
   const char* next = nullptr;  // of the channel being fetched: its next row
   int64_t channel_step = 0, row_step = 0, pixel_step = 0;  // bytes
@@ -131,7 +99,7 @@ static Reach reach_of(const AxisView& axis, int64_t origin) {
 template <class T>
 static Ahead look_ahead(const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
   Ahead ahead;
-  if (at.phase->y.planes == 0 || at.phase->x.planes == 0) return ahead;
+  if (channels <= 0 || at.phase->y.planes == 0 || at.phase->x.planes == 0) return ahead;
   const Reach y = reach_of(at.phase->y, at.y0), x = reach_of(at.phase->x, at.x0);
   if (y.count == 0 || x.count == 0) return ahead;
   const int64_t size = sizeof(T);
@@ -147,10 +115,12 @@ static Ahead look_ahead(const View<const T>& source, const Tile& tile, const Pla
   return ahead;
 }
 
-// The same for the gradients that the next task reads, of `channels` result channels.
+// The same for the tile of `channels` result channels, which a values gradient reads.
+constexpr int64_t kRowsAhead = 6;
 template <class T>
 static Ahead look_ahead_result(const View<const T>& grad, const Tile& tile, const Place& at, int64_t channel, int64_t channels) {
   Ahead ahead;
+  if (channels <= 0) return ahead;
   const int64_t size = sizeof(T);
   ahead.rows = clamp(at.phase->y.count - at.y0, 0, tile.rows);
   ahead.pixels = clamp(at.phase->x.count - at.x0, 0, tile.columns);
@@ -173,6 +143,43 @@ TOST_INLINE void fetch(Ahead& ahead, int64_t rows) {
     if (++ahead.row == ahead.rows) {
       ahead.row = 0;
       ahead.next += ahead.channel_step;
+    }
+  }
+}
+
+// Source channels [channel, channel + channels) of the tile at `at`; pixels outside the source are 0.
+template <class T>
+static __attribute__((noinline)) void pack(
+    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels, float* to) {
+  const AxisView& y = at.phase->y;
+  const AxisView& x = at.phase->x;
+  const int64_t width = tile.batches * kLanes;  // floats of a pixel
+  const T* batch = source.data + at.n0;
+  Ahead rest = look_ahead(source, tile, at, channel + kChannelsAhead, channels - kChannelsAhead);
+  for (int64_t px = 0; px < x.planes; ++px) {
+    // Elements [low, high) of this plane's rows are inside the source.
+    const int64_t first = x.src_step * at.x0 + x.start[px];
+    const int64_t low = first >= 0 ? 0 : clamp((-first + x.src_step - 1) / x.src_step, 0, x.extent);
+    const int64_t inside = x.src_size - first;
+    const int64_t high = inside <= 0 ? low : clamp((inside + x.src_step - 1) / x.src_step, low, x.extent);
+    const int64_t step = x.src_step * source.stride_w;
+    for (int64_t c = 0; c < channels; ++c) {
+      if (px == 0) fetch(rest, rest.rows);
+      for (int64_t py = 0; py < y.planes; ++py) {
+        float* row = to + c * at.phase->channel_pitch + (py * x.planes + px) * y.extent * at.phase->row_pitch;
+        for (int64_t e = 0; e < y.extent; ++e, row += at.phase->row_pitch) {
+          const int64_t sy = y.src_step * (at.y0 + e) + y.start[py];
+          if (sy < 0 || sy >= y.src_size || low == high) {
+            fill_zero(row, x.extent * tile.batches);
+            continue;
+          }
+          fill_zero(row, low * tile.batches);
+          pack_pixels(
+              batch + (channel + c) * source.stride_c + sy * source.stride_h + (first + low * x.src_step) * source.stride_w,
+              step, high - low, tile.batches, at.batch, row + low * width);
+          fill_zero(row + high * width, (x.extent - high) * tile.batches);
+        }
+      }
     }
   }
 }
@@ -331,17 +338,17 @@ static bool direct_offsets(const View<T>& result, const Tile& tile, const Place&
 template <class T>
 static Ahead look_ahead_after(
     const View<const T>& source, const ConvJob& conv, const Place& at, int64_t group, int64_t block, int64_t task, int64_t end) {
+  const int64_t most = conv.block < kChannelsAhead ? conv.block : kChannelsAhead;
   if (block + 1 < conv.blocks) {
     const int64_t channel = (block + 1) * conv.block;
-    const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
-    return look_ahead(source, conv.tile, at, group * conv.channels + channel, channels);
+    return look_ahead(source, conv.tile, at, group * conv.channels + channel, clamp(conv.channels - channel, 0, most));
   }
   if ((group + 1) * conv.rows < at.row_end) {
-    return look_ahead(source, conv.tile, at, (group + 1) * conv.channels, conv.block);
+    return look_ahead(source, conv.tile, at, (group + 1) * conv.channels, most);
   }
   if (task + 1 >= end) return Ahead{};
   const Place next = place_of(conv, task + 1, source.n);
-  return look_ahead(source, conv.tile, next, next.row_begin / conv.rows * conv.channels, conv.block);
+  return look_ahead(source, conv.tile, next, next.row_begin / conv.rows * conv.channels, most);
 }
 
 template <class TAPS, class T>
@@ -459,27 +466,39 @@ TOST_INLINE void values_grad_row(
 
 // WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): the packed tile reaches to source
 // pixels that only missing result pixels would read, and 0 * inf must not count.
-template <class TAPS, bool WHOLE>
+// fresh: the gradients of these rows are not in `grads` yet.
+template <class TAPS, bool WHOLE, class T>
 static __attribute__((noinline)) void values_grad_block(
-    const int32_t* offsets, const int32_t* ptr, int64_t row_begin, int64_t row_end, int64_t pitch, const float* tile,
-    const float* grads, const uint32_t* exists, float* partial, Ahead& ahead, Ahead& grads_ahead, int64_t grad_fetches) {
+    const ValuesGradJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
+    const float* tile, float* grads, bool fresh, const uint32_t* exists, float* partial, Ahead& ahead) {
   constexpr int R = TAPS::R, kVectors = TAPS::kVectors, kClasses = TAPS::kClasses;
+  const ConvJob& conv = job.conv;
   alignas(64) float products[kLanes * kLanes];
   const float* base[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) base[r] = tile + r * pitch;
+  for (int r = 0; r < R; ++r) base[r] = tile + r * at.phase->row_pitch;
   int64_t done = ptr[row_begin * kClasses];  // sums below this one are in `partial`
   int64_t k = done;
   const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
+  const int64_t channel = group * conv.rows;
+  Ahead rows_ahead;
+  if (fresh) {
+    rows_ahead =
+        look_ahead_result(job.grad, conv.tile, at, channel + row_begin + kRowsAhead, row_end - row_begin - kRowsAhead);
+  }
   for (int64_t row = row_begin; row < row_end; ++row) {
     fetch(ahead, fetches);
-    fetch(grads_ahead, grad_fetches);
+    float* row_grads = grads + (row - row_begin) * (kVectors * kLanes);
+    if (fresh) {
+      fetch(rows_ahead, rows_ahead.rows);
+      read_tile(job.grad, conv.tile, at, channel + row, row_grads);
+    }
     const int32_t* ends = ptr + row * kClasses + 1;
     if (k == ends[kClasses - 1]) continue;
     Vec grad[kVectors];
 #pragma GCC unroll 16
-    for (int a = 0; a < kVectors; ++a) grad[a] = load(grads + ((row - row_begin) * kVectors + a) * kLanes);
-    values_grad_row<TAPS, WHOLE>(grad, offsets, ends, base, exists, products, partial, k, done);
+    for (int a = 0; a < kVectors; ++a) grad[a] = load(row_grads + a * kLanes);
+    values_grad_row<TAPS, WHOLE>(grad, conv.offsets, ends, base, exists, products, partial, k, done);
   }
   if (done == k) return;
   // The same tree of additions as for a full group: which weights are left over here depends on how rows were shared out.
@@ -506,9 +525,6 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
       Place at = place_of(conv, task, job.source.n);
       at.row_begin = total_rows * segment / job.row_segments;
       at.row_end = total_rows * (segment + 1) / job.row_segments;
-      for (int64_t row = at.row_begin; row < at.row_end; ++row) {
-        read_tile(job.grad, conv.tile, at, row, grads + (row - at.row_begin) * kFloats);
-      }
       uint32_t exists[R * V];
       bool whole = true;
       for (int64_t a = 0; a < R * V; ++a) {
@@ -516,18 +532,11 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
         exists[a] = here ? 0xffffffffu : 0u;
         whole = whole && here;
       }
-      Ahead grads_ahead;
-      int64_t grad_fetches = 0;  // a row and block, so that all are done when the task is
-      if (task + 1 < last_task) {
-        const Place next = place_of(conv, task + 1, job.source.n);
-        const int64_t rows = at.row_end - at.row_begin;
-        grads_ahead = look_ahead_result(job.grad, conv.tile, next, at.row_begin, rows);
-        grad_fetches = (grads_ahead.left + rows * conv.blocks - 1) / (rows * conv.blocks);
-      }
       for (int64_t group = at.row_begin / conv.rows; group * conv.rows < at.row_end; ++group) {
         const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
         const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
-        const float* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kFloats;
+        float* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kFloats;
+        bool fresh = true;
         for (int64_t block = 0; block < conv.blocks; ++block) {
           const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows * kClasses;
           if (ptr[row_begin * kClasses] == ptr[row_end * kClasses]) continue;
@@ -535,9 +544,9 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
           const int64_t channels = conv.channels - channel < conv.block ? conv.channels - channel : conv.block;
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
           Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
-          const auto run = whole ? values_grad_block<TAPS, true> : values_grad_block<TAPS, false>;
-          run(conv.offsets, ptr, row_begin, row_end, at.phase->row_pitch, tile, group_grads, exists, partial, ahead,
-              grads_ahead, grad_fetches);
+          const auto run = whole ? values_grad_block<TAPS, true, T> : values_grad_block<TAPS, false, T>;
+          run(job, at, group, row_begin, row_end, ptr, tile, group_grads, fresh, exists, partial, ahead);
+          fresh = false;
         }
       }
     }
