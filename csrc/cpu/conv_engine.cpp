@@ -10,6 +10,7 @@
 #include "conv_job.h"
 #include "lattice.h"
 #include "scratch.h"
+#include "share_out.h"
 #include "stream_cache.h"
 
 #define TOST_KERNELS "conv_kernels.h"
@@ -152,7 +153,7 @@ void run_gather(PreparedConv& prepared, View<const T> source, Numbers<T> bias, V
   const bool streaming = past_the_caches(result.n * result.c * result.h * result.w * static_cast<int64_t>(sizeof(T)));
   const GatherJob<T> job{prepared.job, source, result, bias.data, bias.stride, streaming};
   const auto kernel = TOST_PER_ISA(gather<T>);
-  torch::stable::parallel_for(0, job.conv.tasks, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  share_out(job.conv.tasks, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
 // source: how many pixels the source has. padding: -1 where a phase has another.
@@ -248,6 +249,10 @@ void conv_values_grad(
   // The number of chunks fixes the order of the sum: it follows from shape and pattern alone.
   constexpr int64_t kMostChunks = 16, kMostPartial = int64_t{8} << 20;
   const int64_t tasks = prepared.job.tasks;
+  if (tasks == 0) {  // an empty batch
+    for (int64_t k = 0; k < index.nnz; ++k) assign(grad_values[k], 0.0f);
+    return;
+  }
   const int64_t chunks = std::max<int64_t>(1, std::min({tasks, kMostChunks, kMostPartial / index.nnz}));
   constexpr int64_t kFewestRows = 16, kMostRows = 1024;
   const int64_t threads = torch::stable::get_num_threads();
@@ -255,11 +260,11 @@ void conv_values_grad(
   int64_t segments = ceil_div(rows, kMostRows);
   if (threads > 1) segments = std::max(segments, std::min(ceil_div(threads, chunks), rows / kFewestRows));
   static thread_local std::vector<float> kept;  // from call to call, as the stream is
-  kept.assign(chunks * index.nnz, 0.0f);
+  kept.resize(chunks * index.nnz);
   std::vector<float>& partial = kept;  // a lambda sees its own thread's `kept`
   const ValuesGradJob<T> job{prepared.job, input, grad_output, chunks, segments, index.nnz, partial.data()};
   const auto kernel = TOST_PER_ISA(values_grad<T>);
-  torch::stable::parallel_for(0, chunks * segments, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  share_out(chunks * segments, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 
   torch::stable::parallel_for(0, index.nnz, 16384, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {

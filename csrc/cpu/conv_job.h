@@ -67,7 +67,7 @@ struct ValuesGradJob {
   View<const T> source;
   View<const T> grad;
   int64_t chunks, row_segments, nnz;
-  float* partial;  // (chunks, nnz), zeroed, in the order of `nonzeros`
+  float* partial;  // (chunks, nnz), in the order of `nonzeros`
 };
 
 }  // namespace tost

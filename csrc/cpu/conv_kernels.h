@@ -429,11 +429,11 @@ TOST_INLINE Vec sum_each(const float* vectors) {
 }
 
 // One row's kept weights up to ends[CLASS]: the products of its gradients with the source, summed over the tile's pixels, into
-// `products`; every kLanes of them are summed over the lanes and added to `partial`. See values_grad_block for the rest.
+// `products`; every kLanes of them are summed over the lanes, into `partial`. See values_grad_block for the rest.
 template <class TAPS, bool WHOLE, int CLASS = 0>
 TOST_INLINE void values_grad_row(
     const Vec* grad, const int32_t* offsets, const int32_t* ends, const float* const* rows, const uint32_t* exists,
-    float* products, float* partial, int64_t& k, int64_t& done) {
+    float* products, float* partial, bool add, int64_t& k, int64_t& done) {
   for (const int64_t end = ends[CLASS]; k < end; ++k) {
     const int64_t offset = offsets[k];
     Vec chain[2] = {};
@@ -455,22 +455,23 @@ TOST_INLINE void values_grad_row(
     }
     store(products + (k - done) * kLanes, chain[0] + chain[1]);
     if (k - done == kLanes - 1) {
-      store(partial + done, load(partial + done) + sum_each(products));
+      const Vec sums = sum_each(products);
+      store(partial + done, add ? load(partial + done) + sums : sums);
       done += kLanes;
     }
   }
   if constexpr (CLASS + 1 < TAPS::kClasses) {
-    values_grad_row<TAPS, WHOLE, CLASS + 1>(grad, offsets, ends, rows, exists, products, partial, k, done);
+    values_grad_row<TAPS, WHOLE, CLASS + 1>(grad, offsets, ends, rows, exists, products, partial, add, k, done);
   }
 }
 
 // WHOLE: all pixels of the tile exist. Otherwise `exists` says which (all bits or none): the packed tile reaches to source
 // pixels that only missing result pixels would read, and 0 * inf must not count.
-// fresh: the gradients of these rows are not in `grads` yet.
+// fresh: the gradients of these rows are not in `grads` yet. add: `partial` has sums already.
 template <class TAPS, bool WHOLE, class T>
 static __attribute__((noinline)) void values_grad_block(
     const ValuesGradJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
-    const float* tile, float* grads, bool fresh, const uint32_t* exists, float* partial, Ahead& ahead) {
+    const float* tile, float* grads, bool fresh, const uint32_t* exists, float* partial, bool add, Ahead& ahead) {
   constexpr int R = TAPS::R, kVectors = TAPS::kVectors, kClasses = TAPS::kClasses;
   const ConvJob& conv = job.conv;
   alignas(64) float products[kLanes * kLanes];
@@ -498,14 +499,14 @@ static __attribute__((noinline)) void values_grad_block(
     Vec grad[kVectors];
 #pragma GCC unroll 16
     for (int a = 0; a < kVectors; ++a) grad[a] = load(row_grads + a * kLanes);
-    values_grad_row<TAPS, WHOLE>(grad, conv.offsets, ends, base, exists, products, partial, k, done);
+    values_grad_row<TAPS, WHOLE>(grad, conv.offsets, ends, base, exists, products, partial, add, k, done);
   }
   if (done == k) return;
   // The same tree of additions as for a full group: which weights are left over here depends on how rows were shared out.
   for (int64_t missing = k - done; missing < kLanes; ++missing) store(products + missing * kLanes, zero());
   alignas(64) float sums[kLanes];
   store(sums, sum_each(products));
-  for (int64_t left = 0; done + left < k; ++left) partial[done + left] += sums[left];
+  for (int64_t left = 0; done + left < k; ++left) partial[done + left] = sums[left] + (add ? partial[done + left] : 0.0f);
 }
 
 template <class TAPS, class T>
@@ -520,8 +521,8 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
   for (int64_t item = begin; item < end; ++item) {
     const int64_t chunk = item / job.row_segments, segment = item % job.row_segments;
     float* partial = job.partial + chunk * job.nnz;
-    const int64_t last_task = conv.tasks * (chunk + 1) / job.chunks;
-    for (int64_t task = conv.tasks * chunk / job.chunks; task < last_task; ++task) {
+    const int64_t first_task = conv.tasks * chunk / job.chunks, last_task = conv.tasks * (chunk + 1) / job.chunks;
+    for (int64_t task = first_task; task < last_task; ++task) {
       Place at = place_of(conv, task, job.source.n);
       at.row_begin = total_rows * segment / job.row_segments;
       at.row_end = total_rows * (segment + 1) / job.row_segments;
@@ -545,7 +546,7 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
           pack(job.source, conv.tile, at, group * conv.channels + channel, channels, tile);
           Ahead ahead = look_ahead_after(job.source, conv, at, group, block, task, last_task);
           const auto run = whole ? values_grad_block<TAPS, true, T> : values_grad_block<TAPS, false, T>;
-          run(job, at, group, row_begin, row_end, ptr, tile, group_grads, fresh, exists, partial, ahead);
+          run(job, at, group, row_begin, row_end, ptr, tile, group_grads, fresh, exists, partial, task > first_task, ahead);
           fresh = false;
         }
       }

@@ -9,6 +9,7 @@
 
 #include "dense_pointwise_job.h"
 #include "scratch.h"
+#include "share_out.h"
 
 #define TOST_KERNELS "dense_pointwise_kernels.h"
 #include "per_isa.h"
@@ -63,7 +64,7 @@ void run(PointwiseJob<T>& job) {
     job.row_chunks = std::min(ceil_div(threads * kTasksPerThread, blocks), ceil_div(row_blocks, 4));
   }
   const auto kernel = TOST_PER_ISA(pointwise<T>);
-  torch::stable::parallel_for(0, blocks * job.row_chunks, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  share_out(blocks * job.row_chunks, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
 // Zeros in the pixels that no output reads.
@@ -157,7 +158,7 @@ void dense_pointwise_values_grad(
       columns_of(input, grad_output.h, grad_output.w, geometry.stride), rows, inputs, columns, chunks, segments, pitch,
       partial};
   const auto kernel = TOST_PER_ISA(pointwise_values<T>);
-  torch::stable::parallel_for(0, chunks * segments, 1, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  share_out(chunks * segments, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 
   torch::stable::parallel_for(0, rows, ceil_div(16384, inputs), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
