@@ -251,8 +251,11 @@ template <class TAPS, int CLASS = 0>
 TOST_INLINE void gather_row(
     Vec* acc, const Nonzero* nonzeros, const Nonzero* nonzero, const int32_t* ends, const float* const* rows) {
   for (const Nonzero* const end = nonzeros + ends[CLASS]; nonzero != end; ++nonzero) {
-    const int64_t offset = nonzero->offset;
-    const Vec weight = broadcast(nonzero->weight);
+    // One load for both: the loads of the products leave no room for a second one.
+    uint64_t both;
+    __builtin_memcpy(&both, nonzero, sizeof both);
+    const int64_t offset = static_cast<int32_t>(both);
+    const Vec weight = broadcast_bits(static_cast<uint32_t>(both >> 32));
 #pragma GCC unroll 16
     for (int r = 0; r < TAPS::R; ++r) {
 #pragma GCC unroll 16

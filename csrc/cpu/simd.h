@@ -21,6 +21,11 @@ typedef uint16_t HVecInMemory __attribute__((vector_size(TOST_LANES * 2), aligne
 // Not Vec{} + x: -0 + 0 is +0, so that addition stays in the code, beside every broadcast; x - 0 is x.
 TOST_INLINE Vec broadcast(float x) { return x - Vec{}; }
 TOST_INLINE Vec zero() { return Vec{}; }
+// The float whose bits are x, in every lane, from an integer register: the compiler must not make a load of it.
+TOST_INLINE Vec broadcast_bits(uint32_t x) {
+  __asm__("" : "+r"(x));
+  return reinterpret_cast<Vec>(UVec{} + x);
+}
 
 // a * b + c; one instruction where there is one (contraction is on by default in both compilers).
 TOST_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
