@@ -32,7 +32,7 @@ constexpr KnownTile kKnownTiles[] = {
 
 bool compiled(int64_t rows, int64_t vectors, Isa isa) {
   for (const Registers& tile : kTiles) {
-    if (tile.rows == rows && tile.vectors == vectors) return isa == Isa::avx512 || rows * vectors <= 8;
+    if (tile.rows == rows && tile.vectors == vectors) return isa >= Isa::avx512 || rows * vectors <= 8;
   }
   return false;
 }
@@ -40,7 +40,7 @@ bool compiled(int64_t rows, int64_t vectors, Isa isa) {
 void check_compiled(const char* op, const Tile& tile, Isa isa) {
   TOST_CHECK(
       compiled(tile.rows, tile.columns * tile.batches, isa), op, "plan: expected a tile that is compiled for ",
-      isa_name(isa), " (rows x vectors: ", isa == Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", tile.rows,
+      isa_name(isa), " (rows x vectors: ", isa >= Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", tile.rows,
       "x", tile.columns * tile.batches);
 }
 
@@ -69,7 +69,7 @@ constexpr double kPackVector = 2;
 
 }  // namespace
 
-int64_t lanes(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
+int64_t lanes(Isa isa) { return isa >= Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
 
 ConvOptions parse_options(const char* op, const std::string& plan, ConvPass pass) {
   const auto wrong = [&] {
@@ -116,6 +116,7 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
   const bool strip = x && need.y.count % tile.rows == 0;
   for (const KnownTile& known : kKnownTiles) {
     const Tile& its = known.tile;
+    if (isa == Isa::avx512bf16 && its.batches == 1) continue;  // its loads span two batch vectors
     if (its.rows != tile.rows || its.columns != tile.columns || its.batches != tile.batches) continue;
     if (known.y ? x && y : strip) return {known.y, true};
   }

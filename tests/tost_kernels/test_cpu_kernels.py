@@ -423,9 +423,9 @@ t.test_linear_equals_dense(37, 20, 33, 1.0, "batch_last", torch.float32)
 """
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_lower_instruction_sets(isa):
-    better = {"portable": 0, "avx2": 1, "avx512": 2}
+    better = {"portable": 0, "avx2": 1, "avx512": 2, "avx512bf16": 3}
     if better[OPS.cpu_isa()] < better[isa]:
         pytest.skip(f"this machine has no {isa}")
     done = run(OTHER_ISA.format(folder=os.path.dirname(__file__)), isa)
@@ -435,7 +435,7 @@ def test_lower_instruction_sets(isa):
 
 def test_unknown_instruction_set_is_an_error():
     done = run("import tost_kernels, torch; torch.ops.tost.cpu_isa()", "sse9")
-    assert "TOST_CPU_ISA: expected avx512, avx2 or portable, got sse9" in done.stderr
+    assert "TOST_CPU_ISA: expected avx512bf16, avx512, avx2 or portable, got sse9" in done.stderr
 
 
 def run(code: str, isa: str) -> "subprocess.CompletedProcess[str]":
