@@ -112,8 +112,8 @@ void prepare(
   job.rows = shape.rows;
   job.channels = shape.channels;
   const double weights = static_cast<double>(index.nnz) / static_cast<double>(index.outputs * index.inputs * all_phases);
-  const int64_t channel_floats = isa_for<T>() == Isa::avx512bf16 ? largest_channel / 2 : largest_channel;
-  job.block = choose_block(options, shape.channels, channel_floats, index.block, weights);
+  const bool gathers = !want_position;
+  job.block = choose_block(options, isa_for<T>(), gathers, shape.channels, largest_channel, index.block, weights);
   // Offsets in a packed block are 32 bits.
   job.block = std::max<int64_t>(
       1, std::min(job.block, std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, largest_channel)));

@@ -47,7 +47,9 @@ TOST_INLINE int64_t lanes_of(int64_t batch, int64_t v) { return clamp(batch - v 
 template <class T>
 TOST_INLINE void pack_pixels(
     const T* from, int64_t step, int64_t pixels, int64_t vectors, int64_t batch, Packed* to) {
-  if (batch == vectors * kLanes) {
+  if (batch == kJoined * kLanes && vectors == kJoined) {
+    for (int64_t p = 0; p < pixels; ++p) pack_joined(to + p * kJoined * kLanes, from + p * step);
+  } else if (batch == vectors * kLanes) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) pack_vector(to + (p * vectors + v) * kLanes, from + p * step + v * kLanes);
     }
@@ -292,8 +294,6 @@ static __attribute__((noinline)) void gather_block(
       for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
       continue;
     }
-#pragma GCC unroll 16
-    for (int a = 0; a < kVectors; a += kJoined) undeal(acc + a);
     const int64_t channel = group * job.conv.rows + row;
     if (job.bias != nullptr) {
       const Vec bias = broadcast(to_float(job.bias[channel * job.bias_stride]));
@@ -303,9 +303,11 @@ static __attribute__((noinline)) void gather_block(
     if (direct != nullptr) {
       T* to = job.result.data + channel * job.result.stride_c;
 #pragma GCC unroll 16
-      for (int a = 0; a < kVectors; ++a) put(to + direct[a], acc[a], job.streaming);
+      for (int a = 0; a < kVectors; a += kJoined) put_joined(to, direct + a, acc + a, job.streaming);
     } else {
       // `sums` of this row are not needed any more.
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; a += kJoined) undeal(acc + a);
 #pragma GCC unroll 16
       for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
       write_tile(job.result, job.conv.tile, at, channel, sums);
@@ -582,8 +584,10 @@ template <class T>
 static void gather(const GatherJob<T>& wanted, int64_t begin, int64_t end) {
   GatherJob<T> job = wanted;
   const View<T>& to = job.result;
-  job.streaming = job.streaming && can_stream(to.data) &&
-                  (to.stride_c % kLanes | to.stride_h % kLanes | to.stride_w % kLanes) == 0;
+  // Whole cache lines: of a part of one, the rest would be read first after all.
+  constexpr int64_t kLine = 64 / sizeof(T);
+  job.streaming = job.streaming && reinterpret_cast<uintptr_t>(to.data) % 64 == 0 &&
+                  (job.conv.tile.batches * kLanes % kLine | to.stride_c % kLine | to.stride_h % kLine | to.stride_w % kLine) == 0;
 #define TOST_TILE(...) \
   if (serves<Taps<__VA_ARGS__>>(job.conv)) return gather_tasks<Taps<__VA_ARGS__>, T>(job, begin, end);
   TOST_FOR_EACH_TILE

@@ -29,6 +29,7 @@ TOST_INLINE void pack_zero(Packed* to) { *reinterpret_cast<HVecInMemory*>(to) = 
 TOST_INLINE void pack_vector(Packed* to, const bf16* from) {
   *reinterpret_cast<HVecInMemory*>(to) = *reinterpret_cast<const HVecInMemory*>(from);
 }
+TOST_INLINE void pack_joined(Packed* to, const bf16* from) { _mm512_storeu_si512(to, _mm512_loadu_si512(from)); }
 TOST_INLINE void pack_partial(Packed* to, const bf16* from, int64_t n) {
   for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] = lane < n ? from[lane] : bf16{0};
 }
@@ -74,6 +75,24 @@ TOST_INLINE void undeal(Vec* acc) {
   acc[1] = second;
 }
 
+// The accumulators of one load to `to` + offsets[0] and [1].
+TOST_INLINE void put_joined(bf16* to, const int64_t* offsets, Vec* acc, bool streaming) {
+  if (offsets[1] != offsets[0] + kLanes) {
+    undeal(acc);
+    put(to + offsets[0], acc[0], streaming);
+    put(to + offsets[1], acc[1], streaming);
+    return;
+  }
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(acc[1], acc[0]);
+  const __mmask8 all = 0xff;  // GCC 12 warns about its own unmasked form
+  const __m512i dealt = _mm512_maskz_permutexvar_epi64(all, _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), both);
+  if (streaming) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + offsets[0]), dealt);
+  } else {
+    _mm512_storeu_si512(to + offsets[0], dealt);
+  }
+}
+
 #else
 
 typedef float Packed;
@@ -88,6 +107,8 @@ TOST_INLINE Vec add_products(Vec sum, Source a, Source b) { return fma(a, b, sum
 TOST_INLINE void pack_zero(Packed* to) { store(to, zero()); }
 template <class T>
 TOST_INLINE void pack_vector(Packed* to, const T* from) { store(to, load(from)); }
+template <class T>
+TOST_INLINE void pack_joined(Packed* to, const T* from) { pack_vector(to, from); }
 template <class T>
 TOST_INLINE void pack_partial(Packed* to, const T* from, int64_t n) {
   store(to, n > 0 ? load_partial(from, n) : zero());
@@ -105,6 +126,9 @@ typedef OneWeight Step;
 typedef OneWeight Rest;
 
 TOST_INLINE void undeal(Vec*) {}
+
+template <class T>
+TOST_INLINE void put_joined(T* to, const int64_t* offset, const Vec* acc, bool streaming) { put(to + *offset, *acc, streaming); }
 
 #endif
 

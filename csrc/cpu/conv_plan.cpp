@@ -67,6 +67,11 @@ constexpr double kLatency = 4;        // fewer accumulators than this do not go 
 constexpr double kWeightOverhead = 1.5;  // broadcast and loop
 constexpr double kPackVector = 2;
 
+// The same where bfloat16 is multiplied in pairs (conv_packed.h), in whose steps two kept weights share a load of two vectors.
+constexpr double kDotProducts = 0.65;
+constexpr double kDotPackVector = 1, kDotPackRow = 1;
+constexpr double kDotOddBatch = 1.2;  // loads across cache lines, halves of lines written
+
 }  // namespace
 
 int64_t lanes(Isa isa) { return isa >= Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
@@ -147,8 +152,16 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
       };
       const double products = static_cast<double>(tile.rows * registers.vectors) * present(known.y, need.y.count) *
                               present(known.x, need.x.count);
-      const double multiply = std::max(kLatency, products) + kWeightOverhead;
-      const double cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
+      double cost;
+      if (isa == Isa::avx512bf16) {
+        const double multiply = std::max(kLatency, products * kDotProducts) + kWeightOverhead;
+        const double packed_rows = packed / static_cast<double>(need.x.planes * (tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
+        cost = tasks * (need.weights_per_channel * multiply + packed * kDotPackVector + packed_rows * kDotPackRow);
+        if (tile.batches % 2 != 0) cost *= kDotOddBatch;
+      } else {
+        const double multiply = std::max(kLatency, products) + kWeightOverhead;
+        cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
+      }
       if (cost < least) {
         least = cost;
         best = tile;
@@ -159,16 +172,21 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
 }
 
 int64_t choose_block(
-    const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
+    const ConvOptions& options, Isa isa, bool gathers, int64_t channels, int64_t channel_numbers, int64_t multiple,
     double weights_per_row_and_channel) {
   // Measured on Zen 4 (docs/notes/cpu-masked-conv2d.md): a tile slightly larger than the first cache is best, and twice
   // that where the runs would be too short.
-  constexpr int64_t kUsual = 40 * 1024 / 4, kMost = 80 * 1024 / 4;  // floats
-  constexpr double kRun = 5;                                        // kept weights of a row in a block
+  struct Limits {
+    int64_t usual, most;  // bytes
+    double run;           // kept weights of a row in a block
+  };
+  constexpr Limits kPlain{40 << 10, 80 << 10, 5}, kInTwos{48 << 10, 144 << 10, 14};
   if (options.block > 0) return std::min(options.block, channels);
-  const int64_t usual = std::max<int64_t>(1, kUsual / std::max<int64_t>(1, channel_floats));
-  const int64_t most = std::max<int64_t>(1, kMost / std::max<int64_t>(1, channel_floats));
-  const double for_runs = weights_per_row_and_channel > 0 ? std::ceil(kRun / weights_per_row_and_channel) : 1e9;
+  const bool dots = isa == Isa::avx512bf16;
+  const Limits& limits = dots && gathers ? kInTwos : kPlain;  // weights taken in twos want longer runs
+  const int64_t bytes = std::max<int64_t>(1, channel_numbers) * (dots ? 2 : 4);
+  const int64_t usual = std::max<int64_t>(1, limits.usual / bytes), most = std::max<int64_t>(1, limits.most / bytes);
+  const double for_runs = weights_per_row_and_channel > 0 ? std::ceil(limits.run / weights_per_row_and_channel) : 1e9;
   const int64_t wanted = static_cast<int64_t>(std::min(for_runs, static_cast<double>(channels)));
   int64_t block = std::max(usual, std::min(wanted, most));
   if (block >= channels) return channels;
