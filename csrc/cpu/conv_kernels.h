@@ -3,7 +3,7 @@
 // SIMD lanes are batch items. A task packs a block of source channels of its tile into scratch, [channel][plane][row]
 // [column][batch vector][lane], then goes through the rows (result channels): R x V accumulators in registers, and for
 // each kept weight one broadcast and R x V fused multiply-adds whose memory operands lie at fixed distances, since
-// neighbouring result pixels are neighbours in the packed tile.
+// neighbouring result pixels are neighbours in the packed tile. What differs where the CPU multiplies bfloat16: conv_packed.h.
 
 #include "conv_packed.h"
 
@@ -553,7 +553,7 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
 
 // ---- one entry a job; the tile decides which copy runs
 // 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_plan.cpp knows the same lists. In the
-// first, C counts columns x batch vectors.
+// first, C counts columns x batch vectors. With dot products R x C x B are an even number a row: loads bring two.
 
 #if TOST_BF16_DOTS
 #define TOST_FOR_EACH_TILE                                                              \

@@ -65,12 +65,14 @@ bool parse_numbers(const std::string& text, std::vector<int64_t>& numbers) {
 // In units of one fused multiply-add on vectors.
 constexpr double kLatency = 4;        // fewer accumulators than this do not go faster
 constexpr double kWeightOverhead = 1.5;  // broadcast and loop
-constexpr double kPackVector = 2;
-
-// The same where bfloat16 is multiplied in pairs (conv_packed.h), in whose steps two kept weights share a load of two vectors.
-constexpr double kDotProducts = 0.65;
-constexpr double kDotPackVector = 1, kDotPackRow = 1;
-constexpr double kDotOddBatch = 1.2;  // loads across cache lines, halves of lines written
+struct Costs {
+  double product;    // of one kept weight and one source vector
+  double pack_vector, pack_row;
+  double odd_batch;  // factor for tiles of an odd number of batch vectors
+};
+// kDots: bfloat16 stays what it is (conv_packed.h). Two vectors are a cache line there, so that an odd number means loads across
+// lines, and results written by halves of them.
+constexpr Costs kFloats{1, 2, 0, 1}, kDots{0.65, 1, 1, 1.2};
 
 }  // namespace
 
@@ -121,7 +123,7 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
   const bool strip = x && need.y.count % tile.rows == 0;
   for (const KnownTile& known : kKnownTiles) {
     const Tile& its = known.tile;
-    if (isa == Isa::avx512bf16 && its.batches == 1) continue;  // its loads span two batch vectors
+    if (isa == Isa::avx512bf16 && its.batches == 1) continue;  // a load spans two pixels there, of which one may not exist
     if (its.rows != tile.rows || its.columns != tile.columns || its.batches != tile.batches) continue;
     if (known.y ? x && y : strip) return {known.y, true};
   }
@@ -134,6 +136,7 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
     return options.tile;
   }
   const int64_t batch_vectors = std::max<int64_t>(1, ceil_div(need.batch, lanes(isa)));
+  const Costs& costs = isa == Isa::avx512bf16 ? kDots : kFloats;
   Tile best{1, 1, 4};
   double least = std::numeric_limits<double>::infinity();
   for (const Registers& registers : kTiles) {
@@ -143,25 +146,20 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
       const double tasks = static_cast<double>(
           ceil_div(need.y.count, tile.rows) * ceil_div(need.x.count, tile.columns) * ceil_div(batch_vectors, tile.batches));
       const Known known = shifts_known(tile, need, isa);
-      const double packed = static_cast<double>(
-          need.y.planes * (tile.rows + (known.y ? 0 : need.y.halo)) * need.x.planes *
-          (tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
+      const double packed_rows =
+          static_cast<double>(need.y.planes * (tile.rows + (known.y ? 0 : need.y.halo)) * need.x.planes);
+      const double packed =
+          packed_rows * static_cast<double>((tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
       // Of three taps, one has a product for every pixel, two for all but one.
       const auto present = [](bool is_known, int64_t count) {
         return is_known ? 1.0 - 2.0 / (3.0 * static_cast<double>(count)) : 1.0;
       };
       const double products = static_cast<double>(tile.rows * registers.vectors) * present(known.y, need.y.count) *
                               present(known.x, need.x.count);
-      double cost;
-      if (isa == Isa::avx512bf16) {
-        const double multiply = std::max(kLatency, products * kDotProducts) + kWeightOverhead;
-        const double packed_rows = packed / static_cast<double>(need.x.planes * (tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
-        cost = tasks * (need.weights_per_channel * multiply + packed * kDotPackVector + packed_rows * kDotPackRow);
-        if (tile.batches % 2 != 0) cost *= kDotOddBatch;
-      } else {
-        const double multiply = std::max(kLatency, products) + kWeightOverhead;
-        cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
-      }
+      const double multiply = std::max(kLatency, products * costs.product) + kWeightOverhead;
+      const double pack = packed * costs.pack_vector + packed_rows * costs.pack_row;
+      const double cost =
+          tasks * (need.weights_per_channel * multiply + pack) * (tile.batches % 2 == 0 ? 1.0 : costs.odd_batch);
       if (cost < least) {
         least = cost;
         best = tile;
