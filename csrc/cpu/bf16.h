@@ -1,4 +1,4 @@
-// bfloat16 in memory; arithmetic is always float32.
+// bfloat16 in memory. Arithmetic is float32, but for products that some kernels leave to instructions for bfloat16.
 #pragma once
 
 #include <cstdint>

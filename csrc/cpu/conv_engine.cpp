@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <type_traits>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -14,6 +15,7 @@
 #include "stream_cache.h"
 
 #define TOST_KERNELS "conv_kernels.h"
+#define TOST_WITH_BF16_DOTS
 #include "per_isa.h"
 
 namespace tost {
@@ -21,6 +23,24 @@ namespace tost {
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// float32 has no use for what avx512bf16 adds.
+template <class T>
+Isa isa_for() {
+  return std::is_same_v<T, bf16> ? isa() : std::min(isa(), Isa::avx512);
+}
+
+template <class T>
+auto gather_kernel() {
+  if constexpr (std::is_same_v<T, bf16>) return TOST_PER_ISA_BF16(gather<T>);
+  else return TOST_PER_ISA(gather<T>);
+}
+
+template <class T>
+auto values_grad_kernel() {
+  if constexpr (std::is_same_v<T, bf16>) return TOST_PER_ISA_BF16(values_grad<T>);
+  else return TOST_PER_ISA(values_grad<T>);
+}
 
 AxisView without_vectors(const Axis& axis) {
   return {axis.out_step, axis.out_phase, axis.count, axis.src_step, axis.src_size,
@@ -93,12 +113,13 @@ void prepare(
   job.rows = shape.rows;
   job.channels = shape.channels;
   const double weights = static_cast<double>(index.nnz) / static_cast<double>(index.outputs * index.inputs * all_phases);
-  job.block = choose_block(options, shape.channels, largest_channel, index.block, weights, classes);
+  const bool gathers = values.data != nullptr;
+  job.block = choose_block(options, isa_for<T>(), gathers, shape.channels, largest_channel, index.block, weights, classes);
   // Offsets in a packed block are 32 bits.
   job.block = std::max<int64_t>(
       1, std::min(job.block, std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, largest_channel)));
   job.blocks = ceil_div(shape.channels, job.block);
-  job.tile_floats = job.block * largest_channel;
+  job.tile_numbers = job.block * largest_channel;
 
   prepared.stream = stream_for(
       op, index, view,
@@ -152,7 +173,7 @@ void run_gather(PreparedConv& prepared, View<const T> source, Numbers<T> bias, V
   split_rows(prepared.job, prepared.phases);
   const bool streaming = past_the_caches(result.n * result.c * result.h * result.w * static_cast<int64_t>(sizeof(T)));
   const GatherJob<T> job{prepared.job, source, result, bias.data, bias.stride, streaming};
-  const auto kernel = TOST_PER_ISA(gather<T>);
+  const auto kernel = gather_kernel<T>();
   share_out(job.conv.tasks, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
@@ -163,8 +184,9 @@ AxisNeed need_of(
   return {count, std::min(taps, planes), (taps - 1) * dilation / src_step, near};
 }
 
+template <class T>
 void set_axes(PreparedConv& prepared, const TileNeed& need, const Tile& tile, std::vector<Axis> y, std::vector<Axis> x) {
-  const Known known = shifts_known(tile, need, isa());
+  const Known known = shifts_known(tile, need, isa_for<T>());
   if (known.y) class_by_shift(y[0]);
   if (known.x) class_by_shift(x[0]);
   prepared.y_axes = std::move(y);
@@ -182,10 +204,10 @@ void conv_forward(
       need_of(output.h, index.kh, stride[0], dilation[0], stride[0], input.h, padding[0]),
       need_of(output.w, index.kw, stride[1], dilation[1], stride[1], input.w, padding[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
-  const Tile tile = choose_tile(op, options, need, isa());  // first, since it checks the plan
+  const Tile tile = choose_tile(op, options, need, isa_for<T>());  // first, since it checks the plan
   if (output.n * output.c * output.h * output.w == 0) return;
   PreparedConv prepared;
-  set_axes(
+  set_axes<T>(
       prepared, need, tile, {forward_axis(output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
       {forward_axis(output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
@@ -208,7 +230,7 @@ void conv_input_grad(
           stride[1] == 1 ? padding[1] : -1),
       grad_output.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.outputs * stride[0] * stride[1])};
-  const Tile tile = choose_tile(op, options, need, isa());
+  const Tile tile = choose_tile(op, options, need, isa_for<T>());
   if (grad_input.n * grad_input.c * grad_input.h * grad_input.w == 0) return;
   PreparedConv prepared;
   std::vector<Axis> y_axes, x_axes;
@@ -222,7 +244,7 @@ void conv_input_grad(
     x_axes.push_back(
         input_grad_axis(grad_input.w, grad_output.w, index.kw, stride[1], padding[1], dilation[1], tile.columns, phase));
   }
-  set_axes(prepared, need, tile, std::move(y_axes), std::move(x_axes));
+  set_axes<T>(prepared, need, tile, std::move(y_axes), std::move(x_axes));
   const ConvShape shape{grad_output.n, groups, index.inputs, index.outputs / groups, true};
   prepare<T>(op, prepared, shape, index.transposed, index, values, tile, options);
   run_gather<T>(prepared, grad_output, Numbers<T>{}, grad_input);
@@ -237,10 +259,10 @@ void conv_values_grad(
       need_of(grad_output.h, index.kh, stride[0], dilation[0], stride[0], input.h, padding[0]),
       need_of(grad_output.w, index.kw, stride[1], dilation[1], stride[1], input.w, padding[1]), input.n,
       static_cast<double>(index.nnz) / static_cast<double>(index.inputs * groups)};
-  const Tile tile = choose_tile(op, options, need, isa());
+  const Tile tile = choose_tile(op, options, need, isa_for<T>());
   if (index.nnz == 0) return;
   PreparedConv prepared;
-  set_axes(
+  set_axes<T>(
       prepared, need, tile, {forward_axis(grad_output.h, input.h, index.kh, stride[0], padding[0], dilation[0], tile.rows)},
       {forward_axis(grad_output.w, input.w, index.kw, stride[1], padding[1], dilation[1], tile.columns)});
   const ConvShape shape{input.n, groups, index.outputs / groups, index.inputs, false};
@@ -263,7 +285,7 @@ void conv_values_grad(
   kept.resize(chunks * index.nnz);
   std::vector<float>& partial = kept;  // a lambda sees its own thread's `kept`
   const ValuesGradJob<T> job{prepared.job, input, grad_output, chunks, segments, index.nnz, partial.data()};
-  const auto kernel = TOST_PER_ISA(values_grad<T>);
+  const auto kernel = values_grad_kernel<T>();
   share_out(chunks * segments, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 
   torch::stable::parallel_for(0, index.nnz, 16384, [&](int64_t begin, int64_t end) {

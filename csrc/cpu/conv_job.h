@@ -7,7 +7,7 @@
 
 namespace tost {
 
-// A kept weight inside a packed tile: where its first source vector lies (in floats), and its value.
+// A kept weight inside a packed tile: where its first source vector lies (in packed numbers), and its value.
 struct Nonzero {
   int32_t offset;
   float weight;
@@ -27,8 +27,8 @@ struct AxisView {
 // One phase of the result (the forward convolution has one, an input gradient stride * stride).
 struct Phase {
   AxisView y, x;
-  int64_t row_pitch;      // floats from one row of a packed plane to the next
-  int64_t channel_pitch;  // floats of one packed channel
+  int64_t row_pitch;      // packed numbers from one row of a packed plane to the next
+  int64_t channel_pitch;  // packed numbers of one channel
   int64_t first_task;
   const int32_t* ptr;     // (groups, blocks, rows, classes) + 1: runs of `nonzeros` that one row takes from one channel block
 };
@@ -44,7 +44,7 @@ struct ConvJob {
   int64_t groups, rows;   // rows a group: channels of the result
   int64_t channels;       // source channels a group
   int64_t block, blocks;  // channels packed at a time, and how often
-  int64_t tile_floats;    // scratch for one packed block
+  int64_t tile_numbers;   // scratch for one packed block
   int64_t y_classes, x_classes;  // of taps, see lattice.h; classes = their product
   const Nonzero* nonzeros;  // with their weights; a values gradient has none
   const int32_t* offsets;   // theirs alone

@@ -3,7 +3,9 @@
 // SIMD lanes are batch items. A task packs a block of source channels of its tile into scratch, [channel][plane][row]
 // [column][batch vector][lane], then goes through the rows (result channels): R x V accumulators in registers, and for
 // each kept weight one broadcast and R x V fused multiply-adds whose memory operands lie at fixed distances, since
-// neighbouring result pixels are neighbours in the packed tile.
+// neighbouring result pixels are neighbours in the packed tile. What differs where the CPU multiplies bfloat16: conv_packed.h.
+
+#include "conv_packed.h"
 
 namespace tost::TOST_ISA {
 
@@ -44,23 +46,24 @@ TOST_INLINE int64_t lanes_of(int64_t batch, int64_t v) { return clamp(batch - v 
 // `pixels` source pixels, `step` elements apart, into consecutive groups of `vectors` vectors; missing batch items are 0.
 template <class T>
 TOST_INLINE void pack_pixels(
-    const T* from, int64_t step, int64_t pixels, int64_t vectors, int64_t batch, float* to) {
-  if (batch == vectors * kLanes) {
+    const T* from, int64_t step, int64_t pixels, int64_t vectors, int64_t batch, Packed* to) {
+  if (batch == kJoined * kLanes && vectors == kJoined) {
+    for (int64_t p = 0; p < pixels; ++p) pack_joined(to + p * kJoined * kLanes, from + p * step);
+  } else if (batch == vectors * kLanes) {
     for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t v = 0; v < vectors; ++v) store(to + (p * vectors + v) * kLanes, load(from + p * step + v * kLanes));
+      for (int64_t v = 0; v < vectors; ++v) pack_vector(to + (p * vectors + v) * kLanes, from + p * step + v * kLanes);
     }
   } else {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t lanes = lanes_of(batch, v);
-        store(to + (p * vectors + v) * kLanes, lanes > 0 ? load_partial(from + p * step + v * kLanes, lanes) : zero());
+        pack_partial(to + (p * vectors + v) * kLanes, from + p * step + v * kLanes, lanes_of(batch, v));
       }
     }
   }
 }
 
-TOST_INLINE void fill_zero(float* to, int64_t vectors) {
-  for (int64_t v = 0; v < vectors; ++v) store(to + v * kLanes, zero());
+TOST_INLINE void fill_zero(Packed* to, int64_t vectors) {
+  for (int64_t v = 0; v < vectors; ++v) pack_zero(to + v * kLanes);
 }
 
 // The source lines of the next tile, fetched into the second cache a few at a time while this one is worked on: they lie
@@ -150,10 +153,10 @@ TOST_INLINE void fetch(Ahead& ahead, int64_t rows) {
 // Source channels [channel, channel + channels) of the tile at `at`; pixels outside the source are 0.
 template <class T>
 static __attribute__((noinline)) void pack(
-    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels, float* to) {
+    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, int64_t channels, Packed* to) {
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
-  const int64_t width = tile.batches * kLanes;  // floats of a pixel
+  const int64_t width = tile.batches * kLanes;  // numbers of a pixel
   const T* batch = source.data + at.n0;
   Ahead rest = look_ahead(source, tile, at, channel + kChannelsAhead, channels - kChannelsAhead);
   for (int64_t px = 0; px < x.planes; ++px) {
@@ -166,7 +169,7 @@ static __attribute__((noinline)) void pack(
     for (int64_t c = 0; c < channels; ++c) {
       if (px == 0) fetch(rest, rest.rows);
       for (int64_t py = 0; py < y.planes; ++py) {
-        float* row = to + c * at.phase->channel_pitch + (py * x.planes + px) * y.extent * at.phase->row_pitch;
+        Packed* row = to + c * at.phase->channel_pitch + (py * x.planes + px) * y.extent * at.phase->row_pitch;
         for (int64_t e = 0; e < y.extent; ++e, row += at.phase->row_pitch) {
           const int64_t sy = y.src_step * (at.y0 + e) + y.start[py];
           if (sy < 0 || sy >= y.src_size || low == high) {
@@ -208,7 +211,7 @@ static __attribute__((noinline)) void write_tile(
 // The reverse of write_tile: pixels and batch items that do not exist read as 0.
 template <class T>
 static __attribute__((noinline)) void read_tile(
-    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, float* to) {
+    const View<const T>& source, const Tile& tile, const Place& at, int64_t channel, Packed* to) {
   const AxisView& y = at.phase->y;
   const AxisView& x = at.phase->x;
   const T* from = source.data + at.n0 + channel * source.stride_c;
@@ -240,33 +243,30 @@ struct Taps {
   }
 };
 
-// The source vector for accumulator (r, c, b), from `rows`, the packed tile's rows moved by the kept weight's offset.
+// Where the source vector for accumulator (r, c, b) lies, before the kept weight's offset; `rows`: the packed tile's.
 template <class TAPS, int CLASS>
-TOST_INLINE Vec source_of(const float* const* rows, int64_t offset, int r, int c, int b) {
-  return load(rows[r + TAPS::y_shift(CLASS)] + offset + ((c + TAPS::x_shift(CLASS)) * TAPS::B + b) * kLanes);
+TOST_INLINE const Packed* source_of(const Packed* const* rows, int r, int c, int b) {
+  return rows[r + TAPS::y_shift(CLASS)] + ((c + TAPS::x_shift(CLASS)) * TAPS::B + b) * kLanes;
+}
+
+// Adds the products of a step's kept weights.
+template <class TAPS, int CLASS, class STEP>
+TOST_INLINE void gather_step(Vec* acc, const STEP& step, const Packed* const* rows) {
+#pragma GCC unroll 16
+  for (int a = 0; a < TAPS::kVectors; a += kJoined) {
+    const int r = a / TAPS::B / TAPS::C, c = a / TAPS::B % TAPS::C, b = a % TAPS::B;
+    if (TAPS::meets(CLASS, r, c)) step.add(acc + a, source_of<TAPS, CLASS>(rows, r, c, b));
+  }
 }
 
 // Adds the products of one row's kept weights, class by class. ends[k]: where class k ends.
 template <class TAPS, int CLASS = 0>
 TOST_INLINE void gather_row(
-    Vec* acc, const Nonzero* nonzeros, const Nonzero* nonzero, const int32_t* ends, const float* const* rows) {
-  for (const Nonzero* const end = nonzeros + ends[CLASS]; nonzero != end; ++nonzero) {
-    // One load for both: the loads of the products leave no room for a second one.
-    uint64_t both;
-    __builtin_memcpy(&both, nonzero, sizeof both);
-    const int64_t offset = static_cast<int32_t>(both);
-    const Vec weight = broadcast_bits(static_cast<uint32_t>(both >> 32));
-#pragma GCC unroll 16
-    for (int r = 0; r < TAPS::R; ++r) {
-#pragma GCC unroll 16
-      for (int c = 0; c < TAPS::C; ++c) {
-#pragma GCC unroll 16
-        for (int b = 0; b < TAPS::B; ++b) {
-          Vec& sum = acc[(r * TAPS::C + c) * TAPS::B + b];
-          if (TAPS::meets(CLASS, r, c)) sum = fma(weight, source_of<TAPS, CLASS>(rows, offset, r, c, b), sum);
-        }
-      }
-    }
+    Vec* acc, const Nonzero* nonzeros, const Nonzero* nonzero, const int32_t* ends, const Packed* const* rows) {
+  const Nonzero* const end = nonzeros + ends[CLASS];
+  for (; end - nonzero >= Step::kCount; nonzero += Step::kCount) gather_step<TAPS, CLASS>(acc, Step(nonzero), rows);
+  if constexpr (Step::kCount > 1) {
+    if (nonzero != end) gather_step<TAPS, CLASS>(acc, Rest(nonzero++), rows);
   }
   if constexpr (CLASS + 1 < TAPS::kClasses) gather_row<TAPS, CLASS + 1>(acc, nonzeros, nonzero, ends, rows);
 }
@@ -275,10 +275,10 @@ TOST_INLINE void gather_row(
 template <class TAPS, class T>
 static __attribute__((noinline)) void gather_block(
     const GatherJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
-    const float* tile, float* partial, bool first, bool last, const int64_t* direct, Ahead& ahead) {
+    const Packed* tile, float* partial, bool first, bool last, const int64_t* direct, Ahead& ahead) {
   constexpr int R = TAPS::R, kVectors = TAPS::kVectors;
   const Nonzero* nonzeros = job.conv.nonzeros;
-  const float* base[R];
+  const Packed* base[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) base[r] = tile + r * at.phase->row_pitch;
   const int64_t fetches = (ahead.left + row_end - row_begin - 1) / (row_end - row_begin);
@@ -310,9 +310,11 @@ static __attribute__((noinline)) void gather_block(
     if (direct != nullptr) {
       T* to = job.result.data + channel * job.result.stride_c;
 #pragma GCC unroll 16
-      for (int a = 0; a < kVectors; ++a) put(to + direct[a], acc[a], job.streaming);
+      for (int a = 0; a < kVectors; a += kJoined) put_joined(to, direct + a, acc + a, job.streaming);
     } else {
       // `sums` of this row are not needed any more.
+#pragma GCC unroll 16
+      for (int a = 0; a < kVectors; a += kJoined) undeal(acc + a);
 #pragma GCC unroll 16
       for (int a = 0; a < kVectors; ++a) store(sums + a * kLanes, acc[a]);
       write_tile(job.result, job.conv.tile, at, channel, sums);
@@ -354,6 +356,11 @@ static Ahead look_ahead_after(
   return look_ahead(source, conv.tile, next, next.row_begin / conv.rows * conv.channels, most);
 }
 
+// Floats of scratch that hold so many packed numbers.
+TOST_INLINE int64_t floats_of(int64_t numbers) {
+  return (numbers * static_cast<int64_t>(sizeof(Packed)) + sizeof(float) - 1) / static_cast<int64_t>(sizeof(float));
+}
+
 template <class TAPS, class T>
 static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
   constexpr int R = TAPS::R, V = TAPS::C * TAPS::B;
@@ -361,8 +368,8 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
   const int64_t total_rows = conv.groups * conv.rows;
   const int64_t chunk_rows = total_rows / conv.row_chunks + 1;
   const int64_t most_rows = chunk_rows < conv.rows ? chunk_rows : conv.rows;
-  float* tile = thread_scratch(conv.tile_floats + most_rows * R * V * kLanes);
-  float* partial = tile + conv.tile_floats;
+  float* partial = thread_scratch(most_rows * R * V * kLanes + floats_of(conv.tile_numbers));
+  Packed* tile = reinterpret_cast<Packed*>(partial + most_rows * R * V * kLanes);
   int64_t offsets[R * V];
   for (int64_t task = begin; task < end; ++task) {
     const Place at = place_of(conv, task, job.source.n);
@@ -435,26 +442,21 @@ TOST_INLINE Vec sum_each(const float* vectors) {
 // `products`; every kLanes of them are summed over the lanes, into `partial`. See values_grad_block for the rest.
 template <class TAPS, bool WHOLE, int CLASS = 0>
 TOST_INLINE void values_grad_row(
-    const Vec* grad, const int32_t* offsets, const int32_t* ends, const float* const* rows, const uint32_t* exists,
+    const Source* grad, const int32_t* offsets, const int32_t* ends, const Packed* const* rows, const uint32_t* exists,
     float* products, float* partial, bool add, int64_t& k, int64_t& done) {
   for (const int64_t end = ends[CLASS]; k < end; ++k) {
     const int64_t offset = offsets[k];
     Vec chain[2] = {};
     int used = 0;
 #pragma GCC unroll 16
-    for (int r = 0; r < TAPS::R; ++r) {
-#pragma GCC unroll 16
-      for (int c = 0; c < TAPS::C; ++c) {
-#pragma GCC unroll 16
-        for (int b = 0; b < TAPS::B; ++b) {
-          if (!TAPS::meets(CLASS, r, c)) continue;
-          const int a = (r * TAPS::C + c) * TAPS::B + b;
-          Vec source = source_of<TAPS, CLASS>(rows, offset, r, c, b);
-          if constexpr (!WHOLE) source = as_float(as_bits(source) & exists[a]);
-          chain[used % 2] = used < 2 ? grad[a] * source : fma(grad[a], source, chain[used % 2]);
-          ++used;
-        }
-      }
+    for (int a = 0; a < TAPS::kVectors; a += kJoined) {
+      const int r = a / TAPS::B / TAPS::C, c = a / TAPS::B % TAPS::C, b = a % TAPS::B;
+      if (!TAPS::meets(CLASS, r, c)) continue;
+      Source source = load_source(source_of<TAPS, CLASS>(rows, r, c, b) + offset);
+      if constexpr (!WHOLE) source = keep(source, exists + a);
+      Vec& sum = chain[used % 2];
+      sum = used < 2 ? products_of(grad[a / kJoined], source) : add_products(sum, grad[a / kJoined], source);
+      ++used;
     }
     store(products + (k - done) * kLanes, chain[0] + chain[1]);
     if (k - done == kLanes - 1) {
@@ -474,11 +476,11 @@ TOST_INLINE void values_grad_row(
 template <class TAPS, bool WHOLE, class T>
 static __attribute__((noinline)) void values_grad_block(
     const ValuesGradJob<T>& job, const Place& at, int64_t group, int64_t row_begin, int64_t row_end, const int32_t* ptr,
-    const float* tile, float* grads, bool fresh, const uint32_t* exists, float* partial, bool add, Ahead& ahead) {
+    const Packed* tile, Packed* grads, bool fresh, const uint32_t* exists, float* partial, bool add, Ahead& ahead) {
   constexpr int R = TAPS::R, kVectors = TAPS::kVectors, kClasses = TAPS::kClasses;
   const ConvJob& conv = job.conv;
   alignas(64) float products[kLanes * kLanes];
-  const float* base[R];
+  const Packed* base[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) base[r] = tile + r * at.phase->row_pitch;
   int64_t done = ptr[row_begin * kClasses];  // sums below this one are in `partial`
@@ -492,16 +494,16 @@ static __attribute__((noinline)) void values_grad_block(
   }
   for (int64_t row = row_begin; row < row_end; ++row) {
     fetch(ahead, fetches);
-    float* row_grads = grads + (row - row_begin) * (kVectors * kLanes);
+    Packed* row_grads = grads + (row - row_begin) * (kVectors * kLanes);
     if (fresh) {
       fetch(rows_ahead, rows_ahead.rows);
       read_tile(job.grad, conv.tile, at, channel + row, row_grads);
     }
     const int32_t* ends = ptr + row * kClasses + 1;
     if (k == ends[kClasses - 1]) continue;
-    Vec grad[kVectors];
+    Source grad[kVectors / kJoined];
 #pragma GCC unroll 16
-    for (int a = 0; a < kVectors; ++a) grad[a] = load(row_grads + a * kLanes);
+    for (int a = 0; a < kVectors; a += kJoined) grad[a / kJoined] = load_source(row_grads + a * kLanes);
     values_grad_row<TAPS, WHOLE>(grad, conv.offsets, ends, base, exists, products, partial, add, k, done);
   }
   if (done == k) return;
@@ -516,11 +518,11 @@ template <class TAPS, class T>
 static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_t end) {
   constexpr int R = TAPS::R, V = TAPS::C * TAPS::B, kClasses = TAPS::kClasses;
   const ConvJob& conv = job.conv;
-  constexpr int64_t kFloats = R * V * kLanes;
+  constexpr int64_t kNumbers = R * V * kLanes;
   const int64_t total_rows = conv.groups * conv.rows;
   const int64_t segment_rows = total_rows / job.row_segments + 1;
-  float* tile = thread_scratch(conv.tile_floats + segment_rows * kFloats);
-  float* grads = tile + conv.tile_floats;
+  Packed* grads = reinterpret_cast<Packed*>(thread_scratch(floats_of(segment_rows * kNumbers + conv.tile_numbers)));
+  Packed* tile = grads + segment_rows * kNumbers;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t chunk = item / job.row_segments, segment = item % job.row_segments;
     float* partial = job.partial + chunk * job.nnz;
@@ -539,7 +541,7 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
       for (int64_t group = at.row_begin / conv.rows; group * conv.rows < at.row_end; ++group) {
         const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
         const int64_t row_end = clamp(at.row_end - group * conv.rows, 0, conv.rows);
-        float* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kFloats;
+        Packed* group_grads = grads + (group * conv.rows + row_begin - at.row_begin) * kNumbers;
         bool fresh = true;
         for (int64_t block = 0; block < conv.blocks; ++block) {
           const int32_t* ptr = at.phase->ptr + (group * conv.blocks + block) * conv.rows * kClasses;
@@ -559,9 +561,14 @@ static void values_grad_items(const ValuesGradJob<T>& job, int64_t begin, int64_
 
 // ---- one entry a job; the tile decides which copy runs
 // 16 accumulators need the 32 registers of AVX-512; elsewhere there are 16. conv_plan.cpp knows the same lists. In the
-// first, C counts columns x batch vectors.
+// first, C counts columns x batch vectors. With dot products R x C x B are an even number a row: loads bring two.
 
-#if TOST_LANES == 16
+#if TOST_BF16_DOTS
+#define TOST_FOR_EACH_TILE                                                              \
+  TOST_TILE(4, 4, 1, 1, 1) TOST_TILE(2, 8, 1, 1, 1) TOST_TILE(1, 16, 1, 1, 1)           \
+  TOST_TILE(2, 4, 1, 1, 1) TOST_TILE(1, 8, 1, 1, 1) TOST_TILE(1, 4, 1, 1, 1)            \
+  TOST_TILE(2, 2, 4, 3, 3) TOST_TILE(2, 2, 2, 3, 3)
+#elif TOST_LANES == 16
 #define TOST_FOR_EACH_TILE                                                              \
   TOST_TILE(4, 4, 1, 1, 1) TOST_TILE(2, 8, 1, 1, 1) TOST_TILE(1, 16, 1, 1, 1)           \
   TOST_TILE(2, 4, 1, 1, 1) TOST_TILE(1, 8, 1, 1, 1) TOST_TILE(1, 4, 1, 1, 1)            \
@@ -585,8 +592,10 @@ template <class T>
 static void gather(const GatherJob<T>& wanted, int64_t begin, int64_t end) {
   GatherJob<T> job = wanted;
   const View<T>& to = job.result;
-  job.streaming = job.streaming && can_stream(to.data) &&
-                  (to.stride_c % kLanes | to.stride_h % kLanes | to.stride_w % kLanes) == 0;
+  // Whole cache lines: of a part of one, the rest would be read first after all.
+  constexpr int64_t kLine = 64 / sizeof(T);
+  job.streaming = job.streaming && reinterpret_cast<uintptr_t>(to.data) % 64 == 0 &&
+                  (job.conv.tile.batches * kLanes % kLine | to.stride_c % kLine | to.stride_h % kLine | to.stride_w % kLine) == 0;
 #define TOST_TILE(...) \
   if (serves<Taps<__VA_ARGS__>>(job.conv)) return gather_tasks<Taps<__VA_ARGS__>, T>(job, begin, end);
   TOST_FOR_EACH_TILE

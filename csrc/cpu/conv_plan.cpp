@@ -32,7 +32,7 @@ constexpr KnownTile kKnownTiles[] = {
 
 bool compiled(int64_t rows, int64_t vectors, Isa isa) {
   for (const Registers& tile : kTiles) {
-    if (tile.rows == rows && tile.vectors == vectors) return isa == Isa::avx512 || rows * vectors <= 8;
+    if (tile.rows == rows && tile.vectors == vectors) return isa >= Isa::avx512 || rows * vectors <= 8;
   }
   return false;
 }
@@ -40,7 +40,7 @@ bool compiled(int64_t rows, int64_t vectors, Isa isa) {
 void check_compiled(const char* op, const Tile& tile, Isa isa) {
   TOST_CHECK(
       compiled(tile.rows, tile.columns * tile.batches, isa), op, "plan: expected a tile that is compiled for ",
-      isa_name(isa), " (rows x vectors: ", isa == Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", tile.rows,
+      isa_name(isa), " (rows x vectors: ", isa >= Isa::avx512 ? "4x4, 2x8, 1x16, " : "", "2x4, 1x8, 1x4), got ", tile.rows,
       "x", tile.columns * tile.batches);
 }
 
@@ -65,11 +65,18 @@ bool parse_numbers(const std::string& text, std::vector<int64_t>& numbers) {
 // In units of one fused multiply-add on vectors.
 constexpr double kLatency = 4;        // fewer accumulators than this do not go faster
 constexpr double kWeightOverhead = 1.5;  // broadcast and loop
-constexpr double kPackVector = 2;
+struct Costs {
+  double product;    // of one kept weight and one source vector
+  double pack_vector, pack_row;
+  double odd_batch;  // factor for tiles of an odd number of batch vectors
+};
+// kDots: bfloat16 stays what it is (conv_packed.h). Two vectors are a cache line there, so that an odd number means loads across
+// lines, and results written by halves of them.
+constexpr Costs kFloats{1, 2, 0, 1}, kDots{0.65, 1, 1, 1.2};
 
 }  // namespace
 
-int64_t lanes(Isa isa) { return isa == Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
+int64_t lanes(Isa isa) { return isa >= Isa::avx512 ? 16 : isa == Isa::avx2 ? 8 : 4; }
 
 ConvOptions parse_options(const char* op, const std::string& plan, ConvPass pass) {
   const auto wrong = [&] {
@@ -116,6 +123,7 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa) {
   const bool strip = x && need.y.count % tile.rows == 0;
   for (const KnownTile& known : kKnownTiles) {
     const Tile& its = known.tile;
+    if (isa == Isa::avx512bf16 && its.batches == 1) continue;  // a load spans two pixels there, of which one may not exist
     if (its.rows != tile.rows || its.columns != tile.columns || its.batches != tile.batches) continue;
     if (known.y ? x && y : strip) return {known.y, true};
   }
@@ -128,6 +136,7 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
     return options.tile;
   }
   const int64_t batch_vectors = std::max<int64_t>(1, ceil_div(need.batch, lanes(isa)));
+  const Costs& costs = isa == Isa::avx512bf16 ? kDots : kFloats;
   Tile best{1, 1, 4};
   double least = std::numeric_limits<double>::infinity();
   for (const Registers& registers : kTiles) {
@@ -137,17 +146,20 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
       const double tasks = static_cast<double>(
           ceil_div(need.y.count, tile.rows) * ceil_div(need.x.count, tile.columns) * ceil_div(batch_vectors, tile.batches));
       const Known known = shifts_known(tile, need, isa);
-      const double packed = static_cast<double>(
-          need.y.planes * (tile.rows + (known.y ? 0 : need.y.halo)) * need.x.planes *
-          (tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
+      const double packed_rows =
+          static_cast<double>(need.y.planes * (tile.rows + (known.y ? 0 : need.y.halo)) * need.x.planes);
+      const double packed =
+          packed_rows * static_cast<double>((tile.columns + (known.x ? 0 : need.x.halo)) * tile.batches);
       // Of three taps, one has a product for every pixel, two for all but one.
       const auto present = [](bool is_known, int64_t count) {
         return is_known ? 1.0 - 2.0 / (3.0 * static_cast<double>(count)) : 1.0;
       };
       const double products = static_cast<double>(tile.rows * registers.vectors) * present(known.y, need.y.count) *
                               present(known.x, need.x.count);
-      const double multiply = std::max(kLatency, products) + kWeightOverhead;
-      const double cost = tasks * (need.weights_per_channel * multiply + packed * kPackVector);
+      const double multiply = std::max(kLatency, products * costs.product) + kWeightOverhead;
+      const double pack = packed * costs.pack_vector + packed_rows * costs.pack_row;
+      const double cost =
+          tasks * (need.weights_per_channel * multiply + pack) * (tile.batches % 2 == 0 ? 1.0 : costs.odd_batch);
       if (cost < least) {
         least = cost;
         best = tile;
@@ -158,17 +170,22 @@ Tile choose_tile(const char* op, const ConvOptions& options, const TileNeed& nee
 }
 
 int64_t choose_block(
-    const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
+    const ConvOptions& options, Isa isa, bool gathers, int64_t channels, int64_t channel_numbers, int64_t multiple,
     double weights_per_row_and_channel, int64_t classes) {
   // Measured on Zen 4 (docs/notes/cpu-masked-conv2d.md): a tile slightly larger than the first cache is best, and a larger
   // one where the runs would be too short. Nine classes cut a run into nine.
-  constexpr int64_t kUsual = 36 * 1024 / 4;  // floats
-  const int64_t kMost = (classes == 9 ? 128 : 80) * 1024 / 4;
-  const double kRun = classes == 9 ? 27 : 5;  // kept weights of a row in a block
+  struct Limits {
+    int64_t usual, most;  // bytes
+    double run;           // kept weights of a row in a block
+  };
+  constexpr Limits kPlain{36 << 10, 80 << 10, 5}, kNineClasses{36 << 10, 128 << 10, 27}, kInTwos{48 << 10, 144 << 10, 14};
   if (options.block > 0) return std::min(options.block, channels);
-  const int64_t usual = std::max<int64_t>(1, kUsual / std::max<int64_t>(1, channel_floats));
-  const int64_t most = std::max<int64_t>(1, kMost / std::max<int64_t>(1, channel_floats));
-  const double for_runs = weights_per_row_and_channel > 0 ? std::ceil(kRun / weights_per_row_and_channel) : 1e9;
+  const bool dots = isa == Isa::avx512bf16;
+  // Weights taken in twos want longer runs.
+  const Limits& limits = dots && gathers ? kInTwos : classes == 9 ? kNineClasses : kPlain;
+  const int64_t bytes = std::max<int64_t>(1, channel_numbers) * (dots ? 2 : 4);
+  const int64_t usual = std::max<int64_t>(1, limits.usual / bytes), most = std::max<int64_t>(1, limits.most / bytes);
+  const double for_runs = weights_per_row_and_channel > 0 ? std::ceil(limits.run / weights_per_row_and_channel) : 1e9;
   const int64_t wanted = static_cast<int64_t>(std::min(for_runs, static_cast<double>(channels)));
   int64_t block = std::max(usual, std::min(wanted, most));
   if (block >= channels) return channels;

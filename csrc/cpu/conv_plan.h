@@ -50,8 +50,9 @@ Known shifts_known(const Tile& tile, const TileNeed& need, Isa isa);
 
 // Source channels packed at a time: enough for the runs of kept weights to outweigh loading and storing the partial
 // sums, few enough for the packed tile to stay in the cache. A multiple of `multiple` (the index's own block), or all.
+// gathers: forward or input gradient. channel_numbers: of one packed channel.
 int64_t choose_block(
-    const ConvOptions& options, int64_t channels, int64_t channel_floats, int64_t multiple,
+    const ConvOptions& options, Isa isa, bool gathers, int64_t channels, int64_t channel_numbers, int64_t multiple,
     double weights_per_row_and_channel, int64_t classes);
 
 }  // namespace tost

@@ -7,6 +7,9 @@
 //     ...
 //     TOST_PER_ISA(pswish_forward)(arguments);   // function pointer of the best instruction set here
 //
+// With TOST_WITH_BF16_DOTS defined the header is compiled once more, as avx512bf16 with TOST_BF16_DOTS 1 (otherwise 0), for
+// machines that multiply pairs of bfloat16: TOST_PER_ISA_BF16 chooses it for kernels of bfloat16 tensors.
+//
 // The kernel header has no include guard and puts everything into `namespace tost::TOST_ISA { ... }`, where simd.h's
 // Vec, kLanes, load, store, ... are already declared (16, 8 or 4 lanes).
 // Two rules. No standard header may be included by the kernels: its inline functions would be compiled for AVX-512 and
@@ -28,8 +31,31 @@
 
 #if TOST_X86
 
+#if defined(TOST_WITH_BF16_DOTS)
+#define TOST_ISA avx512bf16
+#define TOST_LANES 16
+#define TOST_BF16_DOTS 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#endif
+#include "simd.h"
+#include TOST_KERNELS
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef TOST_ISA
+#undef TOST_LANES
+#undef TOST_BF16_DOTS
+#endif
+
 #define TOST_ISA avx512
 #define TOST_LANES 16
+#define TOST_BF16_DOTS 0
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
 #else
@@ -45,9 +71,11 @@
 #endif
 #undef TOST_ISA
 #undef TOST_LANES
+#undef TOST_BF16_DOTS
 
 #define TOST_ISA avx2
 #define TOST_LANES 8
+#define TOST_BF16_DOTS 0
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -63,13 +91,16 @@
 #endif
 #undef TOST_ISA
 #undef TOST_LANES
+#undef TOST_BF16_DOTS
 
 #endif  // TOST_X86
 
 #define TOST_ISA portable
 #define TOST_LANES 4
+#define TOST_BF16_DOTS 0
 #include "simd.h"
 #include TOST_KERNELS
 #undef TOST_ISA
 #undef TOST_LANES
+#undef TOST_BF16_DOTS
 #undef TOST_KERNELS

@@ -7,6 +7,7 @@
 namespace tost::TOST_ISA {
 
 #define TOST_INLINE static inline __attribute__((always_inline))
+#define TOST_INLINE_MEMBER inline __attribute__((always_inline))
 
 constexpr int kLanes = TOST_LANES;
 
@@ -42,12 +43,17 @@ TOST_INLINE Vec load(const bf16* p) {
   return as_float(__builtin_convertvector(half, UVec) << 16);
 }
 TOST_INLINE void store(float* p, Vec x) { *reinterpret_cast<VecInMemory*>(p) = x; }
+#if TOST_BF16_DOTS
+// What is below 2^-126 comes out as 0.
+TOST_INLINE HVec rounded_halves(Vec x) { return (HVec)_mm512_cvtneps_pbh(x); }
+#else
 TOST_INLINE HVec rounded_halves(Vec x) {
   const UVec bits = as_bits(x);
   UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest, ties to even
   rounded = x == x ? rounded : (UVec{} + 0x7fc0u);
   return __builtin_convertvector(rounded, HVec);
 }
+#endif
 TOST_INLINE void store(bf16* p, Vec x) { *reinterpret_cast<HVecInMemory*>(p) = rounded_halves(x); }
 
 // ---- memory, past the caches

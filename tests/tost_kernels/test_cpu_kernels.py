@@ -126,6 +126,48 @@ def test_bfloat16_errs_at_most_twice_as_much_as_torch(name):
         assert worst(mine, exact) <= 2 * worst(theirs, exact) + 2**-9
 
 
+def integers(*shape: int) -> Tensor:
+    """Their products and sums are exact in float32, so bfloat16 results must be the exact ones, rounded once."""
+    return torch.randint(-3, 4, shape).bfloat16()
+
+
+@pytest.mark.parametrize("batch", [1, 17, 50, 64])
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (4, 4), (2, 2)])
+def test_bfloat16_is_exact_on_integers_with_every_tile(size, batch):
+    """Rows with even and odd numbers of kept weights: some kernels take bfloat16 weights in twos."""
+    pattern = Pattern(torch.rand(10, 12, 3, 3) < torch.linspace(0, 0.5, 10).view(-1, 1, 1, 1))
+    x, grad = integers(batch, 12, *size), integers(batch, 10, *size)
+    values, bias = integers(pattern.nnz), integers(10)
+    wide = x.double().requires_grad_()
+    weight = pattern.scatter(values.double()).requires_grad_()
+    y = F.conv2d(wide, weight, bias.double(), padding=1)
+    grad_x, grad_weight = torch.autograd.grad(y, (wide, weight), grad.double())
+    wanted = [exact.bfloat16() for exact in (y, grad_x, pattern.gather(grad_weight))]
+    geometry = ([10, 12, 3, 3], [1, 1], [1, 1], [1, 1], 1, "")
+    tiles = [f"tile={tile}" for tile in OPS.cpu_tiles(*size, batch).split(",") if tile]
+    for plan in ("", "block=4", *tiles, *(f"{tile},block=4" for tile in tiles)):
+        got = kernel_results(as_layout(x, "batch_last"), values, bias, pattern, geometry, as_layout(grad, "batch_last"), plan)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), plan
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_infinite_pixels_reach_only_the_rows_that_read_them(kept, dtype):
+    """A kept weight without a partner must not meet a zero: 0 * inf is NaN."""
+    mask = torch.zeros(2, 6, 3, 3)
+    mask[0, :kept, 1, 1] = 1
+    mask[1, 3 : 3 + kept, 1, 1] = 1
+    pattern = Pattern(mask)
+    x = torch.randn(32, 6, 6, 6).abs().to(dtype)
+    x[3, 0, 2, 2] = x[20, 4, 5, 5] = float("inf")
+    geometry = ([2, 6, 3, 3], [1, 1], [1, 1], [1, 1], 1)
+    values = torch.ones(pattern.nnz, dtype=dtype)
+    wanted = torch.stack([x[:, :kept].double().sum(1), x[:, 3 : 3 + kept].double().sum(1)], dim=1)
+    for plan in ("", "tile=4x4", "tile=2x4x2"):
+        got = OPS.masked_conv2d_cpu(as_layout(x, "batch_last"), values, None, pattern.index, *geometry, plan)
+        torch.testing.assert_close(got, wanted.to(dtype), rtol=2**-7, atol=0)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -423,9 +465,9 @@ t.test_linear_equals_dense(37, 20, 33, 1.0, "batch_last", torch.float32)
 """
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_lower_instruction_sets(isa):
-    better = {"portable": 0, "avx2": 1, "avx512": 2}
+    better = {"portable": 0, "avx2": 1, "avx512": 2, "avx512bf16": 3}
     if better[OPS.cpu_isa()] < better[isa]:
         pytest.skip(f"this machine has no {isa}")
     done = run(OTHER_ISA.format(folder=os.path.dirname(__file__)), isa)
@@ -435,7 +477,7 @@ def test_lower_instruction_sets(isa):
 
 def test_unknown_instruction_set_is_an_error():
     done = run("import tost_kernels, torch; torch.ops.tost.cpu_isa()", "sse9")
-    assert "TOST_CPU_ISA: expected avx512, avx2 or portable, got sse9" in done.stderr
+    assert "TOST_CPU_ISA: expected avx512bf16, avx512, avx2 or portable, got sse9" in done.stderr
 
 
 def run(code: str, isa: str) -> "subprocess.CompletedProcess[str]":

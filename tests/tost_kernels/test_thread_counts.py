@@ -132,9 +132,9 @@ for name in t.CALLS:
 """
 
 
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_lower_instruction_sets(isa: str) -> None:
-    ladder = ["portable", "avx2", "avx512"]
+    ladder = ["portable", "avx2", "avx512", "avx512bf16"]
     if ladder.index(torch.ops.tost.cpu_isa()) < ladder.index(isa):
         pytest.skip(f"this machine has no {isa}")
     done = subprocess.run(
