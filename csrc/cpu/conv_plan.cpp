@@ -193,4 +193,46 @@ int64_t choose_block(
   return std::min(channels, std::max(multiple, (block + multiple / 2) / multiple * multiple));
 }
 
+namespace {
+
+// What tuning may choose from on this machine: every compiled tile, "4x4x1,4x2x2,...", that fits the pixels of a result of
+// rows x columns and its batch, each up to the next power of two. Here, so that a new entry of kTiles is tuned too.
+std::string cpu_tiles(int64_t rows, int64_t columns, int64_t batch) {
+  const auto fits = [](int64_t tile, int64_t count) { return tile == 1 || tile < 2 * count; };
+  const int64_t batch_vectors = ceil_div(batch, lanes(isa()));
+  std::ostringstream tiles;
+  const char* comma = "";
+  for (const Registers& registers : kTiles) {
+    if (!compiled(registers.rows, registers.vectors, isa()) || !fits(registers.rows, rows)) continue;
+    for (int64_t across = registers.vectors; across >= 1; across /= 2) {
+      if (!fits(across, columns) || !fits(registers.vectors / across, batch_vectors)) continue;
+      tiles << comma << registers.rows << 'x' << across << 'x' << registers.vectors / across;
+      comma = ",";
+    }
+  }
+  return tiles.str();
+}
+
+// What `plan` asks of the pass named `which`, in the words of a plan.
+std::string cpu_plan(const Text& plan, const Text& which) {
+  const std::string wanted = std::string(which) + ".";
+  for (const auto& [pass, prefix] : kPrefixes) {
+    if (prefix != wanted) continue;
+    const ConvOptions options = parse_options("cpu_plan", plan, pass);
+    const Tile& tile = options.tile;
+    std::ostringstream text;
+    if (tile.rows > 0) text << "tile=" << tile.rows << 'x' << tile.columns << 'x' << tile.batches;
+    if (options.block > 0) text << (tile.rows > 0 ? "," : "") << "block=" << options.block;
+    return text.str();
+  }
+  fail("cpu_plan", "which: expected forward, input_grad or values_grad, got ", std::string(which));
+}
+
+}  // namespace
+
 }  // namespace tost
+
+STABLE_TORCH_LIBRARY_IMPL(tost, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&tost::cpu_plan));
+  m.impl("cpu_tiles", TORCH_BOX(&tost::cpu_tiles));
+}
