@@ -45,7 +45,8 @@ class Variant:
 class Step:
     """One training step of a network on one batch: forward, backward, SGD with momentum; `step()` runs it.
 
-    The learning rate is tiny: the duration does not depend on it, and the network should stay where it is.
+    The optimizer is torch's fastest on a CPU (fused) for every variant. The learning rate is tiny: the duration does not depend on
+    it, and the network should stay where it is.
     """
 
     def __init__(self, model: nn.Module, variant: Variant, batch: int) -> None:
@@ -56,7 +57,7 @@ class Step:
             self.net = self.net.to(memory_format=LAYOUTS[variant.layout])  # type: ignore[call-overload]
             self.images = images.contiguous(memory_format=LAYOUTS[variant.layout])
         self.targets = torch.randint(CLASSES, (batch,))
-        self.optimizer = torch.optim.SGD(tk.param_groups(self.net, 5e-4), lr=1e-6, momentum=0.9)
+        self.optimizer = torch.optim.SGD(tk.param_groups(self.net, 5e-4), lr=1e-6, momentum=0.9, fused=True)
         self.run: Callable[[Tensor], Tensor] = self.net
         if variant.kind == "compiled":
             self.run = torch.compile(self.net, dynamic=False)
