@@ -10,7 +10,7 @@ from benchmarks.ledger import Record
 from benchmarks.table import Table, ms, percent, times
 
 DEFAULT_ROUNDS = 5
-PLAN_HELP = '"kernel" (the compiled kernels, whatever they cost), "rule", or options such as "tile=4x4,block=32"'
+PLAN_HELP = '"kernel" (the compiled kernels, whatever they cost), "rule", "tuned", or options such as "tile=4x4,block=32"'
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -109,13 +109,24 @@ def _differentiated(
 
 def plan_of(choice: str, layer: Layer, x: Tensor, pattern: tk.Pattern) -> Plan:
     """THE place where a plan is made. choice: "kernel" (the compiled kernels, whatever they cost), "rule" (tost_kernels' static
-    rule), or options of the compiled kernels such as "tile=4x4,block=32". x: batch-last, as the layer gets it.
+    rule), "tuned" (what `tost_kernels.tune` chooses for a training step on `x`, or finds in its cache), or options of the
+    compiled kernels such as "tile=4x4,block=32". x: batch-last, as the layer gets it.
     """
     if choice == "kernel":
         return Plan("cpu")
     if choice == "rule":
         return static_plan("masked_linear" if layer.is_linear else "masked_conv2d", x, pattern)
+    if choice == "tuned":
+        return tk.tune(module_of(layer, pattern, x.dtype), x.detach().requires_grad_()).plan_of("", training=True)
     return Plan("cpu", choice)
+
+
+def module_of(layer: Layer, pattern: tk.Pattern, dtype: torch.dtype = torch.float32) -> tk.SparseConv2d | tk.SparseLinear:
+    """The layer as a module without bias, its kept weights drawn as torch's own layers draw them."""
+    if layer.is_linear:
+        return tk.SparseLinear(layer.channels, layer.out, bias=False, dtype=dtype, mask=pattern)
+    sizes = layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups
+    return tk.SparseConv2d(layer.channels, layer.out, *sizes, bias=False, dtype=dtype, mask=pattern)
 
 
 def check(problem: Problem, pattern: tk.Pattern, calls: tuple[Call, Call, Call], dtype: torch.dtype = torch.float32) -> None:

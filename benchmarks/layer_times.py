@@ -101,8 +101,8 @@ def time_layer(
     for sparsity in sparsities:
         pattern = tk.Pattern(torch.rand(layer.weight_shape) >= sparsity)
         kept[sparsity] = pattern.nnz
-        chosen = plan_of(plan, layer, tk.to_batch_last(problem.x), pattern)
         for name in dtypes:
+            chosen = plan_of(plan, layer, tk.to_batch_last(problem.x.to(DTYPES[name])), pattern)
             sparse = sparse_calls(problem, pattern, chosen, DTYPES[name])
             check(problem, pattern, sparse, DTYPES[name])
             for part, call in zip(PARTS, sparse, strict=True):

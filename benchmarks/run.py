@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 QUESTIONS = {
     "kernels": "single layers against dense oneDNN",
+    "odd": "layers of odd sizes as tuned: is any slower than dense?",
     "fused": "fused ops and pooling against eager torch and the memory floor",
     "step": "a whole training step",
     "scaling": "what more threads bring",

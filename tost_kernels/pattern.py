@@ -181,6 +181,23 @@ class Pattern:
         return f"Pattern(shape={self._shape}, nnz={self.nnz}, density={self.density:.4g}, device='{self.device}')"
 
 
+# (shape, device) -> the pattern that keeps everything. Dense layers share them, as one costs 20 bytes a weight.
+_FULL: dict[tuple[tuple[int, ...], str], Pattern] = {}
+
+
+def full_pattern(shape: Sequence[int], device: torch.device | str = "cpu") -> Pattern:
+    """The pattern of a weight of which everything is kept; compiled once for a shape, and shared."""
+    pattern = known_full_pattern(shape, device)
+    if pattern is None:
+        pattern = _FULL[tuple(shape), str(device)] = Pattern(torch.ones(tuple(shape), dtype=torch.bool)).to(device)
+    return pattern
+
+
+def known_full_pattern(shape: Sequence[int], device: torch.device | str) -> Pattern | None:
+    """`full_pattern` if it was compiled before: torch.compile can look at this one, but not make one."""
+    return _FULL.get((tuple(shape), str(device)))
+
+
 def _from_bits(bits: bytes, shape: Sequence[int]) -> Pattern:
     """Unpickle: always on the CPU; `to` moves it, as a module does when it is loaded with a map_location."""
     size = int(np.prod(shape))

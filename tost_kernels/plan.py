@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -190,6 +190,11 @@ def _cpu_kernel_pays(x: Tensor, pattern: Pattern) -> bool:
         return False
     few_kept = pattern.nnz <= FEW_KEPT_PER_OUTPUT * pattern.shape[0]
     return pattern.density <= DENSEST or (few_kept and is_batch_last(x))
+
+
+def dense_weight_may_pay(shape: Sequence[int]) -> bool:
+    """Whether a compiled kernel may win with all the weights of a convolution (O, I / groups, kh, kw) on a batch-last input."""
+    return math.prod(shape[1:]) <= FEW_KEPT_PER_OUTPUT or tuple(shape[2:]) == (1, 1)
 
 
 def is_full_pointwise(pattern: Pattern) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tost_kernels.nn.conv2d import Conv2d
 from tost_kernels.nn.sparse_module import SparseModule
 from tost_kernels.nn.surgery import duplicate
 from tost_kernels.pattern import Pattern
@@ -131,12 +132,12 @@ def tune(
 ) -> TuneReport:
     """Choose for each sparse layer of `net` the fastest plan on the input that reaches it; ops use it from now on.
 
-    net: a network with SparseConv2d, SparseLinear or calls of their ops. A copy of it runs once, in the mode it is in, so `net`
-    itself, its statistics and the random generators stay as they are. In training mode the plans for a training step and
-    those for inference (under no_grad, at this batch size) are chosen; in eval mode the latter. example_input: the tensor that
-    `net` is called with, or a tuple of its arguments, as in training: same batch size, layout (`to_batch_last`), dtype and
-    device. Under autocast and torch.set_num_threads as in training, too; other shapes and numbers of threads run by the static
-    rule. In a distributed run each process tunes for itself.
+    net: a network with SparseConv2d, SparseLinear, `nn.Conv2d` of this package or calls of their ops. A copy of it runs once, in
+    the mode it is in, so `net` itself, its statistics and the random generators stay as they are. In training mode the plans
+    for a training step and those for inference (under no_grad, at this batch size) are chosen; in eval mode the latter.
+    example_input: the tensor that `net` is called with, or a tuple of its arguments, as in training: same batch size, layout
+    (`to_batch_last`), dtype and device. Under autocast and torch.set_num_threads as in training, too; other shapes and numbers
+    of threads run by the static rule. In a distributed run each process tunes for itself.
 
     cache: read and write the disk cache: $TOST_CACHE_DIR, else $XDG_CACHE_HOME/tost, else ~/.cache/tost. remeasure: ignore what
     it holds. progress: a line a case on stderr. timer: (trials, rounds) -> milliseconds of each, instead of measuring.
@@ -204,7 +205,7 @@ def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, tuple[list[
                 names.append(running[-1])
 
     for name, module in copy.named_modules():
-        if isinstance(module, SparseModule):
+        if isinstance(module, SparseModule | Conv2d):
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
             module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
     eager = torch.compiler.set_stance("force_eager")  # compiled parts would not tell, or be compiled for nothing

@@ -61,6 +61,22 @@ def test_one_conversion_at_the_entry_and_none_behind_it(name, ghosts):
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
+def test_a_layer_without_a_mask_stays_batch_last(name):
+    """Stem and shortcuts are dense; the static rule chooses, as in a training."""
+    torch.manual_seed(0)
+    model = tost.models.build(name, num_classes=10, in_channels=3)
+    dense = ["conv1", "*shortcut*"] if name == "resnet18" else ["features.0"]
+    net = tk.sparsify(model, tost.prune(model, "random", density=0.05, input_shape=(3, 16, 16), exclude=dense))
+    assert sum(isinstance(module, tk.nn.Conv2d) for module in net.modules()) == (4 if name == "resnet18" else 1)
+    x = torch.randn(SAMPLES, 3, 16, 16)
+    with Watch() as watch:
+        net(tk.to_batch_last(x)).square().sum().backward()
+    assert watch.faults == []
+    assert watch.conversions == 1
+    assert watch.checked > 100
+
+
 def test_the_watch_sees_a_hidden_conversion():
     conv = tk.SparseConv2d(3, 8, 3, padding=1, mask=torch.ones(8, 3, 3, 3))
     x = tk.to_batch_last(torch.randn(SAMPLES, 3, 8, 8))

@@ -10,14 +10,14 @@ Jaiswal et al., "Training Your Sparse Neural Network Better with Any Mask", ICML
 from tost.ghosts.add import add_ghosts
 from tost.ghosts.block import GHOST_WEIGHT, GhostBlock
 from tost.ghosts.finalize import finalize, recalibrate_bn
+from tost.ghosts.norm import GhostNorm
 from tost.ghosts.schedule import Strength, alpha_at, beta_at, fade_window, strength_at
-from tost.ghosts.stem import GhostStem
 from tost.ghosts.strength import as_finalized, ghost_parameters, ghosts_of, set_strength
 
 __all__ = [
     "GHOST_WEIGHT",
     "GhostBlock",
-    "GhostStem",
+    "GhostNorm",
     "Strength",
     "add_ghosts",
     "alpha_at",

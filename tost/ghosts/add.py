@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tost.ghosts.block import GhostBlock, check_block
-from tost.ghosts.stem import AbsorbedActivation, GhostStem, can_absorb
+from tost.ghosts.norm import AbsorbedActivation, GhostNorm, pairs_of
 from tost.models.resnet import BasicBlock
 from tost.recipe import Recipe
 from tost_kernels.nn.surgery import duplicate, replace_modules
@@ -14,12 +14,13 @@ __all__ = ["add_ghosts", "check_ghosts"]
 
 
 def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Module:
-    """Gives every BasicBlock of `net` the ghosts `recipe` asks for.
+    """Gives `net` the ghosts `recipe` asks for.
 
-    Each `tost.models.resnet.BasicBlock` becomes a `GhostBlock` around the same submodules, under the same names; the
-    stem of a `tost.models.resnet.ResNet` gets the ghost swish too. Works on dense, masked-dense and sparse networks; call it
-    after `tost_kernels.sparsify`. A recipe without ghosts only fuses BatchNorms, shortcuts and ReLUs; the
-    function stays what it is. Draws no random numbers. ToST: Jaiswal et al., ICML 2022.
+    Each `tost.models.resnet.BasicBlock` becomes a `GhostBlock` around the same submodules, under the same names. Elsewhere a
+    ReLU right behind a BatchNorm2d (in an nn.Sequential, as in VGG, or in the stem of a `tost.models.resnet.ResNet`) becomes
+    the ghost swish: the two are a `GhostNorm` then, and what is called between them is no longer seen. Works on dense,
+    masked-dense and sparse networks; call it after `tost_kernels.sparsify`. A recipe without ghosts only fuses BatchNorms,
+    shortcuts and ReLUs; the function stays what it is. Draws no random numbers. ToST: Jaiswal et al., ICML 2022.
 
     Args:
         net: the network, without ghosts.
@@ -31,19 +32,23 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
 
     Raises:
         TypeError: `net` is no module, `recipe` no Recipe, or a BasicBlock's activation is no nn.ReLU.
-        ValueError: `net` has ghosts already, or the recipe asks for ghosts and `net` has no BasicBlock.
+        ValueError: `net` has ghosts already; the recipe asks for ghost skips and `net` has no BasicBlock, or for ghost swish
+            and there is no BatchNorm2d with a ReLU behind it either.
     """
     check_ghosts(net, recipe)
     if not inplace:
         net = duplicate(net)
-    fused: dict[nn.Module, nn.Module] = {}
+    blocks: dict[nn.Module, nn.Module] = {}
+    for owner, bn, act in list(pairs_of(net)):
+        norm, relu = owner._modules[bn], owner._modules[act]
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert relu is not None
+        owner._modules[bn] = GhostNorm(norm, recipe)
+        owner._modules[act] = AbsorbedActivation(relu, recipe)
     for module in list(net.modules()):
         if isinstance(module, BasicBlock):
-            fused[module] = GhostBlock(module, recipe)
-        elif can_absorb(module):
-            fused[module.bn1] = GhostStem(module.bn1, recipe)
-            fused[module.act] = AbsorbedActivation(module.act, recipe)
-    return replace_modules(net, fused)
+            blocks[module] = GhostBlock(module, recipe)
+    return replace_modules(net, blocks)
 
 
 def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
@@ -54,7 +59,7 @@ def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
         raise TypeError(f"add_ghosts: recipe: expected a tost.Recipe, got {type(recipe).__name__}")
     blocks = 0
     for name, module in net.named_modules():
-        if isinstance(module, GhostBlock | GhostStem):
+        if isinstance(module, GhostBlock | GhostNorm):
             raise ValueError(
                 f"add_ghosts: net: expected a network without ghosts, got one with a {type(module).__name__} at "
                 f"{name or 'its root'!r}; finalize it first"
@@ -62,8 +67,13 @@ def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
         if isinstance(module, BasicBlock):
             check_block(module)
             blocks += 1
-    if blocks == 0 and recipe.has_ghosts:
+    if recipe.ghost_skip and blocks == 0:
         raise ValueError(
-            f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got "
-            f"{type(net).__name__} with none; for other networks use a Recipe with ghost_skip=False, ghost_swish=False"
+            f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got {type(net).__name__} with "
+            "none; for other networks use a Recipe with ghost_skip=False"
+        )
+    if recipe.ghost_swish and blocks == 0 and next(pairs_of(net), None) is None:
+        raise ValueError(
+            f"add_ghosts: net: expected a ReLU right behind a BatchNorm2d in an nn.Sequential, or a BasicBlock, got "
+            f"{type(net).__name__} with none; use a Recipe with ghost_swish=False"
         )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tost.ghosts import tail as tails
 from tost.models.resnet import BasicBlock
 from tost.recipe import Recipe
-from tost_kernels.nn import SparseConv2d
+from tost_kernels.nn import Conv2d, SparseConv2d
+from tost_kernels.pattern import full_pattern
 
 __all__ = ["GHOST_WEIGHT", "GhostBlock", "ghost_conv"]
 
@@ -32,8 +33,8 @@ _SHARED = ("conv1", "bn1", "conv2", "bn2", "shortcut")
 def ghost_conv(across: nn.Module) -> nn.Module:
     """The dense 1x1 convolution across `across` (a Conv2d or SparseConv2d): same channels, same stride, no bias.
 
-    Beside a sparse convolution it is a SparseConv2d of density 1: activations are batch-last there, where the sparse
-    kernels run a dense 1x1 faster than a dense convolution does.
+    In a sparse network it is a SparseConv2d of density 1: activations are batch-last there, where the sparse kernels run a
+    dense 1x1 faster than a dense convolution does.
     """
     if not isinstance(across, nn.Conv2d | SparseConv2d):
         raise TypeError(f"ghost_conv: across: expected Conv2d or SparseConv2d, got {type(across).__name__}")
@@ -50,8 +51,8 @@ def ghost_conv(across: nn.Module) -> nn.Module:
         dtype=like.dtype,
     )
     nn.init.constant_(conv.weight, GHOST_WEIGHT)
-    if isinstance(across, SparseConv2d):
-        return SparseConv2d.from_dense(conv, torch.ones_like(conv.weight, dtype=torch.bool))
+    if isinstance(across, SparseConv2d | Conv2d):
+        return SparseConv2d.from_dense(conv, full_pattern(conv.weight.shape, conv.weight.device))
     return conv
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tost.ghosts.block import GhostBlock
-from tost.ghosts.stem import AbsorbedActivation, GhostStem
+from tost.ghosts.norm import AbsorbedActivation, GhostNorm
 from tost.ghosts.strength import ghosts_of
 from tost.ghosts.tail import rounded
 from tost.user_batches import check_iterable, inputs_of
@@ -41,7 +41,7 @@ def finalize(net: nn.Module, inplace: bool = False, warn: bool = True) -> nn.Mod
     plain: dict[nn.Module, nn.Module] = {
         module: module.plain()
         for module in list(net.modules())
-        if isinstance(module, GhostBlock | GhostStem | AbsorbedActivation) and not module.recipe.permanent
+        if isinstance(module, GhostBlock | GhostNorm | AbsorbedActivation) and not module.recipe.permanent
     }
     return replace_modules(net, plain)
 

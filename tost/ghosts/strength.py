@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from tost.ghosts.block import GhostBlock
-from tost.ghosts.stem import GhostStem
+from tost.ghosts.norm import GhostNorm
 
 __all__ = ["as_finalized", "ghost_parameters", "ghosts_of", "set_strength"]
 
 
-def ghosts_of(net: nn.Module) -> dict[str, GhostBlock | GhostStem]:
+def ghosts_of(net: nn.Module) -> dict[str, GhostBlock | GhostNorm]:
     """Name -> module for everything `add_ghosts` put into `net`; empty for a plain network."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, GhostBlock | GhostStem)}
+    return {name: module for name, module in net.named_modules() if isinstance(module, GhostBlock | GhostNorm)}
 
 
 def set_strength(net: nn.Module, alpha: float, beta: float) -> None:

@@ -1,6 +1,7 @@
 """Modules with sparse weights, the layers that keep the batch-last layout beside them, and ToST's activation and tail."""
 
 from tost_kernels.nn.batch_norm import BatchNorm2d
+from tost_kernels.nn.conv2d import Conv2d
 from tost_kernels.nn.convert import densify, sparsify
 from tost_kernels.nn.ghost_skip_add import GhostSkipAdd
 from tost_kernels.nn.pad import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
@@ -18,6 +19,7 @@ __all__ = [
     "BatchNorm2d",
     "CircularPad2d",
     "ConstantPad2d",
+    "Conv2d",
     "GhostSkipAdd",
     "MaxPool2d",
     "PSwish",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from tost_kernels.nn import batch_norm, pad, pool
+from tost_kernels.nn import batch_norm, conv2d, pad, pool
 from tost_kernels.nn.dense_layer import carry_hooks, check_convertible
 from tost_kernels.nn.sparse_conv2d import SparseConv2d
 from tost_kernels.nn.sparse_linear import SparseLinear
@@ -18,6 +18,7 @@ from tost_kernels.pattern import Pattern
 # The layout keepers add no state to torch's classes, so a module changes its class and nothing else. Exact types only: a
 # subclass of a user may do anything in its forward.
 _KEEPERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: conv2d.Conv2d,
     nn.BatchNorm2d: batch_norm.BatchNorm2d,
     nn.MaxPool2d: pool.MaxPool2d,
     nn.AvgPool2d: pool.AvgPool2d,
@@ -37,9 +38,9 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor | Pattern], inplace: b
 
     masks: from module names (as in `model.named_modules()`; "" is the model itself) to masks of the shape of the module's
     weight, bool or 0/1, on any device, or to Patterns. The nn.Conv2d and nn.Linear named become SparseConv2d and SparseLinear,
-    all others stay dense. BatchNorm2d, pools and pads keep the batch-last layout from now on. Names, training flags,
-    `requires_grad` and hooks stay; pruning and parametrizations of the replaced weights end in their effective weight. A
-    module used in two places stays shared. Biases stay the same Parameters, so ties between them stay.
+    all others stay dense. Those Conv2d, BatchNorm2d, pools and pads keep the batch-last layout from now on. Names, training
+    flags, `requires_grad` and hooks stay; pruning and parametrizations of the replaced weights end in their effective weight.
+    A module used in two places stays shared. Biases stay the same Parameters, so ties between them stay.
 
     inplace: change `model` itself, else a copy. Where `model` itself is the layer, the layer returned is a new one anyway.
     An optimizer must be built after this, on the parameters of the result.
@@ -63,8 +64,8 @@ def sparsify(model: nn.Module, masks: Mapping[str, Tensor | Pattern], inplace: b
 
 
 def densify(net: nn.Module, inplace: bool = False) -> nn.Module:
-    """The plain torch network again: nn.Conv2d and nn.Linear with zeros where the masks prune, torch's own BatchNorm2d, pools
-    and pads. Computes what `net` computes. Names, flags and hooks stay; an optimizer must be built anew.
+    """The plain torch network again: nn.Conv2d and nn.Linear with zeros where the masks prune, torch's own Conv2d, BatchNorm2d,
+    pools and pads everywhere. Computes what `net` computes. Names, flags and hooks stay; an optimizer must be built anew.
 
     inplace: change `net` itself, else a copy. Where `net` itself is the layer, the layer returned is a new one anyway.
     """
@@ -157,3 +158,5 @@ def _change_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Mod
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
+        if isinstance(module, conv2d.Conv2d):
+            module.compile_pattern()

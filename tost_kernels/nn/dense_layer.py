@@ -11,6 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 
+from tost_kernels.nn.conv2d import Conv2d
+
 _HOOKS = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks", "_state_dict_pre_hooks", "_state_dict_hooks",
@@ -40,8 +42,9 @@ def check_convertible(layer: nn.Module, expected: type[nn.Module], label: str) -
     """
     if not isinstance(layer, expected):
         raise TypeError(f"{label}: expected a torch.nn.{expected.__name__}, got {type(layer).__name__}")
+    computes = expected if type(layer) is Conv2d else type(layer)  # ours keeps a layout, and computes the same
     for method in ("forward", "_conv_forward"):
-        if method in vars(layer) or getattr(type(layer), method, None) is not getattr(expected, method, None):
+        if method in vars(layer) or getattr(computes, method, None) is not getattr(expected, method, None):
             raise TypeError(
                 f"{label}: {type(layer).__name__} overrides {method} of torch.nn.{expected.__name__}: a sparse layer would "
                 "not compute what it computes"

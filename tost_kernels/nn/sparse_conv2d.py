@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tost_kernels.layout import pad
+from tost_kernels.nn.conv2d import convolve
 from tost_kernels.nn.sparse_module import SparseModule
-from tost_kernels.ops.masked_conv2d import masked_conv2d, same_padding
 from tost_kernels.pattern import Pattern
 
 
@@ -63,14 +62,4 @@ class SparseConv2d(SparseModule):
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if input.dim() != 4:
             raise ValueError(f"input: expected shape (N, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-        padding: str | int | tuple[int, int] = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = pad(input, self._surround(), self.padding_mode), 0
-        return masked_conv2d(input, self.values, self.pattern, self.bias, self.stride, padding, self.dilation, self.groups)
-
-    def _surround(self) -> tuple[int, int, int, int]:
-        """The padding as (left, right, top, bottom)."""
-        if self.padding == "same":
-            return same_padding(self.kernel_size, self.dilation)
-        top, left = (0, 0) if isinstance(self.padding, str) else self.padding
-        return left, left, top, top
+        return convolve(self, input, self.values, self.pattern)

@@ -76,8 +76,8 @@ def dense(
     wanted = DENSE_OPTIONS[options] or (CHANNELS_LAST if layout == BATCH_LAST else layout)
     if wanted != layout:
         x = lend(x, wanted)
-    out = F.conv2d(x, pattern.scatter(values), bias, stride, padding, dilation, groups)
-    return as_layout(out, layout)
+    weight = values.view(pattern.shape) if pattern.density == 1 else pattern.scatter(values)
+    return as_layout(F.conv2d(x, weight, bias, stride, padding, dilation, groups), layout)
 
 
 def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tost_kernels as tk
-from tost.ghosts import GhostBlock, GhostStem, add_ghosts, ghosts_of
+from tost.ghosts import GhostBlock, GhostNorm, add_ghosts, finalize, ghosts_of, set_strength
 from tost.models.resnet import BasicBlock, cifar_resnet
 from tost.recipe import Recipe
 
@@ -127,7 +127,7 @@ def test_ghosts_start_as_the_paper_says() -> None:
         assert bool((conv.weight == 1e-4).all())
         assert conv.bias is None
     assert (block.ghost_bn1.eps, block.ghost_bn1.weight.dtype) == (1e-5, torch.float32)
-    assert isinstance(ghosted.bn1, GhostStem)
+    assert isinstance(ghosted.bn1, GhostNorm)
     assert ghosted.bn1.tail.act == "pswish"
 
 
@@ -157,6 +157,67 @@ def test_only_our_own_stem_is_fused() -> None:
     assert type(net.act) is nn.ReLU
     nested = add_ghosts(nn.Sequential(nn.Identity(), cifar_resnet(8)), Recipe())
     assert list(ghosts_of(nested)) == ["1.bn1", "1.layer1.0", "1.layer2.0", "1.layer3.0"]
+
+
+def small_vgg() -> nn.Sequential:
+    relu = nn.ReLU(inplace=True)  # one for two places, as many networks have it
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), relu, nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), relu),
+        nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(5, 2, 1), relu,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [SWISH, VANILLA], ids=["swish", "vanilla"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_pairs_of_a_sequential_are_the_formula(recipe: Recipe, training: bool) -> None:
+    plain = small_vgg()
+    randomise(plain)
+    net = add_ghosts(plain, recipe).double().train(training)
+    assert list(ghosts_of(net)) == ["1", "3.1"]
+    assert type(net[6]) is nn.ReLU  # no BatchNorm before it
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    h = activate(normalise(net[1], net[0](x)), recipe)
+    h = activate(normalise(net[3][1], net[3][0](h)), recipe)
+    expected = net[5](net[4](h)).relu()
+    torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sparse_vgg_is_fused_and_comes_back() -> None:
+    plain = small_vgg()
+    x = tk.to_batch_last(torch.randn(4, 3, 6, 6))
+    sparse = tk.sparsify(plain, {"0": torch.rand(4, 3, 3, 3) < 0.5, "3.0": torch.rand(5, 4, 3, 3) < 0.5})
+    net = add_ghosts(sparse, SWISH)
+    assert tk.is_batch_last(net(x))
+    assert plain.state_dict().keys() <= net.state_dict().keys()
+    set_strength(net, 0.0, 10.0)
+    back = finalize(net)
+    assert list(back.state_dict()) == list(sparse.state_dict())
+    assert back[2] is back[3][2] is back[6]
+    torch.testing.assert_close(back.eval()(x), net.eval()(x))
+
+
+def test_pairs_that_are_not_certain_stay() -> None:
+    class Other(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flip(0))  # could be anything
+
+    class Scaled(nn.BatchNorm2d):
+        pass
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.features = nn.Sequential(self.norm, nn.ReLU())
+
+    hooked = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    hooked[1].register_forward_hook(lambda *_: None)
+    for net in (Other(nn.BatchNorm2d(2), nn.ReLU()), nn.Sequential(Scaled(2), nn.ReLU()), Twice(), hooked):
+        assert ghosts_of(add_ghosts(net, VANILLA)) == {}
+        with pytest.raises(ValueError, match=r"expected a ReLU right behind a BatchNorm2d in an nn.Sequential, or a BasicBlock"):
+            add_ghosts(net, SWISH)
+    shared = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    assert list(ghosts_of(add_ghosts(nn.Sequential(shared, shared), VANILLA))) == ["0.0"]
 
 
 def test_half_precision_keeps_the_ghost_norm_in_float32() -> None:

@@ -98,6 +98,11 @@ def test_what_is_swapped_and_what_is_not():
     assert kinds["4"] is tk.nn.AdaptiveAvgPool2d
     assert type(model[1]) is nn.Conv2d
     assert type(model[2]) is nn.BatchNorm2d
+    stem_only = tk.sparsify(model, masks_for(model, "1"))
+    assert type(stem_only[3].conv1) is tk.nn.Conv2d
+    assert type(tk.densify(stem_only)[3].conv1) is nn.Conv2d
+    more = tk.sparsify(stem_only, masks_for(model, "3.conv1"))  # what is dense still can become sparse
+    assert type(more[3].conv1) is tk.SparseConv2d
     extra = {f"{name}.weight_mask" for name in NAMES}
     assert set(net.state_dict()) - extra == set(model.state_dict())
 
