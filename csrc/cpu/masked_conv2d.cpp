@@ -13,6 +13,7 @@
 #include "conv_arguments.h"
 #include "conv_engine.h"
 #include "dense_pointwise.h"
+#include "depthwise.h"
 #include "packed_index.h"
 #include "tensor.h"
 
@@ -72,6 +73,7 @@ Tensor masked_conv2d(
   }
   const ConvOptions options = parse_options(op, plan, ConvPass::forward);
   const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
+  const bool by_channel = plan.empty() && is_depthwise(packed, geometry);
   const Tensor source = with_dense_lanes(input);
   const Ints shape = output_shape(op, sizes_of(input), packed, geometry);
   return compute_in_layout(op, shape, layout_of(input), input.scalar_type(), [&](Tensor& result) {
@@ -79,6 +81,9 @@ Tensor masked_conv2d(
       using T = decltype(zero);
       const Numbers<T> added = bias.has_value() ? numbers<T>(*bias) : Numbers<T>{};
       if (pointwise) return dense_pointwise<T>(view<T>(source), numbers<T>(values), added, geometry, mutable_view<T>(result));
+      if (by_channel) {
+        return depthwise<T>(op, view<T>(source), numbers<T>(values), added, packed, geometry, mutable_view<T>(result));
+      }
       conv_forward<T>(
           op, view<T>(source), numbers<T>(values), added, packed, geometry, options, mutable_view<T>(result));
     });
@@ -100,6 +105,7 @@ Tensor masked_conv2d_input_grad(
   check_shape(op, "grad_output", grad_output, output_shape(op, input_shape, packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::input_grad);
   const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
+  const bool by_channel = plan.empty() && is_depthwise(packed, geometry);
   const Tensor source = with_dense_lanes(grad_output);
   const Layout layout = layout_named(op, "input_layout", input_layout);
   return compute_in_layout(op, input_shape, layout, grad_output.scalar_type(), [&](Tensor& result) {
@@ -107,6 +113,10 @@ Tensor masked_conv2d_input_grad(
       using T = decltype(zero);
       if (pointwise) {
         return dense_pointwise_input_grad<T>(view<T>(source), numbers<T>(values), geometry, mutable_view<T>(result));
+      }
+      if (by_channel) {
+        return depthwise_input_grad<T>(
+            op, view<T>(source), numbers<T>(values), packed, geometry, mutable_view<T>(result));
       }
       conv_input_grad<T>(
           op, view<T>(source), numbers<T>(values), packed, geometry, options, mutable_view<T>(result));
@@ -126,12 +136,14 @@ Tensor masked_conv2d_values_grad(
   check_shape(op, "grad_output", grad_output, output_shape(op, sizes_of(input), packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::values_grad);
   const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
+  const bool by_channel = plan.empty() && is_depthwise(packed, geometry);
   Tensor grad_values = empty({nnz}, Layout::contiguous, input.scalar_type());
   const Tensor source = with_dense_lanes(input), grad = with_dense_lanes(grad_output);
   for_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     T* numbers = static_cast<T*>(grad_values.mutable_data_ptr());
     if (pointwise) return dense_pointwise_values_grad<T>(view<T>(grad), view<T>(source), geometry, numbers);
+    if (by_channel) return depthwise_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, numbers);
     conv_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, options, numbers);
   });
   return grad_values;
