@@ -47,6 +47,7 @@ TOST_INLINE void sum_taps(const float* source, const Tap* taps, int64_t count, f
   for (int64_t k = 0; k < count; ++k) {
     const Vec weight = broadcast(taps[k].weight);
     const float* from = source + taps[k].offset;
+    asm("" : "+r"(from));  // else each vector gets an address computation of its own
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[v] = fma(weight, load(from + v * kLanes), sums[v]);
   }
