@@ -92,41 +92,43 @@ TOST_INLINE void sum_run(
   store_partial(result, sums, length);
 }
 
-// The kept taps of result channel `channel` that are inside the source, for each kind of pixel: lists of `fan * taps` at most.
+// The kept taps of result channel `channel` that are inside the source, for each kind of pixel: lists of at most fan * taps, in
+// room for one more. Returns how many are kept.
 template <class T>
-static void list_taps(const DepthwiseJob<T>& job, int64_t channel, int64_t plane_pitch, Tap* lists, int64_t* counts) {
-  for (int64_t kind = 0; kind < job.row_kinds * job.run_kinds; ++kind) {
-    const int64_t* offsets = job.offsets + kind * job.taps;
-    Tap* list = lists + kind * job.fan * job.taps;
-    int64_t count = 0;
-    for (int64_t m = 0; m < job.fan; ++m) {
-      const int64_t output = channel * job.fan + m;
-      for (int64_t k = job.ptr[output]; k < job.ptr[output + 1]; ++k) {
-        const int64_t offset = offsets[job.tap[k]];
-        if (offset == kOutside) continue;
-        list[count++] = {offset + m * plane_pitch, to_float(job.values[k * job.values_stride]), 0};
+static int64_t list_taps(const DepthwiseJob<T>& job, int64_t channel, int64_t plane_pitch, Tap* lists, int64_t* counts) {
+  const int64_t kinds = job.row_kinds * job.run_kinds, pitch = job.fan * job.taps + 1;
+  for (int64_t kind = 0; kind < kinds; ++kind) counts[kind] = 0;
+  for (int64_t m = 0; m < job.fan; ++m) {
+    const int64_t output = channel * job.fan + m;
+    for (int64_t k = job.ptr[output]; k < job.ptr[output + 1]; ++k) {
+      const int64_t* offset = job.offsets + job.tap[k];
+      const float weight = to_float(job.values[k * job.values_stride]);
+      for (int64_t kind = 0; kind < kinds; ++kind) {  // no branch: it would be mispredicted
+        const int64_t at = offset[kind * job.taps];
+        lists[kind * pitch + counts[kind]] = {at + m * plane_pitch, weight, 0};
+        counts[kind] += at != kOutside;
       }
     }
-    counts[kind] = count;
   }
+  return job.ptr[(channel + 1) * job.fan] - job.ptr[channel * job.fan];
 }
 
 template <class T>
 static void depthwise(const DepthwiseJob<T>& job, int64_t begin, int64_t end) {
-  const int64_t kinds = job.row_kinds * job.run_kinds, most_taps = job.fan * job.taps;
-  const int64_t list_floats = kinds * (most_taps * sizeof(Tap) + sizeof(int64_t)) / sizeof(float);
+  const int64_t kinds = job.row_kinds * job.run_kinds, pitch = job.fan * job.taps + 1;
+  const int64_t list_floats = kinds * (pitch * sizeof(Tap) + sizeof(int64_t)) / sizeof(float);
   const int64_t plane_floats = job.source.packed ? job.source.floats() : 0;
   float* planes = thread_scratch(job.fan * plane_floats + kLanes + list_floats);
   Tap* lists = reinterpret_cast<Tap*>(planes + (job.fan * plane_floats + kLanes - 1) / kLanes * kLanes);
-  int64_t* counts = reinterpret_cast<int64_t*>(lists + kinds * most_taps);
-  int64_t packed = -1;
+  int64_t* counts = reinterpret_cast<int64_t*>(lists + kinds * pitch);
+  int64_t packed = -1, kept = 0;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t channel = item / job.row_chunks, chunk = item % job.row_chunks;
     const int64_t plane = channel * job.fan / job.share;
     if (item == begin || chunk == 0) {
-      list_taps(job, channel, job.source.packed ? plane_floats : job.source.stride_c, lists, counts);
+      kept = list_taps(job, channel, job.source.packed ? plane_floats : job.source.stride_c, lists, counts);
     }
-    if (job.source.packed && plane != packed) {
+    if (job.source.packed && kept > 0 && plane != packed) {
       for (int64_t m = 0; m < job.fan; ++m) pack_plane(job.source, plane + m, planes + m * plane_floats);
       packed = plane;
     }
@@ -139,7 +141,7 @@ static void depthwise(const DepthwiseJob<T>& job, int64_t begin, int64_t end) {
       for (int64_t x = 0; x < job.run_count; ++x) {
         const DepthwiseRun& run = job.runs[x];
         const int64_t kind = row.kind * job.run_kinds + run.kind, count = counts[kind];
-        const Tap* taps = lists + kind * most_taps;
+        const Tap* taps = lists + kind * pitch;
         const float* from = source + row.source + run.source;
         T* to = result + row.result + run.result;
         for (int64_t pixel = 0; pixel < run.count; ++pixel) {
@@ -229,7 +231,7 @@ static void dot_area(const Area<T>& area, const Tap* taps, int64_t count, Vec* s
 template <class T>
 static void depthwise_values(const DepthwiseValuesJob<T>& job, int64_t begin, int64_t end) {
   // `sums` and `packed_source` are aligned to vectors.
-  const int64_t sum_floats = job.taps * kLanes, list_floats = (job.taps * sizeof(Tap) / sizeof(float) + kLanes) / kLanes * kLanes;
+  const int64_t sum_floats = job.taps * kLanes, list_floats = ((job.taps + 1) * sizeof(Tap) / sizeof(float) + kLanes) / kLanes * kLanes;
   float* scratch = thread_scratch(sum_floats + list_floats + (job.source.packed ? job.source.floats() : 0));
   Vec* sums = reinterpret_cast<Vec*>(scratch);
   Tap* list = reinterpret_cast<Tap*>(scratch + sum_floats);
@@ -252,8 +254,8 @@ static void depthwise_values(const DepthwiseValuesJob<T>& job, int64_t begin, in
         const int64_t* offsets = job.offsets + (row.kind * job.run_kinds + run.kind) * job.taps;
         int64_t count = 0;
         for (int64_t k = 0; k < kept; ++k) {
-          const int64_t offset = offsets[job.tap[first + k]];
-          if (offset != kOutside) list[count++] = {offset, 0.0f, static_cast<int32_t>(k)};
+          list[count] = {offsets[job.tap[first + k]], 0.0f, static_cast<int32_t>(k)};
+          count += list[count].offset != kOutside;
         }
         const Area<T> area{
             grad + row.result + run.result, source + row.source + run.source, row.count, job.grad_row_step,
