@@ -25,7 +25,7 @@ struct DepthwiseRun {
   int64_t length;  // elements of one pixel; of a whole row of pixels where they lie together, `count` is 1 then
 };
 
-constexpr int64_t kOutside = INT64_MIN;
+constexpr int64_t kOutside = INT64_MIN / 2;  // an offset may be added to it
 
 // Result = the sum over the kept taps of weight x source, one channel of the result at a time.
 //   forward          result channel r reads the plane r / share; the weights of output r (fan 1)

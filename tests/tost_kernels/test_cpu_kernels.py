@@ -329,9 +329,7 @@ def test_depthwise_by_hand():
     x = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]).view(1, 2, 1, 3)
     grad = torch.tensor([[1.0, 10.0, 100.0], [1.0, 0.0, 2.0]]).view(1, 2, 1, 3)
     geometry = ([2, 1, 1, 3], [1, 1], [0, 1], [1, 1], 2, "")
-    y, grad_x, grad_values = kernel_results(
-        x, torch.tensor([2.0, 1.0, 3.0]), torch.tensor([0.5, 0.0]), pattern, geometry, grad
-    )
+    y, grad_x, grad_values = kernel_results(x, torch.tensor([2.0, 1.0, 3.0]), torch.tensor([0.5, 0.0]), pattern, geometry, grad)
     assert y.flatten().tolist() == [0.5, 2.5, 4.5, 70.0, 110.0, 30.0]
     assert grad_x.flatten().tolist() == [20.0, 200.0, 0.0, 1.0, 3.0, 2.0]
     assert grad_values.tolist() == [210.0, 70.0, 20.0]
@@ -359,12 +357,15 @@ def test_depthwise_damaged_index_is_an_error(damage):
         OPS.masked_conv2d_values_grad_cpu(grad, x, index, pattern.nnz, *geometry)
 
 
-def test_static_plan_takes_depthwise_kernels_on_batch_last_input_at_any_density():
-    pattern = Pattern(torch.ones(8, 1, 5, 5))
-    x = torch.randn(64, 8, 4, 4)
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_static_plan_takes_depthwise_kernels_on_batch_last_input_alone(density):
+    pattern = Pattern(torch.rand(80, 1, 5, 5) < density)
+    x = torch.randn(64, 80, 4, 4)
     assert static_plan("masked_conv2d", tk.to_batch_last(x), pattern).backend == "cpu"
+    assert static_plan("masked_conv2d", tk.to_batch_last(x[:2]), pattern).backend == "cpu"
+    assert static_plan("masked_conv2d", tk.to_batch_last(x[:1]), pattern).backend == "dense"
     assert static_plan("masked_conv2d", x, pattern).backend == "dense"
-    assert static_plan("masked_conv2d", tk.to_batch_last(x[:2]), pattern).backend == "dense"
+    assert static_plan("masked_conv2d", as_layout(x, "channels_last"), pattern).backend == "dense"
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (1, 1), (3, 2)])
