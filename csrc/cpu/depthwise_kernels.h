@@ -121,6 +121,8 @@ static void depthwise(const DepthwiseJob<T>& job, int64_t begin, int64_t end) {
   float* planes = thread_scratch(job.fan * plane_floats + kLanes + list_floats);
   Tap* lists = reinterpret_cast<Tap*>(planes + (job.fan * plane_floats + kLanes - 1) / kLanes * kLanes);
   int64_t* counts = reinterpret_cast<int64_t*>(lists + kinds * pitch);
+  // Whole lines alone: one that is half streamed and half stored is slower than either.
+  const bool streaming = job.streaming && job.source.n % kLanes == 0;
   int64_t packed = -1, kept = 0;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t channel = item / job.row_chunks, chunk = item % job.row_chunks;
@@ -145,14 +147,14 @@ static void depthwise(const DepthwiseJob<T>& job, int64_t begin, int64_t end) {
         const float* from = source + row.source + run.source;
         T* to = result + row.result + run.result;
         for (int64_t pixel = 0; pixel < run.count; ++pixel) {
-          sum_run(from, taps, count, bias, to, run.length, job.streaming);
+          sum_run(from, taps, count, bias, to, run.length, streaming);
           from += job.source_step;
           to += job.result_step;
         }
       }
     }
   }
-  if (job.streaming) streamed();
+  if (streaming) streamed();
 }
 
 // ---- values gradient
