@@ -11,6 +11,7 @@
 
 #include "../checks.h"
 #include "conv_arguments.h"
+#include "conv_blocks.h"
 #include "conv_engine.h"
 #include "dense_pointwise.h"
 #include "depthwise.h"
@@ -59,6 +60,11 @@ Ints output_shape(const char* op, const Ints& input, const PackedIndex& index, c
   return shape;
 }
 
+ConvGeometry without_padding(ConvGeometry geometry) {
+  geometry.padding = {0, 0};
+  return geometry;
+}
+
 Tensor masked_conv2d(
     const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& index, const Ints& weight_shape,
     const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const Text& plan) {
@@ -83,6 +89,15 @@ Tensor masked_conv2d(
       if (pointwise) return dense_pointwise<T>(view<T>(source), numbers<T>(values), added, geometry, mutable_view<T>(result));
       if (by_channel) {
         return depthwise<T>(op, view<T>(source), numbers<T>(values), added, packed, geometry, mutable_view<T>(result));
+      }
+      const ConvBlocks blocks = conv_blocks(packed, geometry, shape[0], shape[2], shape[3]);
+      if (plan.empty() && blocks.count() > 1) {
+        const Tensor parts = cut(view<T>(source), blocks, geometry.padding, reach_of(packed, geometry), source.scalar_type());
+        Tensor sums = empty(
+            {parts.size(0), shape[1], blocks.height, blocks.width}, Layout::batch_last, source.scalar_type());
+        conv_forward<T>(
+            op, view<T>(parts), numbers<T>(values), added, packed, without_padding(geometry), options, mutable_view<T>(sums));
+        return join(sums, blocks, mutable_view<T>(result));
       }
       conv_forward<T>(
           op, view<T>(source), numbers<T>(values), added, packed, geometry, options, mutable_view<T>(result));
@@ -118,6 +133,20 @@ Tensor masked_conv2d_input_grad(
         return depthwise_input_grad<T>(
             op, view<T>(source), numbers<T>(values), packed, geometry, mutable_view<T>(result));
       }
+      const ConvBlocks blocks = conv_blocks(packed, geometry, input_shape[0], input_shape[2], input_shape[3]);
+      if (plan.empty() && blocks.count() > 1) {
+        // Item by item the gradient of a convolution that is padded by all its reach: every tap meets a gradient, or a 0 of cut.
+        const std::array<int64_t, 2> reach = reach_of(packed, geometry);
+        const Tensor parts = cut(
+            view<T>(source), blocks, {reach[0] - geometry.padding[0], reach[1] - geometry.padding[1]}, reach,
+            source.scalar_type());
+        Tensor sums = empty(
+            {parts.size(0), input_shape[1], blocks.height, blocks.width}, Layout::batch_last, source.scalar_type());
+        ConvGeometry padded = geometry;
+        padded.padding = reach;
+        conv_input_grad<T>(op, view<T>(parts), numbers<T>(values), packed, padded, options, mutable_view<T>(sums));
+        return join(sums, blocks, mutable_view<T>(result));
+      }
       conv_input_grad<T>(
           op, view<T>(source), numbers<T>(values), packed, geometry, options, mutable_view<T>(result));
     });
@@ -144,6 +173,13 @@ Tensor masked_conv2d_values_grad(
     T* numbers = static_cast<T*>(grad_values.mutable_data_ptr());
     if (pointwise) return dense_pointwise_values_grad<T>(view<T>(grad), view<T>(source), geometry, numbers);
     if (by_channel) return depthwise_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, numbers);
+    const ConvBlocks blocks = conv_blocks(packed, geometry, grad.size(0), grad.size(2), grad.size(3));
+    if (plan.empty() && blocks.count() > 1) {
+      const Tensor parts = cut(view<T>(source), blocks, geometry.padding, reach_of(packed, geometry), source.scalar_type());
+      const Tensor grads = cut(view<T>(grad), blocks, {0, 0}, {0, 0}, source.scalar_type());
+      return conv_values_grad<T>(
+          op, view<T>(grads), view<T>(parts), packed, without_padding(geometry), options, numbers);
+    }
     conv_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, options, numbers);
   });
   return grad_values;

@@ -74,6 +74,12 @@ CASES = {
     "by channel, nothing kept": ((20, 6, 4, 4), (6, 3, 3), (1, 1), (1, 1), (1, 1), 6, 0.0),
     "by channel but for its many outputs": ((6, 2, 5, 5), (10, 3, 3), (1, 1), (1, 1), (1, 1), 2, 0.7),
     "by channel but for its large kernel": ((6, 3, 9, 9), (3, 8, 8), (1, 1), (4, 4), (1, 1), 3, 0.5),
+    # Few images are cut into blocks, which become items of a larger batch.
+    "blocks, one image": ((1, 20, 16, 16), (24, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3),
+    "blocks that stand over, three images": ((3, 16, 9, 13), (20, 5, 3), (1, 1), (2, 0), (1, 2), 1, 0.4),
+    "blocks, padding beyond the reach": ((2, 12, 7, 5), (12, 2, 3), (1, 1), (3, 2), (1, 1), 1, 0.6),
+    "blocks, eight images, groups": ((8, 24, 10, 6), (16, 3, 3), (1, 1), (1, 1), (2, 2), 2, 0.5),
+    "blocks, a row of one image": ((1, 30, 1, 33), (20, 1, 5), (1, 1), (0, 1), (1, 1), 1, 0.4),
 }
 LAYOUTS = ("batch_last", "contiguous", "channels_last")
 
@@ -153,6 +159,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_torch(name):
         "pointwise, odd batch, stride 2",
         "by channel, three outputs a channel, odd everything",
         "by channel, one image",
+        "blocks that stand over, three images",
     ],
 )
 def test_strided_views(name):
@@ -252,6 +259,7 @@ def test_plans_change_no_result(plan):
         "by channel, three outputs a channel, odd everything",
         "by channel, a plane beyond the second cache",
         "by channel, past the caches",
+        "blocks that stand over, three images",
     ],
 )
 def test_same_bits_with_any_number_of_threads(name, dtype):
