@@ -103,13 +103,14 @@ def _layers(names: str) -> tuple[Layer, ...]:
     return tuple(Layer.parse(name) for name in names.split())
 
 
-# MobileNet's are the pointwise convolutions of its form for 32x32 images (first stride 1).
+# MobileNet's are the pointwise convolutions of its form for 32x32 images (first stride 1), and all but one of the depthwise.
 LAYERS: dict[str, tuple[Layer, ...]] = {
     "resnet": _layers("64@32 128@16 256@8 512@4"),
     "stride2": _layers("64-128@32s2 128-256@16s2 256-512@8s2"),
     "projection": _layers("64-128@32k1s2 128-256@16k1s2 256-512@8k1s2"),
     "vgg16": _layers("3-64@32 64-128@16 128-256@8 256-512@4 512@2"),
     "mobilenet": _layers("32-64@32k1 64-128@16k1 128@16k1 128-256@8k1 256@8k1 256-512@4k1 512@4k1 512-1024@2k1 1024@2k1"),
+    "depthwise": _layers("64@16g64 32@32g32 64@32s2g64 128@16g128 128@16s2g128 256@8g256 256@8s2g256 512@4g512"),
     "odd": _layers(
         "64@32n1 64@32n8 64@32n50 128@16n1 128@16n8 128@16n50 256@8n8 96@28 64@16k5 128@16d2 128@16g4 64@16g64 128@16g128 "
         "64-128@15k1s2 100-36@9 16@32"

@@ -186,6 +186,10 @@ def _cpu_kernel_pays(x: Tensor, pattern: Pattern) -> bool:
         return False
     if is_full_pointwise(pattern) and is_batch_last(x):
         return True  # a matrix product of its own, whatever the size (docs/notes/dense-pointwise.md)
+    if is_depthwise(x, pattern):
+        # Read and written once where it lies. For one image dense needs no layout change, and in other layouts the changes
+        # cost more than the convolution (docs/notes/depthwise.md).
+        return is_batch_last(x) and x.shape[0] > 1
     if x.shape[0] < SMALLEST_BATCH:
         return False
     few_kept = pattern.nnz <= FEW_KEPT_PER_OUTPUT * pattern.shape[0]
@@ -200,3 +204,8 @@ def dense_weight_may_pay(shape: Sequence[int]) -> bool:
 def is_full_pointwise(pattern: Pattern) -> bool:
     """Whether it is the pattern of a dense 1x1 convolution, as a ghost's."""
     return len(pattern.shape) == 4 and pattern.shape[2:] == (1, 1) and pattern.density == 1
+
+
+def is_depthwise(x: Tensor, pattern: Pattern) -> bool:
+    """Whether the pattern is that of a convolution on `x` with one input channel a group and more than one group."""
+    return len(pattern.shape) == 4 and pattern.shape[1] == 1 and x.shape[1] > 1

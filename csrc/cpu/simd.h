@@ -92,17 +92,20 @@ TOST_INLINE void put(T* p, Vec x, bool streaming) {
 template <class T>
 TOST_INLINE Vec load_partial(const T* p, int64_t n) {
   if (n == kLanes) return load(p);
+#if TOST_LANES == 16
+  if constexpr (sizeof(T) == sizeof(float)) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+#endif
   float lanes[kLanes] = {};
   for (int64_t lane = 0; lane < kLanes && lane < n; ++lane) lanes[lane] = to_float(p[lane]);
   return load(lanes);
 }
 template <class T>
 TOST_INLINE void store_partial(T* p, Vec x, int64_t n) {
-  if (n == kLanes) {
-    store(p, x);
-  } else {
-    for (int64_t lane = 0; lane < n; ++lane) assign(p[lane], x[lane]);
-  }
+  if (n == kLanes) return store(p, x);
+#if TOST_LANES == 16
+  if constexpr (sizeof(T) == sizeof(float)) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), x);
+#endif
+  for (int64_t lane = 0; lane < n; ++lane) assign(p[lane], x[lane]);
 }
 
 // ---- lanes

@@ -56,6 +56,30 @@ CASES = {
     "pointwise, no output channel fills a tile": ((50, 129, 4, 4), (2, 1, 1), (1, 1), (0, 0), (1, 1), 1, 1.0),
     "pointwise but for its padding": ((9, 4, 5, 5), (6, 1, 1), (1, 1), (1, 1), (1, 1), 1, 1.0),
     "pointwise but for its groups": ((9, 4, 5, 5), (6, 1, 1), (1, 1), (0, 0), (1, 1), 2, 1.0),
+    # One input channel a group has code of its own: runs of pixels, whose border has fewer taps, in pieces of 8, 4 and 1 vectors.
+    "by channel, a MobileNet layer": ((64, 6, 16, 16), (6, 3, 3), (1, 1), (1, 1), (1, 1), 6, 1.0),
+    "by channel, stride 2, odd batch": ((50, 5, 9, 8), (5, 3, 3), (2, 2), (1, 1), (1, 1), 5, 0.6),
+    "by channel, three outputs a channel, odd everything": ((17, 4, 7, 11), (12, 5, 3), (1, 2), (2, 0), (2, 1), 4, 0.5),
+    "by channel, past the caches": ((64, 24, 16, 16), (24, 3, 3), (1, 1), (1, 1), (1, 1), 24, 0.4),
+    "by channel, a plane beyond the second cache": ((40, 2, 48, 50), (2, 3, 3), (1, 1), (1, 1), (1, 1), 2, 0.8),
+    "by channel, 5x5, more taps than are summed together": ((20, 7, 8, 8), (7, 5, 5), (1, 1), (2, 2), (1, 1), 7, 1.0),
+    "by channel, 7x7 on a smaller image": ((9, 4, 5, 3), (8, 7, 7), (1, 1), (3, 3), (1, 1), 4, 0.7),
+    "by channel, one image": ((1, 5, 18, 21), (5, 3, 3), (1, 1), (1, 1), (1, 1), 5, 0.7),
+    "by channel, eight images, stride 2": ((8, 5, 10, 10), (5, 3, 3), (2, 2), (1, 1), (1, 1), 5, 0.9),
+    "by channel, stride 3 and dilation 2": ((7, 3, 13, 14), (3, 3, 3), (3, 3), (1, 1), (2, 2), 3, 0.8),
+    "by channel, stride beyond the kernel": ((18, 3, 11, 10), (6, 2, 2), (5, 4), (0, 0), (1, 1), 3, 0.8),
+    "by channel, padding beyond the kernel": ((5, 3, 4, 4), (3, 2, 2), (1, 1), (3, 4), (1, 1), 3, 0.8),
+    "by channel, one column": ((33, 4, 12, 1), (4, 3, 1), (1, 1), (1, 0), (1, 1), 4, 0.8),
+    "by channel, 1x1": ((19, 6, 5, 5), (12, 1, 1), (1, 1), (0, 0), (1, 1), 6, 0.7),
+    "by channel, nothing kept": ((20, 6, 4, 4), (6, 3, 3), (1, 1), (1, 1), (1, 1), 6, 0.0),
+    "by channel but for its many outputs": ((6, 2, 5, 5), (10, 3, 3), (1, 1), (1, 1), (1, 1), 2, 0.7),
+    "by channel but for its large kernel": ((6, 3, 9, 9), (3, 8, 8), (1, 1), (4, 4), (1, 1), 3, 0.5),
+    # Few images are cut into blocks, which become items of a larger batch.
+    "blocks, one image": ((1, 20, 16, 16), (24, 3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3),
+    "blocks that stand over, three images": ((3, 16, 9, 13), (20, 5, 3), (1, 1), (2, 0), (1, 2), 1, 0.4),
+    "blocks, padding beyond the reach": ((2, 12, 7, 5), (12, 2, 3), (1, 1), (3, 2), (1, 1), 1, 0.6),
+    "blocks, eight images, groups": ((8, 24, 10, 6), (16, 3, 3), (1, 1), (1, 1), (2, 2), 2, 0.5),
+    "blocks, a row of one image": ((1, 30, 1, 33), (20, 1, 5), (1, 1), (0, 1), (1, 1), 1, 0.4),
 }
 LAYOUTS = ("batch_last", "contiguous", "channels_last")
 
@@ -175,6 +199,9 @@ def test_infinite_pixels_reach_only_the_rows_that_read_them(kept, dtype):
         "many channels, several blocks",
         "pointwise, odd everything",
         "pointwise, odd batch, stride 2",
+        "by channel, three outputs a channel, odd everything",
+        "by channel, one image",
+        "blocks that stand over, three images",
     ],
 )
 def test_strided_views(name):
@@ -271,6 +298,10 @@ def test_plans_change_no_result(plan):
         "pointwise, odd everything",
         "pointwise, several blocks in depth, both ways",
         "pointwise, many columns, several chunks",
+        "by channel, three outputs a channel, odd everything",
+        "by channel, a plane beyond the second cache",
+        "by channel, past the caches",
+        "blocks that stand over, three images",
     ],
 )
 def test_same_bits_with_any_number_of_threads(name, dtype):
@@ -332,11 +363,67 @@ def test_static_plan_takes_pointwise_kernels_on_batch_last_input_at_any_size(bat
     assert static_plan("masked_conv2d", x, Pattern(full)).backend == "dense"
 
 
-@pytest.mark.parametrize("kernel", [3, 1])
-def test_empty_batch(kernel):
-    pattern = Pattern(torch.ones(4, 3, kernel, kernel))
-    geometry = ([4, 3, kernel, kernel], [1, 1], [kernel // 2, kernel // 2], [1, 1], 1, "")
-    x, grad = torch.empty(0, 3, 8, 8), torch.empty(0, 4, 8, 8)
+@pytest.mark.parametrize("name", ["by channel, three outputs a channel, odd everything", "by channel, stride beyond the kernel"])
+def test_depthwise_agrees_with_the_sparse_kernels(name):
+    """A plan with options asks for those."""
+    x, values, bias, pattern, geometry = make(name)
+    grad, _ = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    here = kernel_results(x, values, bias, pattern, geometry, grad.float())
+    there = kernel_results(x, values, bias, pattern, geometry, grad.float(), plan="block=8")
+    assert max(worst(a, b) for a, b in zip(here, there, strict=True)) < 2e-6
+
+
+def test_depthwise_by_hand():
+    """A row of three pixels, two channels: one weighs its left neighbour, the other itself and its right one."""
+    pattern = Pattern(torch.tensor([[1, 0, 0], [0, 1, 1]]).view(2, 1, 1, 3))
+    x = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]).view(1, 2, 1, 3)
+    grad = torch.tensor([[1.0, 10.0, 100.0], [1.0, 0.0, 2.0]]).view(1, 2, 1, 3)
+    geometry = ([2, 1, 1, 3], [1, 1], [0, 1], [1, 1], 2, "")
+    y, grad_x, grad_values = kernel_results(x, torch.tensor([2.0, 1.0, 3.0]), torch.tensor([0.5, 0.0]), pattern, geometry, grad)
+    assert y.flatten().tolist() == [0.5, 2.5, 4.5, 70.0, 110.0, 30.0]
+    assert grad_x.flatten().tolist() == [20.0, 200.0, 0.0, 1.0, 3.0, 2.0]
+    assert grad_values.tolist() == [210.0, 70.0, 20.0]
+
+
+def test_depthwise_infinite_pixels_stay_where_they_are():
+    """No product with padding or with the lanes beyond the batch."""
+    x, values, bias, pattern, geometry = make("by channel, eight images, stride 2")
+    x[3, 2, 4, 4] = float("inf")
+    grad, wanted = dense_results(x, values, bias, pattern, geometry, torch.float64)
+    y, grad_x, _ = kernel_results(as_layout(x, "batch_last"), values, bias, pattern, geometry, grad.float())
+    assert torch.equal(y.isfinite(), wanted[0].isfinite())
+    assert grad_x.isfinite().all()
+
+
+@pytest.mark.parametrize("damage", ["a tap", "a row"])
+def test_depthwise_damaged_index_is_an_error(damage):
+    x, values, bias, pattern, geometry = make("by channel, a MobileNet layer")
+    index = pattern.index.clone()
+    index[16 + 7 if damage == "a tap" else 16 + 3] = 10**6
+    with pytest.raises(RuntimeError, match="masked_conv2d_cpu: index: damaged: a row or a column is out of range"):
+        OPS.masked_conv2d_cpu(x, values, bias, index, *geometry)
+    grad = torch.zeros_like(x)
+    with pytest.raises(RuntimeError, match="masked_conv2d_values_grad_cpu: index: damaged"):
+        OPS.masked_conv2d_values_grad_cpu(grad, x, index, pattern.nnz, *geometry)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_static_plan_takes_depthwise_kernels_on_batch_last_input_alone(density):
+    pattern = Pattern(torch.rand(80, 1, 5, 5) < density)
+    x = torch.randn(64, 80, 4, 4)
+    assert static_plan("masked_conv2d", tk.to_batch_last(x), pattern).backend == "cpu"
+    assert static_plan("masked_conv2d", tk.to_batch_last(x[:2]), pattern).backend == "cpu"
+    assert static_plan("masked_conv2d", tk.to_batch_last(x[:1]), pattern).backend == "dense"
+    assert static_plan("masked_conv2d", x, pattern).backend == "dense"
+    assert static_plan("masked_conv2d", as_layout(x, "channels_last"), pattern).backend == "dense"
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (1, 1), (3, 2)])
+def test_empty_batch(kernel, groups):
+    inputs = 3 if groups == 1 else 1
+    pattern = Pattern(torch.ones(4, inputs, kernel, kernel))
+    geometry = ([4, inputs, kernel, kernel], [1, 1], [kernel // 2, kernel // 2], [1, 1], groups, "")
+    x, grad = torch.empty(0, inputs * groups, 8, 8), torch.empty(0, 4, 8, 8)
     y, grad_x, grad_values = kernel_results(x, torch.randn(pattern.nnz), torch.randn(4), pattern, geometry, grad)
     assert y.shape == (0, 4, 8, 8)
     assert grad_x.shape == x.shape
@@ -459,7 +546,8 @@ torch.manual_seed(0)
 print(torch.ops.tost.cpu_isa())
 for name in t.CASES:
     t.test_conv_equals_dense(name, "batch_last")
-for name in ("plain 3x3", "pointwise, odd batch, stride 2", "pointwise, several blocks in depth, both ways"):
+for name in ("plain 3x3", "pointwise, odd batch, stride 2", "pointwise, several blocks in depth, both ways",
+             "by channel, stride 2, odd batch"):
     t.test_bfloat16_errs_at_most_twice_as_much_as_torch(name)
 t.test_linear_equals_dense(37, 20, 33, 1.0, "batch_last", torch.float32)
 """
