@@ -34,7 +34,7 @@ struct PoolJob {
   T* to;
   const uint8_t* chosen;    // max backward: the tap of each maximum, for each value of `from`
   uint8_t* choice;          // max forward: the same, for each value of `to`
-  const float *scale_h, *scale_w;  // average: a window's share is scale_h * scale_w, over the smaller side
+  const float *scale_h, *scale_w;  // average: a tap's share in the window at (h, w) is scale_h[h] * scale_w[w]
   bool streaming;  // results go past the caches
 };
 
