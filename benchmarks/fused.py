@@ -94,7 +94,7 @@ TAILS = {
         7,
     ),
     "pswish": Tail(1, lambda x, p: tk.pswish(x[0], p.beta), lambda x, p: p.swish(x[0]), 2, 3),
-    "max-pool": Tail(1, lambda x, _: _MAX(x[0]), lambda x, _: F.max_pool2d(x[0], 2), 1.25, 2.25),
+    "max-pool": Tail(1, lambda x, _: _MAX(x[0]), lambda x, _: F.max_pool2d(x[0], 2), 1.25, 1.25),
     "average-pool": Tail(1, lambda x, _: _AVERAGE(x[0]), lambda x, _: F.avg_pool2d(x[0], 2), 1.25, 1.25),
     "global-average": Tail(1, lambda x, _: _GLOBAL(x[0]), lambda x, _: F.adaptive_avg_pool2d(x[0], 1), 1, 1),
 }

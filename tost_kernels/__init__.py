@@ -8,6 +8,7 @@ from tost_kernels import backend as _backend
 from tost_kernels import library as _library
 from tost_kernels.backend import use_backend
 from tost_kernels.layout import is_batch_last, to_batch_last
+from tost_kernels.ops import pool2d as _pool2d  # noqa: F401  (registers the ops that `survey` asks for)
 from tost_kernels.ops.ghost_skip_add import GhostSkipAddOutput, Norm, ghost_skip_add
 from tost_kernels.ops.masked_conv2d import masked_conv2d
 from tost_kernels.ops.masked_linear import masked_linear

@@ -13,7 +13,7 @@ from tost_kernels import library
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "dense")
 COMPILED = ("cpu", "cuda", "triton")
-OPS = ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add")
+OPS = ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add", "max_pool2d", "avg_pool2d")
 
 _DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 _DTYPES = (torch.float32, torch.bfloat16)

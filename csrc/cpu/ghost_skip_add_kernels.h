@@ -74,20 +74,17 @@ TOST_INLINE void block_moments(const T* x, int64_t n, float m, float& first, flo
   }
 }
 
-// Mean and biased variance of one channel, safe where the mean is large against the deviation: a block is centred on the mean of
+// Mean and biased variance, block by block, safe where the mean is large against the deviation: a block is centred on the mean of
 // the block before it (the first on its own), and blocks are combined in double (Chan's formula). Where the mean jumps from one
 // block to the next, that jump is part of the variance, and large against what the rounding of this block loses.
-template <class T>
-void channel_statistics(const T* channel, const Channels& k, double& mean, double& variance) {
-  alignas(64) T buffer[kBlock];
-  double seen = 0, squares = 0;
-  mean = 0;
+struct Moments {
+  double seen = 0, squares = 0, mean = 0;
   float center = 0;
-  for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
-    const int64_t n = k.size() - begin < kBlock ? k.size() - begin : kBlock;
-    const T* x = fetch(channel, k, begin, n, buffer);
+
+  template <class T>
+  void add(const T* x, int64_t n) {
     float first, second;
-    if (begin == 0) {
+    if (seen == 0) {
       block_moments(x, n, 0.0f, first, second);
       center = first / static_cast<float>(n);
     }
@@ -101,8 +98,33 @@ void channel_statistics(const T* channel, const Channels& k, double& mean, doubl
     seen = total;
     center = static_cast<float>(block_mean);
   }
-  variance = seen > 0 ? squares / seen : 0.0;
-  if (variance < 0) variance = 0;
+  double variance() const { return seen > 0 && squares > 0 ? squares / seen : 0.0; }
+};
+
+// Adds one block of channel c of each part that is normalised with the batch.
+template <class T>
+void add_block(const Tail& t, const bool* live, int64_t c, int64_t begin, int64_t n, Moments* moments) {
+  alignas(64) T buffer[kBlock];
+  for (int p = 0; p < kParts; ++p) {
+    if (!live[p] || t.part[p].norm != kBatchStats) continue;
+    moments[p].add(fetch(static_cast<const T*>(t.part[p].data) + c * t.channels.channel_stride, t.channels, begin, n, buffer), n);
+  }
+}
+
+template <class T>
+void whole_channel(const T* channel, const Channels& k, Moments& moments) {
+  alignas(64) T buffer[kBlock];
+  for (int64_t begin = 0; begin < k.size(); begin += kBlock) {
+    const int64_t n = k.size() - begin < kBlock ? k.size() - begin : kBlock;
+    moments.add(fetch(channel, k, begin, n, buffer), n);
+  }
+}
+template <class T>
+void channel_statistics(const T* channel, const Channels& k, double& mean, double& variance) {
+  Moments moments;
+  whole_channel(channel, k, moments);
+  mean = moments.mean;
+  variance = moments.variance();
 }
 
 // How part `p` enters the sum in channel c, given the mean and variance it is normalised with (unused without a norm).
@@ -253,6 +275,8 @@ void set_coefficients(Block<T>& b, const Affine* affine, const bool* live, float
 }
 
 // ---- forward
+constexpr int64_t kStaysInCache = int64_t{512} << 10;
+
 template <class T>
 void forward_channels(const Tail& t, T* out, float* stats, int64_t first, int64_t last) {
   const Channels& k = t.channels;
@@ -261,13 +285,26 @@ void forward_channels(const Tail& t, T* out, float* stats, int64_t first, int64_
   const ForwardBlock<T> block = ghost ? (shortcut ? forward_with<T, true, true>(t.act) : forward_with<T, true, false>(t.act))
                                    : (shortcut ? forward_with<T, false, true>(t.act) : forward_with<T, false, false>(t.act));
   alignas(64) T buffer[kParts + 1][kBlock];
+  Moments now[kParts], next[kParts];
+  int64_t batch_parts = 0;
+  for (int p = 0; p < kParts; ++p) batch_parts += live[p] && t.part[p].norm == kBatchStats;
+  // Whether the next channel's statistics are taken block by block while this one is computed. It pays where there is much to
+  // compute and the parts of a channel do not stay in the second cache anyway; elsewhere it drives them out.
+  const int64_t bytes = k.size() * static_cast<int64_t>((1 + ghost + shortcut) * sizeof(T));
+  const bool ahead = t.act == kPSwish && batch_parts > 1 && bytes > kStaysInCache;
   for (int64_t c = first; c < last; ++c) {
+    if (c == first || !ahead) {
+      for (int p = 0; p < kParts; ++p) {
+        now[p] = Moments();
+        if (live[p] && t.part[p].norm == kBatchStats) whole_channel(channel_of<T>(t.part[p].data, k, c), k, now[p]);
+      }
+    } else {
+      for (int p = 0; p < kParts; ++p) now[p] = next[p];
+    }
+    for (int p = 0; p < kParts; ++p) next[p] = Moments();
     Affine affine[kParts];
     for (int p = 0; p < kParts; ++p) {
-      double mean = 0, variance = 0;
-      if (live[p] && t.part[p].norm == kBatchStats) {
-        channel_statistics(channel_of<T>(t.part[p].data, k, c), k, mean, variance);
-      }
+      double mean = now[p].mean, variance = now[p].variance();
       stats[(2 * p) * k.count + c] = static_cast<float>(mean);
       stats[(2 * p + 1) * k.count + c] = static_cast<float>(variance);
       if (live[p] && t.part[p].norm == kRunningStats) {
@@ -287,6 +324,7 @@ void forward_channels(const Tail& t, T* out, float* stats, int64_t first, int64_
       T* at = place(to, k, begin, n, buffer[kParts]);
       block(b, at, n, t.streaming && at != buffer[kParts] && can_stream(at));
       if (at == buffer[kParts]) scatter(at, to, k, begin, n);
+      if (ahead && c + 1 < last) add_block<T>(t, live, c + 1, begin, n, next);
     }
   }
   if (t.streaming) streamed();

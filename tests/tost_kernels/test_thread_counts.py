@@ -89,6 +89,15 @@ def ghost_skip_add(act: str, layout: str, dtype: torch.dtype) -> list[Tensor]:
     return [*with_gradients(call, *tensors, *scalars, *affine), *stats]
 
 
+def pool(name: str, layout: str, dtype: torch.dtype) -> list[Tensor]:
+    """Windows that overlap, so that the gradients are sums."""
+    windows = [3, 3], [2, 2], [1, 1], True
+    x = as_layout(torch.randn(33, 11, 30, 31), layout).to(dtype)
+    if name == "max":
+        return with_gradients(lambda x: torch.ops.tost.max_pool2d_cpu(x, *windows)[0], x)
+    return with_gradients(lambda x: torch.ops.tost.avg_pool2d_cpu(x, *windows, False, 0), x)
+
+
 def to_batch_last(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> list[Tensor]:
     return [torch.ops.tost.to_batch_last_cpu(as_layout(torch.randn(shape), layout).to(dtype))]
 
@@ -100,6 +109,8 @@ CALLS: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "pswish, beta per channel": partial(pswish, True),
     "ghost_skip_add, pswish": partial(ghost_skip_add, "pswish"),
     "ghost_skip_add, relu": partial(ghost_skip_add, "relu"),
+    "max_pool2d": partial(pool, "max"),
+    "avg_pool2d": partial(pool, "avg"),
     "to_batch_last": partial(to_batch_last, (33, 7, 31, 30)),
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tost_kernels.nn.pswish import hold, strength
 from tost_kernels.ops.ghost_skip_add import ACTIVATIONS, Norm, ghost_skip_add
+from tost_kernels.ops.running_stats import update_running_stats
 
 
 def _uses_batch(bn: _BatchNorm) -> bool:
@@ -25,29 +25,13 @@ def _norm(name: str, bn: nn.Module | None) -> Norm | None:
     return Norm(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
 
 
-@torch.no_grad()
-def _update(bn: _BatchNorm, stats: Tensor, count: int, live: Tensor | None) -> None:
-    """What BatchNorm does to its buffers after a batch of `count` values a channel.
-
-    stats: (2, C), mean and biased variance. live: 0-dim bool; where it is False nothing changes. Tensor arithmetic only, so
-    that a compiled graph holds it.
-    """
-    if not (bn.training and bn.track_running_stats) or bn.running_mean is None or bn.running_var is None:
+def _update(bn: _BatchNorm, stats: Tensor, row: int, count: int, alpha: Tensor | None) -> None:
+    """What BatchNorm does to its buffers after a batch of `count` values a channel; nothing while alpha is 0."""
+    if not (bn.training and bn.track_running_stats):
         return
-    factor: Tensor | float = 0.0 if bn.momentum is None else bn.momentum
-    if bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1 if live is None else live.to(bn.num_batches_tracked.dtype))
-        if bn.momentum is None:
-            factor = 1.0 / bn.num_batches_tracked.to(stats.dtype)
-    if count == 0:
-        return
-    unbiased = stats[1] * (count / max(count - 1, 1))
-    for running, batch in ((bn.running_mean, stats[0]), (bn.running_var, unbiased)):
-        if live is None and isinstance(factor, float) and batch.dtype == running.dtype:
-            running.lerp_(batch, factor)  # one small op instead of four
-        else:
-            updated = (factor * batch + (1.0 - factor) * running).to(running.dtype)
-            running.copy_(updated if live is None else torch.where(live, updated, running))
+    mean, var = bn.running_mean, bn.running_var
+    if mean is not None and var is not None:
+        update_running_stats(mean, var, bn.num_batches_tracked, stats, row, count, bn.momentum, alpha)
 
 
 class GhostSkipAdd(nn.Module):
@@ -109,8 +93,8 @@ class GhostSkipAdd(nn.Module):
         )
         count = u.numel() // max(u.shape[1], 1)
         for row, bn in enumerate((norm, ghost_norm, shortcut_norm)):
-            if isinstance(bn, _BatchNorm) and bn.training:
-                _update(bn, stats[row], count, self.alpha.detach() != 0 if row == 1 else None)
+            if isinstance(bn, _BatchNorm):
+                _update(bn, stats, row, count, self.alpha if row == 1 else None)
         return out
 
     def extra_repr(self) -> str:

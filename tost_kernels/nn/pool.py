@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from tost_kernels.layout import is_batch_last
 from tost_kernels.nn.keep_layout import KeepsLayout
+from tost_kernels.ops.pool2d import avg_pool2d, has_kernel_for, max_pool2d, pair
 
 
 class MaxPool2d(KeepsLayout, nn.MaxPool2d):
-    """torch.nn.MaxPool2d, batch-last in, batch-last out; `return_indices` gives torch's indices."""
+    """torch.nn.MaxPool2d, batch-last in, batch-last out; `return_indices` gives torch's indices.
+
+    A batch-last float32 or bfloat16 tensor of 16 or more images on the CPU runs in a kernel of our own, differentiable once like
+    the others. With dilation, `return_indices` or more than 256 taps, and for every other tensor, torch's own layer runs.
+    """
+
+    def forward(self, input: Tensor) -> Any:
+        """(N, C, H, W) -> (N, C, H', W')."""
+        windows = pair(self.kernel_size), pair(self.stride), pair(self.padding), self.ceil_mode
+        if self.return_indices or pair(self.dilation) != (1, 1) or not has_kernel_for("max_pool2d", input, windows):
+            return super().forward(input)
+        return max_pool2d(input, windows)
 
 
 class AvgPool2d(KeepsLayout, nn.AvgPool2d):
-    """torch.nn.AvgPool2d, batch-last in, batch-last out."""
+    """torch.nn.AvgPool2d, batch-last in, batch-last out.
+
+    A batch-last float32 or bfloat16 tensor of 16 or more images on the CPU runs in a kernel of our own, differentiable once like
+    the others. With more than 256 taps, and for every other tensor, torch's own layer runs.
+    """
+
+    def forward(self, input: Tensor) -> Any:
+        """(N, C, H, W) -> (N, C, H', W')."""
+        windows = pair(self.kernel_size), pair(self.stride), pair(self.padding), self.ceil_mode
+        if self.divisor_override == 0 or not has_kernel_for("avg_pool2d", input, windows):  # torch refuses to divide by 0
+            return super().forward(input)
+        return avg_pool2d(input, windows, self.count_include_pad, self.divisor_override or 0)
 
 
 class AdaptiveAvgPool2d(KeepsLayout, nn.AdaptiveAvgPool2d):

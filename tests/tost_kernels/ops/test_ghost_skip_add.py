@@ -514,3 +514,28 @@ def test_compiles_with_one_tensor_in_two_places() -> None:
     want = torch.autograd.grad(function(x).sum(), x)[0]
     got = torch.autograd.grad(torch.compile(function, fullgraph=True, backend="aot_eager")(x).sum(), x)[0]
     torch.testing.assert_close(got, want)
+
+
+@needs_cpu
+def test_channels_larger_than_the_cache() -> None:
+    """Their statistics are taken while the channel before is computed: the same numbers, and bits, whoever computes which."""
+    u, ghost, shortcut = (tk.to_batch_last(torch.randn(16, 5, 60, 61) * s + s) for s in (1.0, 2.0, 3.0))
+    norm = tk.Norm(torch.rand(5) + 0.5, torch.randn(5), batch_stats=True)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            with tk.use_backend("cpu"):
+                args = u, ghost, torch.tensor(0.7), shortcut
+                results.append(tk.ghost_skip_add(*args, norm=norm, ghost_norm=norm, act="pswish", beta=1.5))
+    finally:
+        torch.set_num_threads(threads)
+    wide = tk.Norm(norm.weight.double(), norm.bias.double(), batch_stats=True)
+    args = u.double(), ghost.double(), torch.tensor(0.7).double(), shortcut.double()
+    want = tk.ghost_skip_add(*args, norm=wide, ghost_norm=wide, act="pswish", beta=1.5)
+    for got in results:
+        assert torch.equal(got.out, results[0].out)
+        assert torch.equal(got.stats, results[0].stats)
+    torch.testing.assert_close(results[0].out.double(), want.out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results[0].stats.double(), want.stats, rtol=1e-5, atol=1e-6)
