@@ -237,7 +237,7 @@ print(torch.ops.tost.cpu_isa())
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_lower_instruction_sets(isa: str) -> None:
-    ladder = ["portable", "avx2", "avx512"]
+    ladder = ["portable", "avx2", "avx512", "avx512bf16"]
     if ladder.index(torch.ops.tost.cpu_isa()) < ladder.index(isa):
         pytest.skip(f"this machine has no {isa}")
     code = CHILD.format(folder=os.path.dirname(__file__))
