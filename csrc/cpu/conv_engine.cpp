@@ -133,7 +133,7 @@ void prepare(
     job.nonzeros = nonzeros.data();
   }
 
-  int64_t tasks = 0;
+  int64_t y_tiles = 0, x_tiles = 0;
   for (int64_t py = 0; py < y_phases; ++py) {
     for (int64_t px = 0; px < x_phases; ++px) {
       const Axis& y = prepared.y_axes[py];
@@ -141,19 +141,21 @@ void prepare(
       if (y.count <= 0 || x.count <= 0) continue;
       const int64_t phase = py * x_phases + px;
       prepared.phases.push_back(
-          {without_vectors(y), without_vectors(x), x.extent * vector_floats, channel_pitch[phase], tasks,
+          {without_vectors(y), without_vectors(x), x.extent * vector_floats, channel_pitch[phase],
            prepared.stream->phase_ptr(phase, shape.groups * job.blocks * shape.rows * classes)});
-      tasks += y.tiles * x.tiles * job.batch_blocks;
+      y_tiles = std::max(y_tiles, y.tiles);
+      x_tiles = std::max(x_tiles, x.tiles);
     }
   }
   job.phases = prepared.phases.data();
   job.phase_count = static_cast<int64_t>(prepared.phases.size());
-  job.tasks = tasks;
+  job.x_tiles = x_tiles;
+  job.tasks = y_tiles * x_tiles * job.batch_blocks * job.phase_count;
 }
 
 // Rows of one image and batch block may go to several threads: a row's sum does not depend on it. Worth it when there
 // are few tasks, and needed when the partial sums of all rows would not stay in the second cache.
-void split_rows(ConvJob& job, std::vector<Phase>& phases) {
+void split_rows(ConvJob& job) {
   constexpr int64_t kTasksPerThread = 4, kFewestRows = 16, kMostRows = 512;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows = job.groups * job.rows;
@@ -165,12 +167,11 @@ void split_rows(ConvJob& job, std::vector<Phase>& phases) {
   chunks = std::max<int64_t>(1, std::min(chunks, rows));
   job.row_chunks = chunks;
   job.tasks *= chunks;
-  for (Phase& phase : phases) phase.first_task *= chunks;
 }
 
 template <class T>
 void run_gather(PreparedConv& prepared, View<const T> source, Numbers<T> bias, View<T> result) {
-  split_rows(prepared.job, prepared.phases);
+  split_rows(prepared.job);
   const bool streaming = past_the_caches(result.n * result.c * result.h * result.w * static_cast<int64_t>(sizeof(T)));
   const GatherJob<T> job{prepared.job, source, result, bias.data, bias.stride, streaming};
   const auto kernel = gather_kernel<T>();

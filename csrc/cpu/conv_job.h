@@ -29,15 +29,17 @@ struct Phase {
   AxisView y, x;
   int64_t row_pitch;      // packed numbers from one row of a packed plane to the next
   int64_t channel_pitch;  // packed numbers of one channel
-  int64_t first_task;
   const int32_t* ptr;     // (groups, blocks, rows, classes) + 1: runs of `nonzeros` that one row takes from one channel block
 };
 
-// Tasks are numbered phase, tile row, tile column, batch block, row chunk, from the slowest to the fastest.
+// Tasks are numbered tile row, tile column, batch block, phase, row chunk, from the slowest to the fastest: the phases of one
+// place read the same source and write between each other's pixels. Tiles are counted for the largest phase; a task whose
+// tile another phase does not have is empty.
 struct ConvJob {
   const Phase* phases;
   int64_t phase_count;
   int64_t tasks;
+  int64_t x_tiles;
   Tile tile;
   int64_t batch_blocks;   // ceil(N / (tile.batches * lanes))
   int64_t row_chunks;     // of groups * rows

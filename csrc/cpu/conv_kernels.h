@@ -18,19 +18,18 @@ struct Place {
 };
 
 static Place place_of(const ConvJob& job, int64_t task, int64_t batch_size) {
-  const Phase* phase = job.phases + job.phase_count - 1;
-  while (task < phase->first_task) --phase;
-  task -= phase->first_task;
   const int64_t chunk = task % job.row_chunks;
   task /= job.row_chunks;
+  const Phase* phase = job.phases + task % job.phase_count;
+  task /= job.phase_count;
   const int64_t n = task % job.batch_blocks;
   task /= job.batch_blocks;
   const int64_t width = job.tile.batches * kLanes;
   const int64_t rows = job.groups * job.rows;
   Place at;
   at.phase = phase;
-  at.x0 = task % phase->x.tiles * job.tile.columns;
-  at.y0 = task / phase->x.tiles * job.tile.rows;
+  at.x0 = task % job.x_tiles * job.tile.columns;
+  at.y0 = task / job.x_tiles * job.tile.rows;
   at.n0 = n * width;
   at.batch = batch_size - at.n0 < width ? batch_size - at.n0 : width;
   at.row_begin = rows * chunk / job.row_chunks;
@@ -373,6 +372,7 @@ static void gather_tasks(const GatherJob<T>& job, int64_t begin, int64_t end) {
   int64_t offsets[R * V];
   for (int64_t task = begin; task < end; ++task) {
     const Place at = place_of(conv, task, job.source.n);
+    if (at.y0 >= at.phase->y.count || at.x0 >= at.phase->x.count) continue;
     const int64_t* direct = direct_offsets<R, V>(job.result, conv.tile, at, offsets) ? offsets : nullptr;
     for (int64_t group = at.row_begin / conv.rows; group * conv.rows < at.row_end; ++group) {
       const int64_t row_begin = clamp(at.row_begin - group * conv.rows, 0, conv.rows);
