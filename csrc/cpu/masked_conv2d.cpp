@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -177,8 +178,10 @@ Tensor masked_conv2d_values_grad(
     if (plan.empty() && blocks.count() > 1) {
       const Tensor parts = cut(view<T>(source), blocks, geometry.padding, reach_of(packed, geometry), source.scalar_type());
       const Tensor grads = cut(view<T>(grad), blocks, {0, 0}, {0, 0}, source.scalar_type());
-      return conv_values_grad<T>(
-          op, view<T>(grads), view<T>(parts), packed, without_padding(geometry), options, numbers);
+      conv_values_grad<T>(op, view<T>(grads), view<T>(parts), packed, without_padding(geometry), options, numbers);
+      // Pixels of the last blocks that stand over have gradient 0, but may read an inf of the input that no other one reads.
+      const bool stand_over = blocks.down * blocks.height != grad.size(2) || blocks.across * blocks.width != grad.size(3);
+      if (!stand_over || std::all_of(numbers, numbers + nnz, [](T x) { return std::isfinite(to_float(x)); })) return;
     }
     conv_values_grad<T>(op, view<T>(grad), view<T>(source), packed, geometry, options, numbers);
   });

@@ -11,12 +11,16 @@ namespace {
 constexpr size_t kMostBytes = size_t{256} << 20;
 
 struct Entry {
+  int64_t identity;  // of the pattern
   const int32_t* index;  // where the view's columns are: an index copied elsewhere is another one
   int64_t nnz;
   StreamShape shape;
   std::shared_ptr<const Stream> stream;
   size_t bytes() const {
-    return sizeof(int32_t) * (stream->offset.size() + stream->position.size() + stream->ptr.size());
+    // Of a small pattern the entry itself is most of it; 256 for what the containers and allocations add.
+    const size_t taps = shape.offset_of_tap.size() + shape.phase_of_tap.size() + shape.class_of_tap.size();
+    return sizeof(int32_t) * (stream->offset.size() + stream->position.size() + stream->ptr.size()) +
+           sizeof(int64_t) * (taps + shape.channel_pitch.size()) + sizeof(Entry) + sizeof(Stream) + 256;
   }
 };
 
@@ -34,18 +38,19 @@ class Cache {
     return nullptr;
   }
 
-  void add(int64_t identity, Entry entry) {
+  void add(Entry entry) {
     const std::lock_guard<std::mutex> lock(mutex_);
     bytes_ += entry.bytes();
     entries_.push_front(std::move(entry));
-    by_identity_.emplace(identity, entries_.begin());
+    by_identity_.emplace(entries_.front().identity, entries_.begin());
     while (bytes_ > kMostBytes && entries_.size() > 1) drop_last();
   }
 
  private:
   void drop_last() {
     const auto last = std::prev(entries_.end());
-    for (auto at = by_identity_.begin(); at != by_identity_.end(); ++at) {
+    const auto [begin, end] = by_identity_.equal_range(last->identity);
+    for (auto at = begin; at != end; ++at) {
       if (at->second != last) continue;
       by_identity_.erase(at);
       break;
@@ -73,7 +78,7 @@ std::shared_ptr<const Stream> stream_for(
   if (index.identity == 0) return build();
   if (auto stream = cache().find(index.identity, view.col, index.nnz, shape)) return stream;
   auto stream = build();
-  cache().add(index.identity, {view.col, index.nnz, shape, stream});
+  cache().add({index.identity, view.col, index.nnz, shape, stream});
   return stream;
 }
 
