@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def _compiler() -> _Compile:
 
 
 _compile = _compiler()
-_identities = itertools.count(1)
+# From a random start: an index that came from another process must not pass for one of this process.
+_identities = itertools.count(secrets.randbelow(2**30) + 1)
 
 
 class Pattern:

@@ -601,3 +601,16 @@ def test_what_is_kept_of_one_pattern_never_serves_another():
             values = torch.randn(40)
             out = OPS.masked_conv2d_cpu(x, values, None, pattern.index, [3, 4, 3, 3], [1, 1], [1, 1], [1, 1], 1, "")
             torch.testing.assert_close(out, F.conv2d(x, pattern.scatter(values), None, 1, 1))
+
+
+def test_an_infinite_pixel_reaches_no_weight_that_does_not_meet_it():
+    """One image of 5 rows is cut into blocks, the last of which stands over the edge."""
+    x = torch.ones(1, 8, 5, 4)
+    x[0, 0, 4, 1] = float("inf")
+    pattern = Pattern(torch.ones(1, 8, 3, 3))
+    for plan in ("", "tile=2x4"):
+        geometry = ([1, 8, 3, 3], [1, 1], [1, 1], [1, 1], 1, plan)
+        got = OPS.masked_conv2d_values_grad_cpu(torch.ones(1, 1, 5, 4), x, pattern.index, 72, *geometry)
+        assert got[:3].tolist() == [12, 16, 12]
+        assert not got[3:9].isfinite().any()
+        assert got[9:].isfinite().all()
