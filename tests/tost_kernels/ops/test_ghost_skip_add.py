@@ -334,7 +334,7 @@ def test_the_gradient_of_alpha_at_zero(kind: str) -> None:
     assert case.results(dy, "cpu")["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4)
 
 
-# ---- dispatch, compile, threads
+# ---- dispatch, compile
 
 
 @needs_cpu
@@ -395,21 +395,6 @@ def test_torch_func_grad(name: str) -> None:
     with tk.use_backend(name):
         got = torch.func.grad(lambda a: tk.ghost_skip_add(u, ghost, a).out.square().sum())(torch.tensor(0.5))
     torch.testing.assert_close(got, (2 * (u + 0.5 * ghost) * ghost).sum())
-
-
-@needs_cpu
-@pytest.mark.parametrize("layout", ["contiguous", "batch_last"])
-def test_bits_do_not_depend_on_the_number_of_threads(layout: str) -> None:
-    shape = (8, 7, 64, 65)
-    case, dy = make(shape, "all batch", layout), torch.randn(shape)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            results.append(case.results(dy, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
 
 
 def test_mixed_dtypes_promote_and_autocast_changes_nothing() -> None:

@@ -160,21 +160,6 @@ def test_any_strides_of_input_and_gradient(strides: str) -> None:
     assert layout_of(gradients(x, torch.tensor(1.1), dy, "cpu")[1]) == "batch_last"
 
 
-@needs_cpu
-def test_bits_do_not_depend_on_the_number_of_threads() -> None:
-    x, dy = torch.randn(2, 8, 97, 131), torch.randn(2, 8, 97, 131)
-    threads = torch.get_num_threads()
-    for beta in (torch.tensor(1.2), torch.rand(8)):
-        results = []
-        try:
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                results.append(gradients(x, beta, dy, "cpu"))
-        finally:
-            torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 @pytest.mark.parametrize("name", NATIVE)
 def test_compile_sees_beta_move(name: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
