@@ -18,7 +18,8 @@ def run_on(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     def run(isa: str, code: str) -> None:
         if LADDER.index(torch.ops.tost.cpu_isa()) < LADDER.index(isa):
             pytest.skip(f"this machine has no {isa}")
-        head = f"import sys, torch, tost_kernels\nsys.path.insert(0, {str(request.path.parent)!r})\nprint(torch.ops.tost.cpu_isa())\n"
+        folder = str(request.path.parent)
+        head = f"import sys, torch, tost_kernels\nsys.path.insert(0, {folder!r})\nprint(torch.ops.tost.cpu_isa())\n"
         done = subprocess.run(
             [sys.executable, "-c", head + code],
             env={**os.environ, "TOST_CPU_ISA": isa, "OMP_NUM_THREADS": "1"},
