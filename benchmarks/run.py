@@ -102,6 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
         huge_pages = "--no-huge-pages" not in sys.argv
         os.execve(sys.executable, [sys.executable, *sys.argv], environment(huge_pages, dict(os.environ)))
     options = parser().parse_args(arguments)
+    for sparsity in getattr(options, "sparsity", ()):
+        if not 0 <= sparsity <= 1:
+            parser().error(f"argument --sparsity: expected fractions from 0 to 1, got {sparsity:g}")
     if options.question != "all":
         answer(options)
         return

@@ -354,20 +354,6 @@ def test_unbatched() -> None:
     )
 
 
-def test_same_bits_at_any_thread_count() -> None:
-    needs("cpu")
-    x, values, pattern, bias = tensors(Case((48, 16, 10, 10), (16, 16, 3, 3), padding=1), torch.float32)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with tk.use_backend("cpu"):
-                results.append(run(lambda x, v, b: tk.masked_conv2d(x, v, pattern, b, padding=1), x, values, bias))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(r[key], results[0][key]) for r in results for key in ("out", "x.grad", "values.grad"))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
