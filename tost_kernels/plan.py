@@ -185,7 +185,7 @@ def _cpu_kernel_pays(x: Tensor, pattern: Pattern) -> bool:
     if x.device.type != "cpu":
         return False
     if is_full_pointwise(pattern) and is_batch_last(x):
-        return True  # a matrix product of its own, whatever the size (csrc/cpu/dense_pointwise_kernels.h)
+        return True  # a matrix product of its own, whatever the size (docs/notes/dense-pointwise.md)
     if is_depthwise(x, pattern):
         # Read and written once where it lies. For one image dense needs no layout change, and in other layouts the changes
         # cost more than the convolution (docs/notes/depthwise.md).
