@@ -187,8 +187,8 @@ def test_infinite_pixels_reach_only_the_rows_that_read_them(kept, dtype):
     geometry = ([2, 6, 3, 3], [1, 1], [1, 1], [1, 1], 1)
     values = torch.ones(pattern.nnz, dtype=dtype)
     wanted = torch.stack([x[:, :kept].double().sum(1), x[:, 3 : 3 + kept].double().sum(1)], dim=1)
-    for plan in ("", "tile=4x4", "tile=2x4x2"):
-        got = OPS.masked_conv2d_cpu(as_layout(x, "batch_last"), values, None, pattern.index, *geometry, plan)
+    for tile in ("", *(f"tile={tile}" for tile in OPS.cpu_tiles(6, 6, 32).split(","))):
+        got = OPS.masked_conv2d_cpu(as_layout(x, "batch_last"), values, None, pattern.index, *geometry, tile)
         torch.testing.assert_close(got, wanted.to(dtype), rtol=2**-7, atol=0)
 
 
