@@ -569,7 +569,7 @@ def test_calls_leave_no_memory_behind() -> None:
         pytest.skip("reads the resident memory from /proc")
     pattern = Pattern(torch.ones(1, 1, 1, 1))
     x, values = torch.zeros(1, 1, 1, 1), torch.zeros(1)
-    arguments = (x, values, None, pattern.index, [1, 1, 1, 1], [1, 1], [0, 0], [1, 1], 1, "tile=4x4")
+    arguments = (x, values, None, pattern.index, [1, 1, 1, 1], [1, 1], [0, 0], [1, 1], 1, "tile=2x4")
 
     def resident_after(calls: int) -> int:
         for _ in range(calls):
