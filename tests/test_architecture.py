@@ -30,6 +30,8 @@ FORBIDDEN = [
     ("tost/models", "tost.masks"),
     ("tost/data", "tost.training"),
     ("tost/data", "tost.models"),
+    ("tost/distributed.py", "tost.ghosts"),
+    ("tost/distributed.py", "tost.training"),
     ("tost/training.py", "tost.experiment"),
     ("tost/training.py", "tost.cli"),
     ("tost/training.py", "tost.report"),

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import data, experiment, ghosts, init, losses, masks, models, report
+    from tost import data, distributed, experiment, ghosts, init, losses, masks, models, report
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
@@ -38,7 +38,7 @@ _EXPORTS = {
     "rescale_init": "tost.init",
     "train": "tost.training",
 }
-_SUBMODULES = {"data", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
+_SUBMODULES = {"data", "distributed", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
 
 __version__ = "0.1.0"
 
@@ -52,6 +52,7 @@ __all__ = [
     "add_ghosts",
     "compare",
     "data",
+    "distributed",
     "experiment",
     "finalize",
     "ghosts",
