@@ -97,7 +97,7 @@ def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
     """The masks of a configuration: chosen on about ten unaugmented training images a class, as SNIP does; a method of
     several steps gets fresh ones at each.
     """
-    images = min(10 * dataset.num_classes, len(dataset.train_targets))
+    images = min(10 * dataset.num_classes, len(dataset.train))
     batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
     return prune(
         model,
@@ -176,7 +176,7 @@ def evaluate(
             loss += float(F.cross_entropy(logits, targets, reduction="sum"))
     finally:
         net.train(was_training)
-    count = len(dataset.test_targets)
+    count = len(dataset.test)
     return correct / count, loss / count
 
 
