@@ -39,9 +39,13 @@ __all__ = [
     "agree",
     "assert_same",
     "broadcast_masks",
+    "from_main",
     "no_sync",
     "peer_errors",
     "processes",
+    "share_of",
+    "sync_buffers",
+    "totals",
     "wrap",
 ]
 
@@ -205,6 +209,49 @@ def agree(loss: float, stop: bool = False) -> Agreement:
         dist.all_reduce(both)
     total, stops = both.tolist()
     return Agreement(total / world, stops > 0)
+
+
+def from_main(value: bool) -> bool:
+    """Rank 0's answer to a question that each process might answer differently, such as whether a file exists.
+
+    Raises:
+        PeerLost: another process is gone.
+    """
+    if _world() == 1:
+        return value
+    with peer_errors():
+        return bool(_broadcast(b"\x01" if value else b"\x00")[0])
+
+
+def share_of(index: Tensor) -> Tensor:
+    """This process's part of `index` (n,): every one of its elements is in the part of exactly one process."""
+    return index[dist.get_rank() :: _world()] if _world() > 1 else index
+
+
+def totals(*values: float) -> tuple[float, ...]:
+    """Each of `values`, summed over all processes.
+
+    Raises:
+        PeerLost: another process is gone.
+    """
+    if _world() == 1:
+        return values
+    with peer_errors():
+        sums = torch.tensor(values, dtype=torch.float64, device=_exchange_device())
+        dist.all_reduce(sums)
+    return tuple(sums.tolist())
+
+
+def sync_buffers(net: nn.Module) -> None:
+    """Give every process rank 0's buffers (BatchNorm's statistics): between two steps each has its own.
+
+    Raises:
+        PeerLost: another process is gone.
+    """
+    if _world() > 1:
+        with peer_errors():
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def wrap(net: nn.Module) -> nn.Module:
