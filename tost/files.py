@@ -1,40 +1,156 @@
-"""Files that are whole or absent, and YAML that reads 2e-4 as a number."""
+"""Files that are whole or absent, folders that one process writes into, and YAML that reads 2e-4 as a number."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+if sys.platform != "win32":
+    import fcntl
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a temporary file beside `path`, flush it to the disk, then rename it over `path`.
 
-    A reader, or a run after a crash, sees the old content or the new, never a part.
+class DamagedFile(ValueError):
+    """A file that is not what its reader expects: damaged, of another kind, or of a version that is not known here.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
     """
-    content = data.encode() if isinstance(data, str) else data
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(path, reason)  # both in `args`, so that the error survives the way to another process
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class FolderInUse(BlockingIOError):
+    """Another process holds the lock of a folder."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "no space left on the device: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EACCES: "no permission: choose another folder, or change the permissions of this one",
+    errno.EPERM: "no permission: choose another folder, or change the permissions of this one",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOENT: "no such folder",
+}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write into, beside `path`; at the end of the block it is flushed to the disk and renamed over `path`.
+
+    A reader, or a run after a crash, sees the old content or the new, never a part. If the block ends in an error, the old
+    file stays and the new one is deleted; a killed process leaves a temporary file, which `remove_stale` deletes.
+
+    Raises:
+        OSError: the file system refuses. Of the class that the system raised (PermissionError, FileNotFoundError, ...); one
+            line names the path and what to do.
+    """
+    temporary: str | None = None
     try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from the group
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        _flush_folder(path.parent)  # the rename itself must reach the disk too
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            advice = _ADVICE.get(error.errno) or error.strerror or "the file system refuses"
+            raise OSError(error.errno, f"cannot write {path}: {advice}") from error  # errno decides the class
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must reach the disk too
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """`data` under `path`, whole or not at all: see `replacing`."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+_STALE = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # `replacing`'s names, with the eight characters of tempfile
+
+
+def remove_stale(folder: Path) -> tuple[Path, ...]:
+    """Delete the temporary files that killed writers left in `folder` itself, and return their paths.
+
+    Only for a folder that nobody writes into meanwhile (see `locked`): a living writer would lose its file.
+    """
+    stale = tuple(sorted(path for path in folder.iterdir() if _STALE.fullmatch(path.name) and path.is_file()))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+_locks: set[int] = set()  # descriptors of the folders locked here
+
+
+def _close_inherited_locks() -> None:
+    # A forked child (a worker that loads images) shares the lock. Left open, it would outlive a killed parent by some
+    # seconds and refuse the run that is started again at once.
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the exclusive lock of `folder` for the block. It ends with the process, however that ends; no file is made.
+
+    Windows has no such locks, so there nothing is held; where only the file system has none (some network ones), a warning
+    says so.
+
+    Raises:
+        FolderInUse: another process, or another block of this one, holds it.
+        FileNotFoundError, PermissionError: the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _locks.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse(f"another process is training this run: {folder}") from None
+        except OSError as error:
+            warnings.warn(f"cannot lock {folder} ({error.strerror}): let no other process train this run", stacklevel=3)
+        yield
+    finally:
+        if descriptor in _locks:
+            _locks.remove(descriptor)
+            os.close(descriptor)
 
 
 def write_json(path: Path, values: Any) -> None:

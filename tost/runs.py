@@ -152,7 +152,8 @@ class RunFolder:
         Raises:
             ValueError: the file is damaged.
         """
-        return checkpoint.load(self.checkpoint)
+        state: dict[str, Any] = checkpoint.load(self.checkpoint)
+        return state
 
     def save_model(self, net: nn.Module) -> None:
         """The plain network after the last step."""

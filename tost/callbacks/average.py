@@ -30,7 +30,8 @@ class Average(Callback):
 
     def _averaged(self, run: Run) -> AveragedModel:
         if run.averaged is None:
-            self._average = AveragedModel(duplicate(run.net), multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+            mean = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(duplicate(run.net), multi_avg_fn=mean, use_buffers=True)
             run.averaged = self._average.module
         return self._average
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from tost.files import write_atomic
+from tost.files import DamagedFile
+from tost.tensor_file import read, write
 
 FORMAT = "tost.masks"
 VERSION = 1
@@ -23,42 +21,32 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fingerprin
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "order": json.dumps(list(tensors)),  # safetensors sorts its tensors
+        "order": json.dumps(list(tensors)),  # the file sorts its tensors
         "fingerprint": fingerprint,
     }
-    write_atomic(Path(path), serialize(dict(tensors), metadata))
+    write(path, tensors, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a mask file, in their saved order, and the fingerprint saved with them."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such mask file")
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a mask file, got a directory or device")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not iterable)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or no safetensors file at all: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: expected a mask file (format {FORMAT!r}), got format {metadata.get('format')!r}; for masks of another "
-            f"program use Masks(safetensors.torch.load_file(path))"
-        )
-    if metadata.get("version") != str(VERSION):
-        raise ValueError(f"{path}: expected version {VERSION} of the mask format, got {metadata.get('version')!r}")
+    """The tensors of a mask file, in their saved order, and the fingerprint saved with them (not compared yet).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is damaged, or no mask file.
+    """
+    hint = "; for masks of another program use Masks(safetensors.torch.load_file(path))"
+    # The first mask files had no checksum of the whole file; the fingerprint guards what is in them.
+    tensors, metadata = read(path, "mask file", FORMAT, VERSION, hint, sealed=False)
     try:
         order = json.loads(metadata["order"])
         ordered = {name: tensors[name] for name in order}
         fingerprint = metadata["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged: its list of layers does not match its tensors") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFile(path, "damaged: its list of layers does not match its tensors") from error
     if ordered.keys() != tensors.keys():
-        raise ValueError(f"{path}: damaged: its list of layers does not match its tensors")
+        raise DamagedFile(path, "damaged: its list of layers does not match its tensors")
     for name, tensor in ordered.items():
         # a byte that is neither 0 nor 1 would be a bool tensor with undefined behaviour
         if tensor.dtype is not torch.bool or bool((tensor.view(torch.uint8) > 1).any()):
-            raise ValueError(f"{path}: damaged: expected booleans in {name!r}, got {tensor.dtype} or bytes other than 0 and 1")
+            raise DamagedFile(path, f"damaged: expected booleans in {name!r}, got {tensor.dtype} or bytes other than 0 and 1")
     return ordered, fingerprint

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tost.files import DamagedFile
 from tost.masks import mask_file
 from tost.masks.of_model import apply_masks, read_masks
 
@@ -129,13 +130,16 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, is no safetensors file, or holds something else than masks. Masks of other
-                programs: `Masks(safetensors.torch.load_file(path))`.
+            DamagedFile: (a ValueError) the file is damaged, is no safetensors file, or holds something else than masks. Masks
+                of other programs: `Masks(safetensors.torch.load_file(path))`.
         """
         tensors, fingerprint = mask_file.load(path)
-        masks = cls(tensors)
+        try:
+            masks = cls(tensors)
+        except ValueError as error:
+            raise DamagedFile(path, f"damaged: {error}") from error
         if masks.fingerprint != fingerprint:
-            raise ValueError(f"{os.fspath(path)}: damaged: its masks do not match the fingerprint saved with them")
+            raise DamagedFile(path, "damaged: its masks do not match the fingerprint saved with them")
         return masks
 
     @classmethod
