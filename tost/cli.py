@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import signal
 import sys
@@ -88,6 +89,8 @@ def _train(options: Namespace) -> None:
         tensorboard=options.tensorboard,
         workers=options.workers,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun one process speaks
     if options.json:
         _print_json(result.as_dict())
         return

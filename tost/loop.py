@@ -1,4 +1,4 @@
-"""The training loop. It steps; everything else (learning rate, ghosts, records, checkpoints) enters through callbacks."""
+"""The training loop. It steps; everything else (learning rate, strengths, records, checkpoints) enters through callbacks."""
 
 from __future__ import annotations
 

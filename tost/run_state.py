@@ -42,6 +42,8 @@ def restore(state: dict[str, Any], run: Run, batches: TrainBatches, update: Upda
         ValueError: the state is not one of this run.
     """
     try:
+        if state["config"] != run.config.hash:
+            raise KeyError(f"that of run {state['config']}")
         for name in ("step", "epoch", "batch"):
             setattr(run, name, int(state["position"][name]))
         run.line = dict(state["line"])
@@ -55,7 +57,7 @@ def restore(state: dict[str, Any], run: Run, batches: TrainBatches, update: Upda
         update.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], update.device)
         return float(state["seconds"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint: expected the state of run {run.config.hash}, got another: {error}") from error
 
 

@@ -120,7 +120,10 @@ class RunFolder:
         Raises:
             BlockingIOError: another process has it. OSError: the folder cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"out: cannot make the run folder {self.path}: {error.strerror}") from error
         try:
             with locked(self.path):
                 remove_stale(self.path)
