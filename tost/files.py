@@ -158,6 +158,31 @@ def write_json(path: Path, values: Any) -> None:
     write_atomic(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        DamagedFile: not JSON, nested too deep, or an object names a member twice.
+        OSError: it cannot be read; FileNotFoundError: there is no such file.
+    """
+    content = path.read_bytes()
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_members, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, f"not the JSON that was written: {error}") from error
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name is there twice")
+    return members
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 2e-4 and 1e3 as strings; everybody who writes a learning rate means numbers."""
 
@@ -177,10 +202,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"config: no such file: {file}")
+    content = file.read_bytes()
     try:
-        values = yaml.load(file.read_text(), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {file} is not YAML: {' '.join(str(error).split())}") from error
+        values = yaml.load(content.decode(), Loader=_Loader)
+    except Exception as error:  # the parser's own, and whatever its constructors let through: `!!int ''`, [[[[...
+        raise ValueError(f"config: {file} is not YAML: {' '.join(str(error).split())[:500]}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"config: expected {file} to map names to values, got {type(values).__name__}")
     return dict(values)
