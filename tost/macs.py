@@ -49,7 +49,7 @@ def count_macs(net: nn.Module, input_shape: Sequence[int]) -> Macs:
     included, as is usual. A layer that is called twice costs twice. Counted are Conv2d and Linear layers, called as modules.
 
     One input of zeros goes through a copy of `net` in eval mode: `net`, its BatchNorm statistics and the random generators are
-    left as they are.
+    left as they are. Hooks of `net` are part of the copy, and run.
 
     Args:
         input_shape: one sample, e.g. (3, 32, 32).
