@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tost.experiment import compare
     from tost.ghosts import add_ghosts, finalize
     from tost.init import rescale_init
+    from tost.macs import Macs, count_macs
     from tost.masks import Masks, methods, prune
     from tost.recipe import Recipe
     from tost.training import Result, train
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Accounting": "tost.accounting",
     "Config": "tost.config",
+    "Macs": "tost.macs",
     "Masks": "tost.masks",
     "Recipe": "tost.recipe",
     "Result": "tost.training",
     "account": "tost.accounting",
     "add_ghosts": "tost.ghosts",
     "compare": "tost.experiment",
+    "count_macs": "tost.macs",
     "finalize": "tost.ghosts",
     "methods": "tost.masks",
     "prune": "tost.masks",
@@ -45,12 +48,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Accounting",
     "Config",
+    "Macs",
     "Masks",
     "Recipe",
     "Result",
     "account",
     "add_ghosts",
     "compare",
+    "count_macs",
     "data",
     "distributed",
     "experiment",
