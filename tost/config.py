@@ -37,7 +37,7 @@ class Config:
 
     model: str = _option("resnet20", "network, see tost.models.names()")
     dataset: str = _option("mnist5k", "data set, see tost.data.names()")
-    data_dir: str | None = _option(None, "folder of the data set's files (cifar10: the official binary version)")
+    data_dir: str | None = _option(None, "folder of the data set's files (default: where `tost data fetch` puts them)")
     method: str = _option("erk", "pruning method, see tost.methods()")
     density: float = _option(0.05, "fraction of the prunable weights that is kept (0.05: 95 percent sparse)")
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
