@@ -12,12 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import data, experiment, ghosts, init, losses, masks, models, report
+    from tost import data, distributed, experiment, ghosts, init, losses, masks, models, report
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
     from tost.ghosts import add_ghosts, finalize
     from tost.init import rescale_init
+    from tost.macs import Macs, count_macs
     from tost.masks import Masks, methods, prune
     from tost.recipe import Recipe
     from tost.training import Result, train
@@ -26,32 +27,37 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Accounting": "tost.accounting",
     "Config": "tost.config",
+    "Macs": "tost.macs",
     "Masks": "tost.masks",
     "Recipe": "tost.recipe",
     "Result": "tost.training",
     "account": "tost.accounting",
     "add_ghosts": "tost.ghosts",
     "compare": "tost.experiment",
+    "count_macs": "tost.macs",
     "finalize": "tost.ghosts",
     "methods": "tost.masks",
     "prune": "tost.masks",
     "rescale_init": "tost.init",
     "train": "tost.training",
 }
-_SUBMODULES = {"data", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
+_SUBMODULES = {"data", "distributed", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accounting",
     "Config",
+    "Macs",
     "Masks",
     "Recipe",
     "Result",
     "account",
     "add_ghosts",
     "compare",
+    "count_macs",
     "data",
+    "distributed",
     "experiment",
     "finalize",
     "ghosts",

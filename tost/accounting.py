@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from tost.ghosts import GhostBlock, ghosts_of
 from tost_kernels.nn import SparseConv2d, SparseLinear
 
-__all__ = ["Accounting", "account"]
+__all__ = ["Accounting", "account", "ghost_modules", "is_weighted", "weight_count"]
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,17 @@ def account(net: nn.Module) -> Accounting:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"account: net: expected a torch.nn.Module, got {type(net).__name__}")
-    ghosts = {
-        module
-        for block in ghosts_of(net).values()
-        if isinstance(block, GhostBlock)
-        for ghost in block.ghosts()
-        for module in ghost.modules()
-    }
+    ghosts = ghost_modules(net)
     kept = prunable = ghost_weights = 0
     seen: set[int] = set()
     for module in net.modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear | SparseConv2d | SparseLinear):
+        if not is_weighted(module):
             continue
         stored = _stored_weight(module)
         if id(stored) in seen:
             continue
         seen.add(id(stored))
-        of, all_of = _count(module)
+        of, all_of = weight_count(module)
         if module in ghosts:
             ghost_weights += all_of
         else:
@@ -82,9 +76,25 @@ def _stored_weight(module: nn.Module) -> object:
     return module
 
 
+def is_weighted(module: nn.Module) -> bool:
+    """Whether `module` is a layer whose weights count: Conv2d or Linear, dense or sparse."""
+    return isinstance(module, nn.Conv2d | nn.Linear | SparseConv2d | SparseLinear)
+
+
+def ghost_modules(net: nn.Module) -> set[nn.Module]:
+    """The modules of `net` that belong to the branch of a ghost skip."""
+    return {
+        module
+        for block in ghosts_of(net).values()
+        if isinstance(block, GhostBlock)
+        for ghost in block.ghosts()
+        for module in ghost.modules()
+    }
+
+
 @torch.no_grad()
-def _count(module: nn.Module) -> tuple[int, int]:
-    """(weights kept, weights when dense) of one layer."""
+def weight_count(module: nn.Module) -> tuple[int, int]:
+    """(weights kept, weights when dense) of one Conv2d or Linear, plain, pruned, parametrized or sparse."""
     if isinstance(module, SparseConv2d | SparseLinear):
         return int(module.pattern.nnz), math.prod(module.pattern.shape)
     mask = dict(module.named_buffers(recurse=False)).get("weight_mask")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
-__all__ = ["integer", "number"]
+__all__ = ["integer", "number", "sample_shape"]
 
 
 def number(
@@ -44,6 +45,20 @@ def integer(name: str, value: object, least: int, below: int | None = None) -> i
     if plain < least or (below is not None and plain >= below):
         raise ValueError(f"{expected}, got {value!r}")
     return plain
+
+
+def sample_shape(shape: object) -> tuple[int, ...]:
+    """The argument `input_shape`, the shape of one sample, as a tuple of positive ints.
+
+    Raises:
+        TypeError: it is no sequence. ValueError: it holds something else than positive whole numbers.
+    """
+    if isinstance(shape, str) or not isinstance(shape, Sequence) or not shape:
+        raise TypeError(f"input_shape: expected the shape of one sample, such as (3, 32, 32), got {shape!r}")
+    for size in shape:
+        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
+            raise ValueError(f"input_shape: expected positive integers, got {shape!r}")
+    return tuple(int(size) for size in shape)
 
 
 def _interval(least: float, most: float, above: float, below: float) -> str:

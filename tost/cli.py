@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import signal
 import sys
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except (ArithmeticError, RuntimeError) as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as stop:  # a training that was stopped says where it will go on, and which signal it was
+        return _complain(str(stop) or "interrupted", 128 + (getattr(stop, "signal", None) or signal.SIGINT))
     return 0
 
 
@@ -79,7 +80,17 @@ def _train(options: Namespace) -> None:
     _set_threads(options.threads)
     from tost.training import train
 
-    result = train(config, overwrite=options.overwrite, progress=True)
+    result = train(
+        config,
+        overwrite=options.overwrite,
+        progress=True,
+        device=options.device,
+        checkpoint_seconds=options.checkpoint_seconds,
+        tensorboard=options.tensorboard,
+        workers=options.workers,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun one process speaks
     if options.json:
         _print_json(result.as_dict())
         return
@@ -104,8 +115,8 @@ def _prune(options: Namespace) -> None:
     if out.is_dir():
         raise IsADirectoryError(f"out: expected a file to write, got a folder: {out}")
     from tost.data import load
+    from tost.preparation import initial_model, make_masks
     from tost.report import Sheet
-    from tost.training import initial_model, make_masks
 
     dataset = load(config.dataset, config.data_dir)
     masks = make_masks(config, initial_model(config, dataset), dataset)
@@ -226,8 +237,17 @@ def _parser() -> ArgumentParser:
     parser = _Parser(prog="tost", description="Train sparse networks better (ToST) and faster (sparse-weight kernels).")
     commands = parser.add_subcommands(required=True, dest="subcommand")
 
-    train = _Parser(description="Train one network; a finished run with the same configuration is read back.")
+    train = _Parser(
+        description="Train one network. A finished run of the same configuration is read back, one that was cut off goes on. "
+        "Several processes or GPUs: torchrun --nproc-per-node N -m tost train ..."
+    )
     _add_config(train, [f.name for f in dataclasses.fields(Config)])
+    train.add_argument("--device", type=str | None, default=None, help="cpu or cuda (default: cuda where there is some)")
+    train.add_argument("--workers", type=int, default=0, help="processes that decode pictures (data sets read from folders)")
+    train.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard into the run folder")
+    train.add_argument(
+        "--checkpoint_seconds", type=float, default=600.0, help="save amid an epoch when this much time has passed"
+    )
     _add_running(train)
     commands.add_subcommand("train", train, help="train one network")
 

@@ -19,6 +19,9 @@ from tost.recipe import Recipe
 
 BACKENDS = ("dense", "masked-dense", "reference", "sparse")
 RECIPES = ("tost", "vanilla")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("multistep", "step", "cosine", "constant")
+AMP = ("none", "bf16", "fp16")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -37,7 +40,9 @@ class Config:
 
     model: str = _option("resnet20", "network, see tost.models.names()")
     dataset: str = _option("mnist5k", "data set, see tost.data.names()")
-    data_dir: str | None = _option(None, "folder of the data set's files (cifar10: the official binary version)")
+    data_dir: str | None = _option(None, "folder of the data set's files (none: where `tost data fetch` puts them)")
+    validation: float = _option(0.0, "fraction of the training images held out to choose the best epoch; 0: none is chosen")
+    cutout: int = _option(0, "side in pixels of the square that is blanked in each training image; 0: none")
     method: str = _option("erk", "pruning method, see tost.methods()")
     density: float = _option(0.05, "fraction of the prunable weights that is kept (0.05: 95 percent sparse)")
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
@@ -46,17 +51,29 @@ class Config:
         default_factory=Recipe.tost,
         metadata={"help": "'tost', 'vanilla', or single settings as --recipe.NAME VALUE"},
     )
+    teacher: str | None = _option(None, "run folder whose network teaches, where the recipe distils (recipe.distillation > 0)")
     epochs: int = _option(30, "passes over the training images")
     steps: int | None = _option(None, "optimizer steps; overrides epochs")
-    batch_size: int = _option(128, "images a step")
-    lr: float = _option(0.1, "learning rate of SGD after the warm-up")
+    batch_size: int = _option(128, "images a step, over all processes and accumulated parts")
+    accumulate: int = _option(1, "parts a batch is computed in, one after the other, to save memory")
+    optimizer: str = _option("sgd", "sgd, adam or adamw")
+    lr: float = _option(0.1, "learning rate after the warm-up")
     momentum: float = _option(0.9, "momentum of SGD")
-    nesterov: bool = _option(False, "Nesterov momentum")
+    nesterov: bool = _option(False, "Nesterov momentum of SGD")
+    betas: tuple[float, ...] = _option((0.9, 0.999), "decay of Adam's two averages")
     weight_decay: float = _option(2e-4, "weight decay of weights (biases and BatchNorm have none)")
-    milestones: tuple[float, ...] = _option((0.5, 0.75), "fractions of the training after which the learning rate drops")
+    schedule: str = _option(
+        "multistep", "learning rate: multistep (drops at the milestones), step (drops every drop_every), cosine, constant"
+    )
+    milestones: tuple[float, ...] = _option((0.5, 0.75), "multistep: fractions of the training after which the rate drops")
+    drop_every: float = _option(0.25, "step: fraction of the training between two drops")
     gamma: float = _option(0.1, "factor of each learning rate drop")
     warmup_steps: int = _option(0, "steps over which the learning rate first rises linearly")
-    eval_every: int = _option(1, "epochs between two measurements of the test accuracy")
+    clip_norm: float | None = _option(None, "bound of the gradient's norm over all parameters")
+    amp: str = _option("none", "automatic mixed precision: none, bf16, or fp16 with a gradient scaler")
+    ema: float | None = _option(None, "decay a step of an average of the weights, which is then measured and saved")
+    max_skipped: int = _option(5, "steps in a row that may be skipped for a loss that is not finite, before the run stops")
+    eval_every: int = _option(1, "epochs between two measurements of the accuracy")
     seed: int = _option(0, "decides weights, mask, batches and re-scaled initialization, each by a stream of its own")
     backend: str = _option(
         "sparse",
@@ -84,9 +101,17 @@ class Config:
         self._number("momentum", least=0.0, below=1.0)
         self._number("weight_decay", least=0.0)
         self._number("gamma", above=0.0)
+        self._number("drop_every", above=0.0, most=1.0)
+        self._number("validation", least=0.0, below=1.0)
+        for name, limits in (("clip_norm", {"above": 0.0}), ("ema", {"above": 0.0, "below": 1.0})):
+            if getattr(self, name) is not None:
+                self._number(name, **limits)
+        betas = tuple(number("betas", b, least=0.0, below=1.0) for b in _items(self, "betas"))
+        _require(len(betas) == 2, "betas", "two numbers", betas)
+        object.__setattr__(self, "betas", betas)
         milestones = tuple(number("milestones", m, above=0.0, below=1.0) for m in _items(self, "milestones"))
         object.__setattr__(self, "milestones", milestones)
-        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("eval_every", 1), ("seed", 0)):
+        for name, least in _WHOLE.items():
             if name != "steps" or self.steps is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("include", "exclude"):
@@ -94,21 +119,29 @@ class Config:
                 object.__setattr__(self, name, tuple(_items(self, name)))
 
         # model, dataset and method names are looked up by those who own them; see check_names()
-        check_choice("backend", self.backend, BACKENDS)
+        for name, known in (("backend", BACKENDS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("amp", AMP)):
+            check_choice(name, getattr(self, name), known)
         for name in ("model", "dataset", "method", "out"):
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
-        _require(self.data_dir is None or isinstance(self.data_dir, str), "data_dir", "a path or none", self.data_dir)
+        for name in ("data_dir", "teacher"):
+            path = getattr(self, name)
+            _require(path is None or isinstance(path, str), name, "a path or none", path)
         for name in ("nesterov", "tune"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         rising = all(a < b for a, b in itertools.pairwise(milestones))
         _require(rising, "milestones", "rising fractions between 0 and 1", milestones)
-        if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and self.milestones:
+        whole = self.batch_size % self.accumulate == 0
+        _require(whole, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
+        distils = recipe.distillation > 0
+        _require(self.teacher is not None or not distils, "teacher", "a run folder, as recipe.distillation > 0", self.teacher)
+        drop = self.first_drop
+        if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and drop is not None:
             # the fade ends at the first drop of the learning rate
             _require(
-                recipe.fade_start <= self.milestones[0],
+                recipe.fade_start <= drop,
                 "recipe.fade_start",
-                f"at most the first milestone ({self.milestones[0]}) unless fade_end is given",
+                f"at most the first drop of the learning rate ({drop}) unless fade_end is given",
                 recipe.fade_start,
             )
 
@@ -121,6 +154,12 @@ class Config:
         check_choice("dataset", self.dataset, tost.data.names())
         if self.backend != "dense":
             check_choice("method", self.method, tost.methods())
+
+    @property
+    def first_drop(self) -> float | None:
+        """Fraction of the training after which the learning rate first drops; None: never. A cosine has halved it by then."""
+        drops = {"multistep": self.milestones[0] if self.milestones else None, "step": self.drop_every, "cosine": 0.5}
+        return drops.get(self.schedule)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
@@ -156,6 +195,20 @@ class Config:
         values["version"] = tost.__version__
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# field -> its least value
+_WHOLE = {
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "cutout": 0,
+    "warmup_steps": 0,
+    "max_skipped": 0,
+    "eval_every": 1,
+    "seed": 0,
+}
 
 
 def _items(config: Config, name: str) -> tuple[Any, ...]:

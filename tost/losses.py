@@ -26,13 +26,15 @@ def cross_entropy(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
 class Distillation(nn.Module):
     """a T^2 KL(teacher / T || student / T) + (1 - a) CE(student, targets), mean over the batch.
 
-    T = `temperature` > 0, a = `weight` in [0, 1]. T^2 keeps the soft part's gradient at the scale of the hard one's
+    T = `temperature` > 0, a = `weight` in [0, 1]; CE with `label_smoothing` as in `cross_entropy`.
+    T^2 keeps the soft part's gradient at the scale of the hard one's
     (Hinton et al., arXiv 1503.02531). No gradient flows into the teacher. The defaults are those of SLTH's CIFAR runs
     (arXiv 2101.03255).
     """
 
-    def __init__(self, temperature: float = 5.0, weight: float = 0.9) -> None:
+    def __init__(self, temperature: float = 5.0, weight: float = 0.9, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self.hard = cross_entropy(label_smoothing)
         self.temperature = number("Distillation: temperature", temperature, above=0.0)
         self.weight = number("Distillation: weight", weight, least=0.0, most=1.0)
 
@@ -50,7 +52,8 @@ class Distillation(nn.Module):
             reduction="batchmean",
             log_target=True,
         )
-        return self.weight * t * t * soft + (1.0 - self.weight) * F.cross_entropy(student, targets)
+        hard: Tensor = self.hard(student, targets)
+        return self.weight * t * t * soft + (1.0 - self.weight) * hard
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, weight={self.weight}"

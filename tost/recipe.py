@@ -39,6 +39,9 @@ class Recipe:
 
     Loss:
         label_smoothing: a in y (1 - a) + a / K, in [0, 1).
+        distillation: weight a in [0, 1] of a teacher's softened outputs, see `tost.losses.Distillation`; 0: no teacher. SLTH's
+            CIFAR runs have 0.9.
+        temperature: T > 0, by which both logits are divided there.
 
     Raises:
         TypeError: a field has the wrong type. ValueError: a field is out of range. Both name the field.
@@ -48,6 +51,8 @@ class Recipe:
     ghost_swish: bool = True
     rescale_init: bool = True
     label_smoothing: float = 0.1
+    distillation: float = 0.0
+    temperature: float = 5.0
     fade_start: float = 0.0
     fade_end: float | None = None
     alpha_start: float = 1.0
@@ -68,6 +73,8 @@ class Recipe:
         iterations = integer("Recipe.rescale_iterations", self.rescale_iterations, least=1)
         object.__setattr__(self, "rescale_iterations", iterations)
         self._number("label_smoothing", least=0.0, below=1.0)
+        self._number("distillation", least=0.0, most=1.0)
+        self._number("temperature", above=0.0)
         self._number("fade_start", least=0.0, most=1.0)
         if self.fade_end is not None:
             self._number("fade_end", least=0.0, most=1.0)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import nn
 
+from tost import checkpoint
 from tost.accounting import Accounting
 from tost.config import Config
-from tost.files import write_atomic, write_json
+from tost.files import locked, remove_stale, write_atomic, write_json
 from tost.masks import Masks
 
 
@@ -27,6 +29,8 @@ class Result:
         run_dir: its folder, see `RunFolder`.
         test_accuracy: fraction of the test images classified right after the last step.
         test_loss: mean cross entropy on them, without label smoothing.
+        best: epoch, validation_accuracy and test_accuracy of the epoch with the best validation accuracy, whose network is
+            best.safetensors; None where nothing was held out.
         history: one dict an epoch, see `tost.callbacks.Record`.
         accounting: weights of the finalized network.
         ghost_weights_at_start: weights of the ghost branches while they lived.
@@ -39,6 +43,8 @@ class Result:
         ms_per_step_with_ghosts: the same of the steps with living ghosts; None where there were none.
         kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or "dense"
             (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
+        device: where it ran: "cpu", "cuda:0".
+        processes: how many shared the batches.
         threads: threads torch used.
         torch: its version.
     """
@@ -47,6 +53,7 @@ class Result:
     run_dir: Path
     test_accuracy: float
     test_loss: float
+    best: Mapping[str, Any] | None
     history: tuple[Mapping[str, Any], ...]
     accounting: Accounting
     ghost_weights_at_start: int
@@ -57,6 +64,8 @@ class Result:
     ms_per_step: float
     ms_per_step_with_ghosts: float | None
     kernels: str
+    device: str
+    processes: int
     threads: int
     torch: str
 
@@ -65,6 +74,7 @@ class Result:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["config"] = self.config.as_dict()
         values["run_dir"] = str(self.run_dir)
+        values["best"] = dict(self.best) if self.best is not None else None
         values["history"] = [dict(line) for line in self.history]
         values["accounting"] = dataclasses.asdict(self.accounting)
         return values
@@ -73,9 +83,10 @@ class Result:
 class RunFolder:
     """`<out>/<hash of the configuration>/` with
 
-    config.json, record.jsonl (a line an epoch), masks.safetensors, model.safetensors (the finalized network, the plain
-    dense model's state_dict with zeros where weights are pruned) and, written last, result.json: where it is, the run is
-    finished.
+    config.json, record.jsonl (a line an epoch), masks.safetensors, model.safetensors (the finalized network after the last
+    step, the plain dense model's state_dict with zeros where weights are pruned), best.safetensors (the same of the epoch with
+    the best validation accuracy) and, written last, result.json: where it is, the run is finished. Until then
+    checkpoint.safetensors holds all that a run needs to go on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,6 +94,8 @@ class RunFolder:
         self.config = path / "config.json"
         self.record = path / "record.jsonl"
         self.masks = path / "masks.safetensors"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.best = path / "best.safetensors"
         self.model = path / "model.safetensors"
         self.result = path / "result.json"
 
@@ -95,24 +108,68 @@ class RunFolder:
     def finished(self) -> bool:
         return self.result.is_file()
 
-    def start(self, config: Config) -> None:
-        """Create the folder, make it unfinished, write the configuration.
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is a checkpoint of an unfinished run."""
+        return self.checkpoint.is_file() and not self.finished
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, the folder exists and is this process's alone; what a killed process left half written is gone.
 
         Raises:
-            OSError: the folder cannot be made.
+            BlockingIOError: another process has it. OSError: the folder cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.result.unlink(missing_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"out: cannot make the run folder {self.path}: {error.strerror}") from error
+        try:
+            with locked(self.path):
+                remove_stale(self.path)
+                yield
+        finally:
+            if not any(self.path.iterdir()):
+                self.path.rmdir()  # nothing was begun
+
+    def start(self, config: Config, masks: Masks | None) -> None:
+        """Make the run a new one: nothing of an earlier one is left. Write the configuration and the masks."""
+        for path in (
+            self.result,
+            self.checkpoint,
+            self.best,
+            self.model,
+            self.masks,
+        ):  # the result first: unfinished from here on
+            path.unlink(missing_ok=True)
         write_json(self.config, config.as_dict())
+        if masks is not None:
+            masks.save(self.masks)  # atomic by itself
 
-    def save_masks(self, masks: Masks) -> None:
-        masks.save(self.masks)  # atomic by itself
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        checkpoint.save(self.checkpoint, state)
 
-    def save_model(self, state: Mapping[str, Tensor]) -> None:
-        write_atomic(self.model, save({name: value.detach().contiguous() for name, value in state.items()}))
+    def load_checkpoint(self) -> dict[str, Any]:
+        """What `save_checkpoint` wrote last.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        state: dict[str, Any] = checkpoint.load(self.checkpoint)
+        return state
+
+    def save_model(self, net: nn.Module) -> None:
+        """The plain network after the last step."""
+        _save_weights(self.model, net)
+
+    def save_best(self, net: nn.Module) -> None:
+        """The plain network of the best epoch so far."""
+        _save_weights(self.best, net)
 
     def finish(self, result: Result) -> None:
+        """Write the result; the checkpoint is of no use then."""
         write_json(self.result, result.as_dict())
+        self.checkpoint.unlink(missing_ok=True)
 
     def load(self) -> Result:
         """The result of a finished run.
@@ -132,6 +189,10 @@ class RunFolder:
             return Result(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.result} is not a run's result: {error}") from error
+
+
+def _save_weights(path: Path, net: nn.Module) -> None:
+    write_atomic(path, save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}))
 
 
 def find_runs(folder: str | Path) -> list[Result]:

@@ -21,8 +21,9 @@ from tost.config import Config
 from tost.data import Dataset, TrainBatches
 from tost.losses import cross_entropy
 from tost.masks import Masks
+from tost.preparation import Prepared, input_form, kernels_of, prepare, training_form, tune_layers
 from tost.recipe import Recipe
-from tost.training import Prepared, input_form, kernels_of, optimizer_of, prepare, training_form, training_step, tune_layers
+from tost.update import Update, optimizer_of
 from tost_kernels.plan import own_plans
 
 _BACKENDS = ("dense", "masked-dense", "sparse")
@@ -115,12 +116,19 @@ class _Variant:
         if layout == "channels_last":
             self.to_input = lambda inputs: inputs.contiguous(memory_format=torch.channels_last)
         self.layout = "contiguous" if layout == "batch_last" and kernels_of(config) != "cpu" else layout
-        self.loss_of = cross_entropy(config.recipe.label_smoothing)
-        self.optimizer = optimizer_of(config, self.net)
+        loss_of = cross_entropy(config.recipe.label_smoothing)
+        self.update = Update(
+            config,
+            self.net,
+            optimizer_of(config, self.net),
+            lambda outputs, inputs, targets: loss_of(outputs, targets),
+            self.to_input,
+            torch.device("cpu"),
+        )
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         start = time.perf_counter()
-        training_step(self.net, self.optimizer, self.loss_of, self.to_input(inputs), targets)
+        self.update(inputs, targets)
         return time.perf_counter() - start
 
     def result(self) -> StepTime:

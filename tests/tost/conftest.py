@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tost.data import Dataset
+from tost.data import Dataset, MemoryImages
 
 
 @pytest.fixture
@@ -12,4 +12,6 @@ def toy_images() -> Dataset:
     random = torch.Generator().manual_seed(0)
     targets = torch.arange(68) % 3
     inputs = torch.randn(68, 1, 8, 8, generator=random) + targets.view(-1, 1, 1, 1)
-    return Dataset("toy", inputs[:48], targets[:48], inputs[48:], targets[48:], 3, torch.tensor([-1.0]), 1, False)
+    pixels = (128 + 32 * inputs).clamp(0, 255).to(torch.uint8)
+    train, test = MemoryImages(pixels[:48], targets[:48]), MemoryImages(pixels[48:], targets[48:])
+    return Dataset("toy", train, test, 3, torch.tensor([0.5]), torch.tensor([0.125]), 1, False)

@@ -56,7 +56,7 @@ def test_accuracy_is_measured_now_and_then_and_at_the_end() -> None:
     seen = []
     for epoch in range(1, 8):
         state.epoch, state.step, state.line = epoch, epoch + 1, {}
-        Evaluate(lambda net: (0.5, 1.0)).on_epoch_end(state)
+        Evaluate({"test": lambda net: (0.5, 1.0)}).on_epoch_end(state)
         seen += [epoch] if state.line else []
     assert seen == [3, 6, 7]  # epoch 7 is the last: step 8 of 8
 

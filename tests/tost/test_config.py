@@ -41,19 +41,34 @@ from tost import Config, Recipe
         ("model", 3),
         ("data_dir", 3),
         ("backend", "sparce"),
+        ("optimizer", "lion"),
+        ("schedule", "poly"),
+        ("amp", "fp8"),
+        ("betas", (0.9,)),
+        ("betas", (0.9, 1.0)),
+        ("clip_norm", 0),
+        ("ema", 1),
+        ("validation", 1),
+        ("cutout", -1),
+        ("accumulate", 3),
+        ("drop_every", 0),
+        ("max_skipped", -1),
+        ("teacher", 3),
+        ("teacher", None),
         ("recipe", "tots"),
         ("recipe", 3),
     ],
 )
 def test_a_wrong_value_names_its_field(field: str, value: Any) -> None:
+    distils = {"recipe": Recipe(distillation=0.5)} if field == "teacher" else {}
     with pytest.raises((ValueError, TypeError), match=rf"^{field}: "):
-        Config(**{field: value})
+        Config(**{field: value, **distils})
 
 
 def test_errors_across_fields() -> None:
     with pytest.raises(ValueError, match=r"^momentum: expected above 0 with nesterov"):
         Config(nesterov=True, momentum=0)
-    with pytest.raises(ValueError, match=r"^recipe.fade_start: expected at most the first milestone"):
+    with pytest.raises(ValueError, match=r"^recipe.fade_start: expected at most the first drop"):
         Config(recipe=Recipe(fade_start=0.6))
     Config(recipe=Recipe(fade_start=0.6, fade_end=0.7))
 
@@ -112,6 +127,18 @@ def test_hash_is_about_the_result() -> None:
         "milestones": (0.3,),
         "gamma": 0.3,
         "warmup_steps": 3,
+        "validation": 0.3,
+        "cutout": 3,
+        "teacher": "x",
+        "accumulate": 2,
+        "optimizer": "adam",
+        "betas": (0.3, 0.3),
+        "schedule": "cosine",
+        "drop_every": 0.3,
+        "clip_norm": 0.3,
+        "amp": "bf16",
+        "ema": 0.3,
+        "max_skipped": 3,
         "eval_every": 3,
         "seed": 3,
         "backend": "dense",

@@ -14,12 +14,14 @@ from tost.runs import Result, RunFolder, find_runs
 def finished(out: Path, **changes: object) -> Result:
     config = Config.from_dict({"out": str(out), **changes})
     folder = RunFolder.of(config)
-    folder.start(config)
+    folder.path.mkdir(parents=True)
+    folder.start(config, None)
     result = Result(
         config=config,
         run_dir=folder.path,
         test_accuracy=0.5,
         test_loss=1.0,
+        best=None,
         history=({"epoch": 1, "step": 3, "test_accuracy": 0.5},),
         accounting=Accounting(5, 100, 0.05, 0, 120),
         ghost_weights_at_start=7,
@@ -30,6 +32,8 @@ def finished(out: Path, **changes: object) -> Result:
         ms_per_step=2.5,
         ms_per_step_with_ghosts=None,
         kernels="reference",
+        device="cpu",
+        processes=1,
         threads=1,
         torch="2.13",
     )
@@ -46,7 +50,8 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_every_finished_run_is_found(tmp_path: Path) -> None:
     results = [finished(tmp_path / "deep", seed=seed) for seed in (2, 1, 0)]
     unfinished = RunFolder.of(Config(out=str(tmp_path), seed=9))
-    unfinished.start(Config(out=str(tmp_path), seed=9))
+    unfinished.path.mkdir()
+    unfinished.start(Config(out=str(tmp_path), seed=9), None)
     assert find_runs(tmp_path) == results[::-1]
     assert find_runs(results[0].run_dir) == [results[0]]
 

@@ -1,9 +1,19 @@
-"""Data sets in memory and their batches: `load("mnist5k")`, `TrainBatches(dataset, 128, seed=0)`."""
+"""Data sets and their batches: `load("mnist5k")`, `TrainBatches(dataset, 128, seed=0)`."""
 
 from __future__ import annotations
 
-from tost.data.batches import TrainBatches, eval_batches
-from tost.data.dataset import Dataset
+from tost.data.batches import TrainBatches, eval_batches, validation_split
+from tost.data.dataset import Dataset, Images, MemoryImages, Picks
 from tost.data.registry import load, names
 
-__all__ = ["Dataset", "TrainBatches", "eval_batches", "load", "names"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "MemoryImages",
+    "Picks",
+    "TrainBatches",
+    "eval_batches",
+    "load",
+    "names",
+    "validation_split",
+]

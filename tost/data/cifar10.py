@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tost.data.dataset import Dataset
+from tost.data.dataset import Dataset, MemoryImages
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _CLASSES, _PIXELS, _RECORDS = 10, 3 * 32 * 32, 10_000
@@ -50,23 +50,18 @@ def load(data_dir: str | Path) -> Dataset:
         raise FileNotFoundError(f"data_dir: no such folder: {folder}")
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
-    mean, std = torch.tensor(_MEAN), torch.tensor(_STD)
 
-    def read(files: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        images, targets = zip(*(read_batch(folder / file) for file in files), strict=True)
-        pixels = torch.cat(images).float().div_(255)
-        return pixels.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)), torch.cat(targets)
+    def read(files: tuple[str, ...]) -> MemoryImages:
+        pixels, targets = zip(*(read_batch(folder / file) for file in files), strict=True)
+        return MemoryImages(torch.cat(pixels), torch.cat(targets))
 
-    train_inputs, train_targets = read(TRAIN_FILES)
-    test_inputs, test_targets = read(TEST_FILES)
     return Dataset(
         name="cifar10",
-        train_inputs=train_inputs,
-        train_targets=train_targets,
-        test_inputs=test_inputs,
-        test_targets=test_targets,
+        train=read(TRAIN_FILES),
+        test=read(TEST_FILES),
         num_classes=_CLASSES,
-        black=-mean / std,
+        mean=torch.tensor(_MEAN),
+        std=torch.tensor(_STD),
         crop_padding=4,
         flip=True,
     )

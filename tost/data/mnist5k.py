@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tost.data.dataset import Dataset
+from tost.data.dataset import Dataset, MemoryImages
 
 _MEAN, _STD = 0.1307, 0.3081  # of the 60,000 training images of MNIST
 _IMAGES, _PIXELS, _CLASSES = 5000, 784, 10
@@ -65,16 +65,14 @@ def split(targets: Tensor) -> tuple[Tensor, Tensor]:
 def load() -> Dataset:
     """4,000 training and 1,000 test images, 400 and 100 a class."""
     images, targets = read_csv(csv_path())
-    inputs = (images.float() / 255 - _MEAN) / _STD
     train, test = split(targets)
     return Dataset(
         name="mnist5k",
-        train_inputs=inputs[train],
-        train_targets=targets[train],
-        test_inputs=inputs[test],
-        test_targets=targets[test],
+        train=MemoryImages(images[train], targets[train]),
+        test=MemoryImages(images[test], targets[test]),
         num_classes=_CLASSES,
-        black=torch.tensor([-_MEAN / _STD]),
+        mean=torch.tensor([_MEAN]),
+        std=torch.tensor([_STD]),
         crop_padding=2,
         flip=False,  # a mirrored 2 is not a 2
     )

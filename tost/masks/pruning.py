@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tost.checks import integer, number
+from tost.checks import integer, number, sample_shape
 from tost.choices import check_choice
 from tost.isolation import isolated
 from tost.masks.layers import Layer, prunable_layers
@@ -68,7 +67,7 @@ def prune(
         method = methods()[check_choice("method", method, methods())]
     density = number("density", density, above=0.0, most=1.0)
     seed = integer("seed", seed, least=0, below=2**63)
-    input_shape = _checked_shape(input_shape)
+    input_shape = None if input_shape is None else sample_shape(input_shape)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function (outputs, targets) -> scalar, got {type(loss).__name__}")
     if data is not None:
@@ -154,14 +153,3 @@ def _flat_scores(method: Method, probe: Probe, layers: Sequence[Layer]) -> Tenso
         )
     precise = torch.float64 if any(score.dtype is torch.float64 for score in scores) else torch.float32
     return torch.cat([score.detach().flatten().to("cpu", precise) for score in scores])
-
-
-def _checked_shape(shape: object) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    if isinstance(shape, str) or not isinstance(shape, Sequence) or not shape:
-        raise TypeError(f"input_shape: expected the shape of one sample, such as (3, 32, 32), got {shape!r}")
-    for size in shape:
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or int(size) < 1:
-            raise ValueError(f"input_shape: expected positive integers, got {shape!r}")
-    return tuple(int(size) for size in shape)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from tost.checks import integer
 from tost.choices import check_choice
-from tost.models.lenet import LeNet300100
-from tost.models.resnet import cifar_resnet, resnet18
+from tost.models.lenet import LeNet300100, lenet5, lenet5_caffe, lenet5_conv
+from tost.models.mlp import MLP
+from tost.models.mobilenet import MobileNet
+from tost.models.resnet import cifar_resnet, resnet18, resnet34, resnet50
 from tost.models.vgg import VGG
 
-# (num_classes, in_channels, image_size) -> network; convolutional networks take images of any size
+# (num_classes, in_channels, image_size) -> network; only networks with linear layers on pixels look at the image's size
 _BUILDERS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "lenet300100": LeNet300100,
+    "lenet5": lenet5,
+    "lenet5_caffe": lenet5_caffe,
+    "lenet5_conv": lenet5_conv,
+    "mlp": MLP,
+    "mobilenet": lambda classes, channels, _: MobileNet(classes, channels),
+    "mobilenet_imagenet": lambda classes, channels, _: MobileNet(classes, channels, stem="imagenet"),
     "resnet18": lambda classes, channels, _: resnet18(classes, channels),
+    "resnet18_imagenet": lambda classes, channels, _: resnet18(classes, channels, stem="imagenet"),
     "resnet20": lambda classes, channels, _: cifar_resnet(20, classes, channels),
     "resnet32": lambda classes, channels, _: cifar_resnet(32, classes, channels),
+    "resnet32x2": lambda classes, channels, _: cifar_resnet(32, classes, channels, width=2),
+    "resnet34": lambda classes, channels, _: resnet34(classes, channels),
+    "resnet34_imagenet": lambda classes, channels, _: resnet34(classes, channels, stem="imagenet"),
+    "resnet50": lambda classes, channels, _: resnet50(classes, channels),
+    "resnet50_imagenet": lambda classes, channels, _: resnet50(classes, channels, stem="imagenet"),
+    "resnet56": lambda classes, channels, _: cifar_resnet(56, classes, channels),
     "vgg16": lambda classes, channels, _: VGG(16, classes, channels),
     "vgg19": lambda classes, channels, _: VGG(19, classes, channels),
 }
@@ -35,12 +50,19 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: tu
         name: one of `names()`.
         num_classes: logits per image.
         in_channels: channels of the input images.
-        image_size: (height, width); only the fully connected networks look at it.
+        image_size: (height, width); the fully connected networks and the LeNets look at it, all others take any image.
+
+    Names with `_imagenet` have the stem of the ImageNet papers, which quarters (MobileNet: halves) the image before its first
+    block; the plain ones have the 3x3 stem of stride 1 for small images.
 
     Raises:
-        ValueError: unknown name (close matches are named), or a count below 1. TypeError: a count is no whole number.
+        ValueError: unknown name (close matches are named), a count below 1, or an image too small for the network.
+        TypeError: a count is no whole number, or `image_size` is no pair.
     """
     builder = _BUILDERS[check_choice("model", name, _BUILDERS)]
     num_classes = integer("num_classes", num_classes, least=1)
     in_channels = integer("in_channels", in_channels, least=1)
-    return builder(num_classes, in_channels, image_size)
+    if not isinstance(image_size, Sequence) or len(image_size) != 2:
+        raise TypeError(f"image_size: expected (height, width), got {image_size!r}")
+    height, width = (integer(f"image_size[{i}]", side, least=1) for i, side in enumerate(image_size))
+    return builder(num_classes, in_channels, (height, width))

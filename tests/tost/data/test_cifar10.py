@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tost.data import cifar10, load
+from tost.data import cifar10, eval_batches, load
 
 RECORD = 3073
 
@@ -33,12 +33,13 @@ def test_whole_data_set(tmp_path: Path, nested: bool, monkeypatch: pytest.Monkey
     for i, file in enumerate(cifar10.TRAIN_FILES + cifar10.TEST_FILES):
         pixels = write(folder / file, [i, 1, 2, 3], seed=i)
     dataset = load("cifar10", str(tmp_path))
-    assert dataset.train_inputs.shape == (20, 3, 32, 32)
-    assert dataset.train_targets[::4].tolist() == [0, 1, 2, 3, 4]
-    assert dataset.test_targets.tolist() == [5, 1, 2, 3]
+    assert len(dataset.train) == 20
+    assert dataset.input_shape == (3, 32, 32)
+    assert dataset.train.targets[::4].tolist() == [0, 1, 2, 3, 4]
+    ((inputs, targets),) = eval_batches(dataset, 4)
+    assert targets.tolist() == [5, 1, 2, 3]
     expected = (pixels[0, 1024] / 255 - 0.4822) / 0.2435  # first pixel of the green plane
-    assert dataset.test_inputs[0, 1, 0, 0].item() == pytest.approx(expected, abs=1e-5)
-    assert dataset.black[1].item() == pytest.approx(-0.4822 / 0.2435)
+    assert inputs[0, 1, 0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

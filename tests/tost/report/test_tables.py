@@ -38,6 +38,7 @@ def result(accuracy: float, recipe: Recipe, seed: int = 0, **changes: Any) -> Re
         run_dir=Path("runs/x"),
         test_accuracy=accuracy,
         test_loss=1.0,
+        best=None,
         history=(
             {"epoch": 1, "step": 10, "test_accuracy": accuracy / 2},
             {"epoch": 2, "step": 20},
@@ -52,6 +53,8 @@ def result(accuracy: float, recipe: Recipe, seed: int = 0, **changes: Any) -> Re
         ms_per_step=2.5,
         ms_per_step_with_ghosts=None,
         kernels="cpu",
+        device="cpu",
+        processes=1,
         threads=1,
         torch="2.13",
     )

@@ -1,0 +1,268 @@
+"""A run that was cut off goes on with the bits of one that was not."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tost
+from tost import Config, Recipe, checkpoint, training
+from tost.callbacks import Callback, Run, Stopped
+from tost.data import Dataset
+from tost.files import DamagedFile
+from tost.models.resnet import ResNet
+from tost.runs import RunFolder
+from tost.training import NonFiniteLoss, train
+
+GHOSTS = Recipe(rescale_init=False)
+
+
+class Dropping(ResNet):
+    """Draws random numbers in each step."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__((1, 1), (4, 8), classes, channels)
+        self.flatten = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
+    """Every run of this file is on the toy images and a network of two blocks: 3 steps an epoch."""
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    monkeypatch.setattr(tost.models, "build", lambda *args: Dropping(args[1], args[2]))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Config]:
+    def make(**changes: Any) -> Config:
+        values = {"steps": 8, "batch_size": 16, "density": 0.3, "recipe": GHOSTS, "out": str(tmp_path / "runs"), **changes}
+        return Config(**values)
+
+    return make
+
+
+class StopAt(Callback):
+    """Wants to stop after the coming step number `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def before_step(self, run: Run) -> None:
+        run.stop_wanted = run.step == self.step
+
+
+class Crash(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            raise OSError("the machine is on fire")
+
+
+def outcome(result: training.Result) -> Any:
+    files = {path.name: load_file(path) for path in result.run_dir.glob("*.safetensors")}
+    weights = {name: {key: value.numpy().tobytes() for key, value in file.items()} for name, file in files.items()}
+    lines = [{k: v for k, v in line.items() if k != "ms_per_step"} for line in result.history]
+    return weights, lines, result.test_loss, result.batches_fingerprint, result.best, result.accounting
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ghosts": {},
+    "vanilla": {"recipe": Recipe.vanilla()},
+    "permanent": {"recipe": Recipe(permanent=True, rescale_init=False)},
+    "rescaled": {"recipe": Recipe(rescale_iterations=2)},
+    "masked-dense": {"backend": "masked-dense"},
+    "reference": {"backend": "reference"},
+    "dense": {"backend": "dense"},
+    "everything": {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "ema": 0.8,
+        "validation": 0.25,
+        "batch_size": 12,
+        "clip_norm": 1.0,
+        "accumulate": 2,
+        "amp": "bf16",
+        "cutout": 3,
+    },
+    "fp16": {"amp": "fp16", "optimizer": "adam", "schedule": "step"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
+    config: Callable[..., Config], name: str, tmp_path: Path
+) -> None:
+    wanted = outcome(train(config(**SETTINGS[name])))
+    again = config(**SETTINGS[name], out=str(tmp_path / "again"))
+    for step in range(8):  # amid an epoch, at its end, while ghosts live, as they die and after, behind the last step
+        with pytest.raises(Stopped, match=f"stopped after step {step + 1} of 8"):
+            train(again, callbacks=[StopAt(step)])
+        folder = RunFolder.of(again)
+        assert folder.can_go_on
+        assert len(folder.record.read_text().splitlines()) == step // (48 // 16 if name != "everything" else 36 // 12)
+    result = train(again)
+    assert outcome(result) == wanted
+    assert not folder.checkpoint.exists()
+    assert len(result.history) == 3
+
+
+def test_a_crash_goes_on_from_the_last_epoch_or_the_last_moment(config: Callable[..., Config], tmp_path: Path) -> None:
+    wanted = outcome(train(config()))
+    for seconds, step in ((600.0, 3), (0.0, 5)):
+        again = config(out=str(tmp_path / f"again{step}"))
+        with pytest.raises(OSError, match="on fire"):
+            train(again, callbacks=[Crash(5)], checkpoint_seconds=seconds)
+        position = RunFolder.of(again).load_checkpoint()["position"]
+        assert position["step"] == (3 if seconds else 4)  # user callbacks come before the checkpoint
+        assert outcome(train(again)) == wanted
+
+
+def test_overwrite_begins_anew(config: Callable[..., Config]) -> None:
+    with pytest.raises(Stopped):
+        train(config(), callbacks=[StopAt(4)])
+    seen: list[int] = []
+
+    class See(Callback):
+        def on_start(self, run: Run) -> None:
+            seen.append(run.step)
+
+    train(config(), overwrite=True, callbacks=[See()])
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], number: int) -> None:
+    class Raise(Callback):
+        def before_step(self, run: Run) -> None:
+            if run.step == 4:
+                signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="stopped after step 5 of 8, which is saved: the same command goes on") as stopped:
+        train(config(), callbacks=[Raise()])
+    assert stopped.value.signal == number
+    assert isinstance(stopped.value, KeyboardInterrupt)
+    assert signal.getsignal(number) is before
+    assert RunFolder.of(config()).load_checkpoint()["position"]["step"] == 5
+
+
+def test_the_second_signal_ends_it_at_once(config: Callable[..., Config]) -> None:
+    class Twice(Callback):
+        def before_step(self, run: Run) -> None:
+            if run.step == 4:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(config(), callbacks=[Twice()])
+    assert not isinstance(stopped.value, Stopped)
+    train(config())
+
+
+def test_runs_in_other_threads_leave_signals_alone(config: Callable[..., Config]) -> None:
+    results: list[training.Result] = []
+    thread = threading.Thread(target=lambda: results.append(train(config())))
+    thread.start()
+    thread.join()
+    assert len(results) == 1
+
+
+def test_a_damaged_checkpoint_is_told(config: Callable[..., Config]) -> None:
+    with pytest.raises(Stopped):
+        train(config(), callbacks=[StopAt(4)])
+    path = RunFolder.of(config()).checkpoint
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"checkpoint\.safetensors"):
+        train(config())
+    train(config(), overwrite=True)
+
+
+def test_a_checkpoint_of_another_run_is_told(config: Callable[..., Config]) -> None:
+    for seed, ema in ((0, None), (1, 0.9)):
+        with pytest.raises(Stopped):
+            train(config(seed=seed, ema=ema), callbacks=[StopAt(4)])
+    one, other = (RunFolder.of(config(seed=seed, ema=ema)) for seed, ema in ((0, None), (1, 0.9)))
+    one.checkpoint.write_bytes(other.checkpoint.read_bytes())
+    with pytest.raises(ValueError, match=f"checkpoint: expected the state of run {config().hash}"):
+        train(config())
+    checkpoint.save(one.checkpoint, {"config": config().hash})
+    with pytest.raises(ValueError, match=f"checkpoint: expected the state of run {config().hash}"):
+        train(config())
+
+
+def test_two_processes_cannot_train_one_run(config: Callable[..., Config]) -> None:
+    class Again(Callback):
+        def on_start(self, run: Run) -> None:
+            train(run.config)
+
+    with pytest.raises(BlockingIOError, match="another process is training this run"):
+        train(config(), callbacks=[Again()])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+    folder = RunFolder.of(config())
+
+    def full(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").count("checkpoint") and folder.checkpoint.exists():
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"checkpoint\.safetensors: no space left on the device: free some space and run"):
+            train(config())
+    assert folder.load_checkpoint()["position"]["step"] == 3
+    left = {"config.json", "masks.safetensors", "record.jsonl", "checkpoint.safetensors"}
+    assert {path.name for path in folder.path.iterdir()} == left
+    train(config())
+
+
+def test_skipped_steps_are_counted_and_survived(config: Callable[..., Config]) -> None:
+    class Poison(Callback):
+        """A loss without a number at two steps, then more of them than are borne."""
+
+        def __init__(self, steps: set[int]) -> None:
+            self.bad = steps
+
+        def on_start(self, run: Run) -> None:
+            run.net.register_forward_hook(lambda module, args, out: out * float("nan") if self.now(run) else None)
+
+        def now(self, run: Run) -> bool:
+            return run.net.training and run.step in self.bad
+
+    result = train(config(), callbacks=[Poison({3, 4})])
+    assert [line.get("skipped_steps") for line in result.history] == [None, 2, None]
+    assert all(isinstance(line["train_loss"], float) for line in result.history)
+    with pytest.raises(NonFiniteLoss, match="the loss became nan at step 6 of 8, as at the 1 steps before"):
+        train(config(max_skipped=1), callbacks=[Poison({4, 5})])
+    state = RunFolder.of(config(max_skipped=1)).load_checkpoint()
+    assert state["position"]["step"] == 3  # the last good one
+    with pytest.raises(NonFiniteLoss):
+        train(config(max_skipped=1), callbacks=[Poison({4, 5})])
+
+
+def test_the_best_epoch_is_kept(config: Callable[..., Config], toy_images: Dataset) -> None:
+    result = train(config(validation=0.25, batch_size=12, steps=12, lr=0.5))
+    assert result.best is not None
+    lines = {line["epoch"]: line for line in result.history}
+    accuracies = [line["validation_accuracy"] for line in result.history]
+    assert result.best["validation_accuracy"] == max(accuracies)
+    assert result.best["epoch"] == 1 + accuracies.index(max(accuracies))
+    assert result.best["test_accuracy"] == lines[result.best["epoch"]]["test_accuracy"]
+    net = Dropping(3, 1)
+    net.load_state_dict(load_file(result.run_dir / "best.safetensors"))
+    assert training.evaluate(net, toy_images, 16)[0] == result.best["test_accuracy"]
+    assert json.loads((result.run_dir / "result.json").read_text())["best"] == result.best

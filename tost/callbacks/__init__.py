@@ -1,0 +1,31 @@
+"""What happens around a training step: the loop in tost/loop.py only steps, everything else enters here."""
+
+from tost.callbacks.average import Average
+from tost.callbacks.checkpoint import Checkpoint, Stopped
+from tost.callbacks.evaluate import Evaluate, KeepBest
+from tost.callbacks.ghost_fade import GhostFade
+from tost.callbacks.guard import NonFiniteLoss, StopAtNonFinite, StopAtSignal
+from tost.callbacks.learning_rate import LearningRate, learning_rate_at
+from tost.callbacks.progress import ProgressBar
+from tost.callbacks.record import Record
+from tost.callbacks.tensorboard import TensorBoard
+from tost.loop import Callback, Run
+
+__all__ = [
+    "Average",
+    "Callback",
+    "Checkpoint",
+    "Evaluate",
+    "GhostFade",
+    "KeepBest",
+    "LearningRate",
+    "NonFiniteLoss",
+    "ProgressBar",
+    "Record",
+    "Run",
+    "StopAtNonFinite",
+    "StopAtSignal",
+    "Stopped",
+    "TensorBoard",
+    "learning_rate_at",
+]

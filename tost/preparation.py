@@ -1,0 +1,173 @@
+"""From a configuration to the network that is trained, and from that to the plain one.
+
+weights -> masks -> [re-scaled initialization, on the dense network] -> sparsify -> add_ghosts -> ... -> plain
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import tost_kernels as tk
+from tost import models
+from tost.config import Config
+from tost.data import Dataset, TrainBatches
+from tost.ghosts import add_ghosts
+from tost.ghosts.add import check_ghosts
+from tost.init import rescale_init
+from tost.isolation import isolated
+from tost.masks import Masks, prune
+from tost.seeds import derive_seed
+
+__all__ = [
+    "Prepared",
+    "forced_backend",
+    "initial_model",
+    "input_form",
+    "is_rewired",
+    "kernels_of",
+    "make_masks",
+    "plain_form",
+    "prepare",
+    "training_form",
+    "tune_layers",
+    "weights_fingerprint",
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from.
+
+    Attributes:
+        dense: the initial dense network: as drawn, pruned weights included; or, where the recipe says so, re-scaled and 0
+            outside the masks.
+        masks: which weights stay; None for a dense run.
+        weights_fingerprint: hash of the initial weights before re-scaling: equal for the runs of a pair.
+    """
+
+    dense: nn.Module
+    masks: Masks | None
+    weights_fingerprint: str
+
+
+def prepare(config: Config, dataset: Dataset) -> Prepared:
+    """Initial weights, masks and re-scaled initialization; weights and masks do not depend on the recipe.
+
+    Raises:
+        ValueError: the recipe asks for ghosts and the network has no place for them; and what the steps raise.
+    """
+    model = initial_model(config, dataset)
+    if is_rewired(config):
+        check_ghosts(model, config.recipe)  # before minutes of pruning and re-scaling, not after
+    fingerprint = weights_fingerprint(model)
+    masks = None if config.backend == "dense" else make_masks(config, model, dataset)
+    if config.recipe.rescale_init:
+        model = rescale_init(
+            model,
+            masks if masks is not None else {},
+            TrainBatches(dataset, config.batch_size, config.seed, stream="rescale"),
+            config.recipe,
+            seed=derive_seed("rescale", config.seed),
+        )
+    return Prepared(model, masks, fingerprint)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits over the names and values of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def initial_model(config: Config, dataset: Dataset) -> nn.Module:
+    """The dense network that the seed decides; the global random generators are left as found."""
+    channels, height, width = dataset.input_shape
+    with isolated(derive_seed("weights", config.seed), devices=()):
+        return models.build(config.model, dataset.num_classes, channels, (height, width))
+
+
+def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
+    """The masks of a configuration: chosen on about ten unaugmented training images a class, as SNIP does; a method of
+    several steps gets fresh ones at each.
+    """
+    images = min(10 * dataset.num_classes, len(dataset.train))
+    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
+    return prune(
+        model,
+        config.method,
+        config.density,
+        data=batches,
+        input_shape=dataset.input_shape,
+        include=config.include,
+        exclude=config.exclude,
+        seed=derive_seed("prune", config.seed),
+    )
+
+
+def training_form(config: Config, prepared: Prepared) -> nn.Module:
+    """The network that is trained: dense, masked dense or sparse, with the recipe's ghosts.
+
+    `prepared.dense` is left alone.
+    """
+    if prepared.masks is None:
+        net = copy.deepcopy(prepared.dense)
+    elif config.backend == "masked-dense":
+        net = prepared.masks.apply_to(prepared.dense)
+    else:
+        net = tk.sparsify(prepared.dense, prepared.masks)
+    return add_ghosts(net, config.recipe, inplace=True) if is_rewired(config) else net
+
+
+def is_rewired(config: Config) -> bool:
+    """Whether `add_ghosts` has a part in the training form."""
+    # on the sparse network a recipe without ghosts still fuses BatchNorm, shortcut and activation
+    return config.recipe.has_ghosts or config.backend in ("sparse", "reference")
+
+
+def kernels_of(config: Config) -> str:
+    """What computes the masked layers of a configuration.
+
+    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense": torch's own dense
+    operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered weights.
+    """
+    if config.backend == "reference":
+        return "reference"
+    compiled = config.backend == "sparse" and tk.backend.why_not("masked_conv2d", "cpu") is None
+    return "cpu" if compiled else "dense"
+
+
+def input_form(config: Config) -> Callable[[Tensor], Tensor]:
+    """What is done to each batch of inputs before the network sees it."""
+    if kernels_of(config) == "cpu":
+        return tk.to_batch_last  # once, here: the sparse kernels keep the layout from layer to layer
+    return lambda inputs: inputs
+
+
+def forced_backend(config: Config) -> AbstractContextManager[None]:
+    """The context in which a configuration's network runs."""
+    return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
+
+
+def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Where `config` asks for it, choose the fastest kernels of the training form `net` for its batches (`tk.tune`)."""
+    if config.tune and config.backend == "sparse":
+        tk.tune(net, input_form(config)(torch.zeros(config.batch_size, *input_shape)))
+
+
+def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:
+    """Turn a sparse or masked dense network into the plain dense one, with zeros where weights are pruned."""
+    net = tk.densify(net, inplace=True)
+    for name in masks or ():
+        module = net.get_submodule(name)
+        if torch_prune.is_pruned(module):
+            torch_prune.remove(module, "weight")  # type: ignore[no-untyped-call]
+    return net

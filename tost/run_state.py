@@ -1,0 +1,70 @@
+"""The whole state of a run in progress, as a tree that a checkpoint can hold, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tost.data import TrainBatches
+from tost.loop import Callback, Run
+from tost.random_state import random_state, set_random_state
+from tost.update import Update
+
+__all__ = ["restore", "state_of"]
+
+
+def state_of(
+    run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback], weights_fingerprint: str, seconds: float
+) -> dict[str, Any]:
+    """Everything that decides how the run goes on, and what it has measured so far."""
+    return {
+        "config": run.config.hash,
+        "weights_fingerprint": weights_fingerprint,
+        "seconds": seconds,
+        "position": {"step": run.step, "epoch": run.epoch, "batch": run.batch},
+        "line": run.line,
+        "step_seconds": torch.tensor(run.step_seconds, dtype=torch.float64),
+        "batches": batches.chain,
+        "net": dict(run.net.state_dict()),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": update.scaler.state_dict(),
+        "random": random_state(update.device),
+        "callbacks": {name: state for name, callback in _named(callbacks) if (state := callback.state_dict())},
+    }
+
+
+def restore(state: dict[str, Any], run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback]) -> float:
+    """Put `run` and what belongs to it where `state_of` found them; returns the seconds spent by then.
+
+    Raises:
+        ValueError: the state is not one of this run.
+    """
+    try:
+        if state["config"] != run.config.hash:
+            raise KeyError(f"that of run {state['config']}")
+        for name in ("step", "epoch", "batch"):
+            setattr(run, name, int(state["position"][name]))
+        run.line = dict(state["line"])
+        run.step_seconds = state["step_seconds"].tolist()
+        batches.chain = state["batches"]
+        run.net.load_state_dict(state["net"])
+        for name, callback in _named(callbacks):
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name], run)
+        run.optimizer.load_state_dict(state["optimizer"])  # after the callbacks: dead ghosts have left the optimizer
+        update.scaler.load_state_dict(state["scaler"])
+        set_random_state(state["random"], update.device)
+        return float(state["seconds"])
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"checkpoint: expected the state of run {run.config.hash}, got another: {error}") from error
+
+
+def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """Class name -> callback; a second one of a class is called NAME.2."""
+    seen: dict[str, int] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}.{seen[name]}", callback

@@ -1,0 +1,69 @@
+"""The loss of a configuration; where its recipe distils, with a trained network as the teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tost import models
+from tost.config import Config
+from tost.data import Dataset
+from tost.losses import Distillation, cross_entropy
+from tost.runs import RunFolder
+from tost.update import LossOf
+
+__all__ = ["load_teacher", "loss_of"]
+
+
+def loss_of(config: Config, dataset: Dataset, device: torch.device) -> LossOf:
+    """What training minimises: cross entropy with the recipe's label smoothing, distilled from `config.teacher` where asked.
+
+    Raises:
+        FileNotFoundError, ValueError: `config.teacher` is no finished run of a network that fits the data set.
+    """
+    recipe = config.recipe
+    if not recipe.distillation:
+        plain = cross_entropy(recipe.label_smoothing)
+        return lambda outputs, inputs, targets: plain(outputs, targets)
+    assert config.teacher is not None  # Config checks it
+    teacher = load_teacher(config.teacher, dataset).to(device)
+    distil = Distillation(recipe.temperature, recipe.distillation, recipe.label_smoothing)
+
+    def loss(outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = teacher(inputs)
+        distance: Tensor = distil(outputs, wanted, targets)
+        return distance
+
+    return loss
+
+
+def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
+    """The network of a finished run, in eval mode and without gradients.
+
+    Raises:
+        FileNotFoundError: `folder` holds no finished run.
+        ValueError: its files are damaged, or its network has other inputs or classes than `dataset`.
+    """
+    run = RunFolder(Path(folder))
+    for path in (run.config, run.model):
+        if not path.is_file():
+            raise FileNotFoundError(f"teacher: expected the folder of a finished run, got {folder} without {path.name}")
+    try:
+        name = json.loads(run.config.read_text())["model"]
+        state = load_file(run.model)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"teacher: {folder} is damaged: {error}") from error
+    channels, height, width = dataset.input_shape
+    teacher = models.build(name, dataset.num_classes, channels, (height, width))
+    try:
+        teacher.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"teacher: the network in {folder} does not fit {name} for {dataset.name}: {reason}") from error
+    return teacher.eval().requires_grad_(False)
