@@ -20,7 +20,7 @@ def main() -> int:
     options = parser.parse_args()
     total = Summary()
     for name in options.only:
-        summary = fuzz(name, options.seed, TARGETS[name].count if options.count is None else options.count)
+        summary = fuzz([name], options.seed, TARGETS[name].count if options.count is None else options.count)[name]
         total.add(summary)
         print(f"{name}: {summary}", flush=True)
         for seed, how, what in summary.wrong[:20]:

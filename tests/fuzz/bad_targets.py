@@ -40,13 +40,12 @@ def _damaged() -> None:
     raise DamagedFile("file", "damaged")
 
 
-def _write(folder: Path) -> Path:
+def _write(folder: Path) -> None:
     (folder / "file").write_text("valid")
-    return folder / "file"
 
 
-def _load(path: Path) -> object:
-    content = path.read_text()
+def _load(folder: Path) -> object:
+    content = (folder / "file").read_text()
     if content == "valid":
         return content
     if content.isdecimal() and int(content) in SINS:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,37 +51,43 @@ class Summary:
         self.growth = max(self.growth, other.growth)
 
 
-def fuzz(name: str, first: int, count: int, seconds: float = 20.0, module: str = "tests.fuzz.targets") -> Summary:
-    """Load the mutations with seeds first, ..., first + count - 1 of a target.
+def fuzz(
+    names: Iterable[str], first: int, count: int, seconds: float = 20.0, module: str = "tests.fuzz.targets"
+) -> dict[str, Summary]:
+    """Load the mutations with seeds first, ..., first + count - 1 of each target.
 
     Args:
-        name: of the target in `module.TARGETS`.
+        names: of targets in `module.TARGETS`.
         seconds: a load that takes longer hangs.
 
     A crash or a hang ends the child process; it is noted under its seed, and a new child goes on behind it.
     """
-    summary, start, seed, last = Summary(), time.monotonic(), first, first + count
+    summaries = {name: Summary() for name in names}
+    jobs = [(name, first, first + count) for name in summaries]
     with tempfile.TemporaryDirectory() as folder:
-        report, progress = Path(folder) / "report", Path(folder) / "progress"
+        reports, progress = Path(folder) / "reports", Path(folder) / "progress"
         for _ in range(MOST_DEATHS):
-            progress.write_bytes(seed.to_bytes(8, "little") + bytes(8))
-            command = [sys.executable, "-m", "tests.fuzz.child", module, name, seed, last, seconds, report, progress]
-            child = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
-            if child.returncode == 0:
-                found = json.loads(report.read_text())
-                summary.counts.update(found["counts"])
-                summary.wrong += [tuple(line) for line in found["wrong"]]
-                summary.peak, summary.growth = found["peak"], found["growth"]
-                break
-            if child.returncode > 0:
-                raise RuntimeError(f"the fuzzing process of {name!r} failed:\n{child.stderr}")
-            died = int.from_bytes(progress.read_bytes()[:8], "little")
+            progress.write_bytes(jobs[0][1].to_bytes(8, "little"))
+            reports.write_text("")
+            start = time.monotonic()
+            command = [sys.executable, "-m", "tests.fuzz.child", module, json.dumps(jobs), str(seconds), folder]
+            child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            took = (time.monotonic() - start) / len(jobs)
+            for line in reports.read_text().splitlines():
+                report = json.loads(line)
+                wrong = [(seed, how, what) for seed, how, what in report["wrong"]]
+                summaries[jobs.pop(0)[0]].add(Summary(Counter(report["counts"]), wrong, took, report["peak"], report["growth"]))
+            if not jobs:
+                return summaries
+            if child.returncode >= 0:
+                raise RuntimeError(f"the fuzzing process failed at {jobs[0][0]!r}:\n{child.stderr}")
             by = "a hang" if child.returncode == -signal.SIGALRM else f"a crash ({signal.Signals(-child.returncode).name})"
-            summary.wrong.append((died, "", f"{by}:\n{child.stderr}"))
-            # the counts of the dead child are lost with it
-            summary.counts.update({"wrong": 1, "not counted": died - seed})
-            seed = died + 1
-        else:
-            raise RuntimeError(f"{name!r}: given up after {MOST_DEATHS} crashes or hangs: {summary.wrong}")
-    summary.seconds = time.monotonic() - start
-    return summary
+            name, begun, last = jobs[0]
+            died = int.from_bytes(progress.read_bytes(), "little")
+            if not begun <= died < last:
+                raise RuntimeError(f"{name!r}: {by} while the valid files were loaded:\n{child.stderr}")
+            # what the dead child had counted is lost with it
+            counts = Counter({"wrong": 1, "not counted": died - begun})
+            summaries[name].add(Summary(counts, [(died, "", f"{by}:\n{child.stderr}")], took))
+            jobs[0] = (name, died + 1, last)
+    raise RuntimeError(f"given up after {MOST_DEATHS} crashes or hangs: {summaries}")

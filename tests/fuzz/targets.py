@@ -22,10 +22,10 @@ class Target:
     """A kind of file.
 
     Attributes:
-        write: writes a valid file into an empty folder and returns the path of the one that is to be damaged.
-        load: reads the file at that path.
+        write: writes valid files into an empty folder. One of them at a time is damaged.
+        load: reads them.
         same: whether (what was loaded from the valid file, what was loaded now) is right: damage that changed nothing.
-        accepted: the errors that `load` may raise; their text must name the path.
+        accepted: the errors that `load` may raise; their text must name the file or its folder.
         mutate: (valid content, seed) -> damaged content.
         sealed: a checksum covers every byte, so that no changed file may be read as the same, and one with a new checksum
             (`Mutation.forged`) may be read as anything.
@@ -33,7 +33,7 @@ class Target:
         memory: bytes of address space by which loading one damaged file may grow the process.
     """
 
-    write: Callable[[Path], Path]
+    write: Callable[[Path], None]
     load: Callable[[Path], Any]
     same: Callable[[Any, Any], bool]
     accepted: tuple[type[Exception], ...] = (DamagedFile,)
@@ -43,19 +43,18 @@ class Target:
     memory: int = 64 << 20
 
 
-def _write_masks(folder: Path) -> Path:
+def _write_masks(folder: Path) -> None:
     random = torch.Generator().manual_seed(0)
     shapes = {"conv1": (8, 3, 3, 3), "layer1.0.conv1": (8, 8, 3, 3), "layer1.0.conv2": (8, 8, 3, 3), "fc": (10, 8)}
     masks = {name: torch.rand(shape, generator=random) < 0.2 for name, shape in shapes.items()}
     Masks({**masks, "empty": torch.zeros(4, 4)}).save(folder / "masks.safetensors")
-    return folder / "masks.safetensors"
 
 
 def _same_masks(valid: Masks, loaded: Masks) -> bool:
     return valid == loaded and valid.fingerprint == loaded.fingerprint
 
 
-def _write_checkpoint(folder: Path) -> Path:
+def _write_checkpoint(folder: Path) -> None:
     random = torch.Generator().manual_seed(0)
     weights = {f"layer{i}.weight": torch.randn(4, 3, generator=random) for i in range(3)}
     state = {
@@ -66,7 +65,6 @@ def _write_checkpoint(folder: Path) -> Path:
         "step": 7,
     }
     checkpoint.save(folder / "last.safetensors", state)
-    return folder / "last.safetensors"
 
 
 def _same_tree(valid: Any, loaded: Any) -> bool:
@@ -88,23 +86,32 @@ def _anything(valid: Any, loaded: Any) -> bool:
     return type(valid) is type(loaded)
 
 
-def _write_config(folder: Path) -> Path:
-    path = folder / "config.yaml"
-    path.write_text(
+def _write_config(folder: Path) -> None:
+    (folder / "config.yaml").write_text(
         "model: resnet20\ndensity: 0.05\nmilestones: [0.5, 0.75]\nrecipe:\n  ghost_skip: true\nsteps: null\nlr: 2e-4\n"
     )
-    return path
 
 
-def _write_json(folder: Path) -> Path:
-    path = folder / "comparison.json"
-    path.write_text('{"a": [1, 2.5, null, true, "text \\u20ac"],\n "b": {"c": {"d": -1e-5}}}\n')
-    return path
+def _write_json(folder: Path) -> None:
+    (folder / "comparison.json").write_text('{"a": [1, 2.5, null, true, "text \\u20ac"],\n "b": {"c": {"d": -1e-5}}}\n')
 
 
 TARGETS = {
-    "masks": Target(_write_masks, Masks.load, _same_masks, mutate=mutate_safetensors, count=50_000),
-    "checkpoint": Target(_write_checkpoint, checkpoint.load, _same_tree, mutate=mutate_safetensors, sealed=True, count=50_000),
-    "yaml": Target(_write_config, read_yaml, _anything, (ValueError,)),
-    "json": Target(_write_json, read_json, lambda valid, loaded: True),
+    "masks": Target(
+        _write_masks,
+        lambda folder: Masks.load(folder / "masks.safetensors"),
+        _same_masks,
+        mutate=mutate_safetensors,
+        count=50_000,
+    ),
+    "checkpoint": Target(
+        _write_checkpoint,
+        lambda folder: checkpoint.load(folder / "last.safetensors"),
+        _same_tree,
+        mutate=mutate_safetensors,
+        sealed=True,
+        count=50_000,
+    ),
+    "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
+    "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
 }

@@ -14,16 +14,15 @@ from tests.fuzz.targets import TARGETS
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads the memory of a process from /proc")
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_damaged_files_end_in_a_typed_error(name: str) -> None:
-    summary = fuzz(name, first=0, count=1000)
-    assert summary.wrong == []
-    assert summary.counts.total() == 1000
-    assert summary.counts["rejected"] > 500, summary
+def test_damaged_files_end_in_a_typed_error() -> None:
+    for name, summary in fuzz(TARGETS, first=0, count=500).items():
+        assert summary.wrong == [], name
+        assert summary.counts.total() == 500
+        assert summary.counts["rejected"] > 100, f"{name}: {summary}"
 
 
 def test_the_harness_sees_what_goes_wrong() -> None:
-    summary = fuzz("bad", first=0, count=15, seconds=1.0, module="tests.fuzz.bad_targets")
+    summary = fuzz(["bad"], first=0, count=15, seconds=1.0, module="tests.fuzz.bad_targets")["bad"]
     assert [seed for seed, _, _ in summary.wrong] == list(SINS)
     for (_, _, seen), (expected, _) in zip(summary.wrong, SINS.values(), strict=True):
         assert seen.startswith(expected)
@@ -34,7 +33,8 @@ def test_the_harness_sees_what_goes_wrong() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_same_seed_does_the_same_damage(name: str, tmp_path: Path) -> None:
-    content = TARGETS[name].write(tmp_path).read_bytes()
+    TARGETS[name].write(tmp_path)
+    content = next(path for path in sorted(tmp_path.rglob("*")) if path.is_file()).read_bytes()
     damaged = [[TARGETS[name].mutate(content, str(seed)) for seed in range(200)] for _ in range(2)]
     assert damaged[0] == damaged[1]
     assert sum(mutation.data != content for mutation in damaged[0]) > 180
