@@ -1,0 +1,63 @@
+"""Distillation from a finished run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tost import Config, Recipe, training
+from tost.data import Dataset
+from tost.losses import Distillation
+from tost.teacher import load_teacher, loss_of
+from tost.training import train
+
+STUDENT = Recipe(ghost_skip=False, ghost_swish=False, rescale_init=False, label_smoothing=0.1, distillation=0.7, temperature=3.0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset, tmp_path: Path) -> training.Result:
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    dense = Config(model="resnet20", backend="dense", recipe="vanilla", steps=3, batch_size=16, out=str(tmp_path / "teacher"))
+    return train(dense)
+
+
+def student(teacher: training.Result, tmp_path: Path) -> Config:
+    changes = {"recipe": STUDENT, "backend": "sparse", "teacher": str(teacher.run_dir), "out": str(tmp_path / "student")}
+    return dataclasses.replace(teacher.config, **changes)
+
+
+def test_the_loss_is_the_distillation_from_the_finished_network(
+    teacher: training.Result, toy_images: Dataset, tmp_path: Path
+) -> None:
+    net = load_teacher(teacher.run_dir, toy_images)
+    assert training.evaluate(net, toy_images, 16)[0] == teacher.test_accuracy
+    assert not net.training
+    assert not any(p.requires_grad for p in net.parameters())
+    inputs, targets = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    outputs = torch.randn(5, 3, requires_grad=True)
+    loss = loss_of(student(teacher, tmp_path), toy_images, CPU)(outputs, inputs, targets)
+    assert loss.item() == pytest.approx(Distillation(3.0, 0.7, 0.1)(outputs, net(inputs), targets).item())
+    loss.backward()
+    assert outputs.grad is not None
+
+
+def test_a_student_is_trained_from_its_teacher(teacher: training.Result, tmp_path: Path) -> None:
+    taught = train(student(teacher, tmp_path))
+    alone = train(dataclasses.replace(student(teacher, tmp_path), recipe=dataclasses.replace(STUDENT, distillation=0.0)))
+    losses = [result.history[0]["train_loss"] for result in (taught, alone)]
+    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+    assert taught.weights_fingerprint == alone.weights_fingerprint
+
+
+def test_a_wrong_teacher_is_told(teacher: training.Result, toy_images: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="teacher: expected the folder of a finished run, got nowhere without config"):
+        load_teacher("nowhere", toy_images)
+    with pytest.raises(ValueError, match=r"teacher: the network in .* does not fit resnet20 for toy"):
+        load_teacher(teacher.run_dir, dataclasses.replace(toy_images, num_classes=7))
+    (teacher.run_dir / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"teacher: .* is damaged"):
+        load_teacher(teacher.run_dir, toy_images)
+    with pytest.raises(ValueError, match=r"teacher: expected a run folder, as recipe\.distillation > 0, got None"):
+        Config(recipe=STUDENT)
