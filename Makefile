@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test sanitize lint format bench info clean
+.PHONY: help install demo test fuzz sanitize lint format bench info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## all tests, with coverage
 
 sanitize: $(INSTALLED) ## kernel tests on C++ parts built with ASan and UBSan (gcc), for every instruction set here
 	.ci/sanitize $(BIN)
+
+fuzz: $(INSTALLED) ## damaged files by the hundred thousand: each ends in a typed error, or is read as it was; some minutes
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -121,10 +121,19 @@ def read(
             if sealed or "sha256" in metadata:
                 _check_seal(path, metadata.get("sha256"))
             # a clone is aligned and needs the file no more; what the library hands out is the file itself, mapped
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (safe_open is not iterable)
+            tensors = {name: _mapped(file, name, path).clone() for name in file.keys()}  # noqa: SIM118 (not iterable)
     except SafetensorError as error:
         raise DamagedFile(path, f"damaged, or no safetensors file at all: {error}") from error
     return tensors, metadata
+
+
+def _mapped(file: Any, name: str, path: Path) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        # shapes and types that the format allows and torch does not, such as 2**63 times 0 elements
+        raise DamagedFile(path, f"damaged: {name!r} is no tensor: {' '.join(str(error).split())[:200]}") from error
+    return tensor
 
 
 def _check_seal(path: Path, expected: str | None) -> None:

@@ -1,0 +1,117 @@
+"""What is fuzzed. A new kind of file is one more `Target` in `TARGETS`."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
+from tost import checkpoint
+from tost.files import DamagedFile, read_json, read_yaml
+from tost.masks import Masks
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        write: writes valid files into an empty folder. One of them at a time is damaged.
+        load: reads them.
+        same: whether (what was loaded from the valid file, what was loaded now) is right: damage that changed nothing.
+        accepted: the errors that `load` may raise; their text must name the file or its folder.
+        mutate: (valid content, seed) -> damaged content.
+        sealed: a checksum covers every byte, so that no changed file may be read as the same, and one with a new checksum
+            (`Mutation.forged`) may be read as anything.
+        count: mutations in a full run (`make fuzz`).
+        memory: bytes of address space by which loading one damaged file may grow the process.
+    """
+
+    write: Callable[[Path], None]
+    load: Callable[[Path], Any]
+    same: Callable[[Any, Any], bool]
+    accepted: tuple[type[Exception], ...] = (DamagedFile,)
+    mutate: Callable[[bytes, str], Mutation] = mutate_bytes
+    sealed: bool = False
+    count: int = 10_000
+    memory: int = 64 << 20
+
+
+def _write_masks(folder: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes = {"conv1": (8, 3, 3, 3), "layer1.0.conv1": (8, 8, 3, 3), "layer1.0.conv2": (8, 8, 3, 3), "fc": (10, 8)}
+    masks = {name: torch.rand(shape, generator=random) < 0.2 for name, shape in shapes.items()}
+    Masks({**masks, "empty": torch.zeros(4, 4)}).save(folder / "masks.safetensors")
+
+
+def _same_masks(valid: Masks, loaded: Masks) -> bool:
+    return valid == loaded and valid.fingerprint == loaded.fingerprint
+
+
+def _write_checkpoint(folder: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = {f"layer{i}.weight": torch.randn(4, 3, generator=random) for i in range(3)}
+    state = {
+        "model": weights,
+        "optimizer": {"state": {i: {"step": torch.tensor(3.0), "exp_avg": w + 1} for i, w in enumerate(weights.values())}},
+        "random": {"torch": random.get_state()[:64], "python": (3, (1, 2, 3), None), "numpy": {"state": 2**100}},
+        "best": [float("inf"), float("nan"), 0.1, True, "text", torch.empty(0, 2), torch.tensor([True, False])],
+        "step": 7,
+    }
+    checkpoint.save(folder / "last.safetensors", state)
+
+
+def _same_tree(valid: Any, loaded: Any) -> bool:
+    if type(valid) is not type(loaded):
+        return False
+    if isinstance(valid, Tensor):
+        return valid.dtype == loaded.dtype and torch.equal(valid, loaded)
+    if isinstance(valid, float):
+        return struct.pack(">d", valid) == struct.pack(">d", loaded)
+    if isinstance(valid, dict):
+        return list(valid) == list(loaded) and all(_same_tree(valid[key], loaded[key]) for key in valid)
+    if isinstance(valid, list | tuple):
+        return len(valid) == len(loaded) and all(map(_same_tree, valid, loaded))
+    return bool(valid == loaded)
+
+
+def _anything(valid: Any, loaded: Any) -> bool:
+    """For formats without checksum: a changed digit is another number. Only the type is looked at."""
+    return type(valid) is type(loaded)
+
+
+def _write_config(folder: Path) -> None:
+    (folder / "config.yaml").write_text(
+        "model: resnet20\ndensity: 0.05\nmilestones: [0.5, 0.75]\nrecipe:\n  ghost_skip: true\nsteps: null\nlr: 2e-4\n"
+    )
+
+
+def _write_json(folder: Path) -> None:
+    (folder / "comparison.json").write_text('{"a": [1, 2.5, null, true, "text \\u20ac"],\n "b": {"c": {"d": -1e-5}}}\n')
+
+
+TARGETS = {
+    "masks": Target(
+        _write_masks,
+        lambda folder: Masks.load(folder / "masks.safetensors"),
+        _same_masks,
+        mutate=mutate_safetensors,
+        count=50_000,
+    ),
+    "checkpoint": Target(
+        _write_checkpoint,
+        lambda folder: checkpoint.load(folder / "last.safetensors"),
+        _same_tree,
+        mutate=mutate_safetensors,
+        sealed=True,
+        count=50_000,
+    ),
+    "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
+    "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
+}
