@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tost.ghosts import GhostBlock, ghosts_of
+from tost.ghosts import ghosts_of
 from tost_kernels.nn import SparseConv2d, SparseLinear
 
 __all__ = ["Accounting", "account"]
@@ -42,13 +42,7 @@ def account(net: nn.Module) -> Accounting:
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"account: net: expected a torch.nn.Module, got {type(net).__name__}")
-    ghosts = {
-        module
-        for block in ghosts_of(net).values()
-        if isinstance(block, GhostBlock)
-        for ghost in block.ghosts()
-        for module in ghost.modules()
-    }
+    ghosts = {module for ghost in ghosts_of(net).values() for module in ghost.modules()}
     kept = prunable = ghost_weights = 0
     seen: set[int] = set()
     for module in net.modules():
