@@ -29,6 +29,8 @@ FORBIDDEN = [
     ("tost/models", "tost.training"),
     ("tost/models", "tost.ghosts"),
     ("tost/models", "tost.masks"),
+    ("tost/macs.py", "tost.models"),
+    ("tost/macs.py", "tost.training"),
     ("tost/data", "tost.training"),
     ("tost/data", "tost.models"),
     ("tost/distributed.py", "tost.ghosts"),

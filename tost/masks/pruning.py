@@ -118,7 +118,7 @@ def _choose(method: Method, probe: Probe, layers: Sequence[Layer], counts: Seque
     sizes = [layer.weight.numel() for layer in layers]
     kept = torch.ones(sum(sizes), dtype=torch.bool)
     for step, count in enumerate(counts):
-        if step and not method.recover and count == int(kept.sum()):
+        if step and not method.recover and count == int(kept.count_nonzero()):
             continue  # nothing to remove at this step
         if step:
             probe.mask(torch.split_with_sizes(kept, sizes))
@@ -132,7 +132,7 @@ def _choose(method: Method, probe: Probe, layers: Sequence[Layer], counts: Seque
             kept = keep_largest(scores, count)
         else:  # the kept ones compete alone: removed weights never return, whatever their score
             kept = torch.zeros_like(before).masked_scatter_(before, keep_largest(scores[before], count))
-        returned = int((kept & ~before).sum()) if step else 0
+        returned = int((kept & ~before).count_nonzero()) if step else 0
         _log.debug("%s: step %d of %d keeps %d weights, %d of them returned", method.name, step + 1, len(counts), count, returned)
     return list(torch.split_with_sizes(kept, sizes))
 

@@ -28,5 +28,5 @@ def keep_largest(scores: Tensor, k: int) -> Tensor:
     threshold = float(np.partition(scores.numpy(), n - k)[n - k])
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
-    keep[ties[: k - int(keep.sum())]] = True
+    keep[ties[: k - int(keep.count_nonzero())]] = True
     return keep

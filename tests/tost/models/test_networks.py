@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import tost_kernels as tk
 from tost.models import build, names
 from tost.models.mlp import MLP
 from tost.models.mobilenet import MobileNet
@@ -195,16 +194,3 @@ def test_unknown_name_names_close_ones() -> None:
         cifar_resnet(20, width=0)
     with pytest.raises(ValueError, match=r"depth: expected one of \(16, 19\), got 11"):
         VGG(11)
-
-
-def test_vgg_stays_batch_last_once_it_is_sparse() -> None:
-    net = build("vgg16").train()
-    masks = {name: torch.rand(m.weight.shape) < 0.1 for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
-    net = tk.sparsify(net, masks)
-    seen = []
-    for module in net.features:
-        module.register_forward_hook(lambda module, args, out: seen.append((type(module), out)))
-    net(tk.to_batch_last(torch.randn(4, 3, 16, 16)))
-    assert len(seen) == 13 * 3 + 5
-    assert [kind for kind, out in seen if tk.to_batch_last(out) is not out] == []
-    assert [out.shape[-1] for kind, out in seen if issubclass(kind, nn.MaxPool2d)] == [8, 4, 2, 1, 1]
