@@ -15,7 +15,7 @@ from tost import Masks, Recipe
 from tost.ghosts import GhostSwish, ghosts_of, set_strength
 from tost.preparation import plain_form
 
-SIDES = {"lenet": 28, "mlp": 28, "imagenet": 64}
+SIDES = {"lenet": 28, "mlp": 28, "imagenet": 48}
 NAMES = tost.models.names()
 RECIPES = {"vanilla": Recipe.vanilla(), "tost": Recipe.tost()}
 # fully connected: no spatial convolution behind the first layer, so ghost swish alone
@@ -23,7 +23,7 @@ WITHOUT_SKIPS = ("lenet300100", "mlp")
 
 
 def inputs_of(name: str) -> tuple[Tensor, Tensor]:
-    side = next((side for word, side in SIDES.items() if word in name), 32)
+    side = next((side for word, side in SIDES.items() if word in name), 16)
     random = torch.Generator().manual_seed(0)
     channels = 1 if side == 28 else 3
     return torch.randn(8, channels, side, side, generator=random), torch.arange(8) % 10
