@@ -13,8 +13,14 @@ from torch import Tensor
 
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
 from tost import checkpoint
+from tost.accounting import Accounting
+from tost.config import Config
+from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml
 from tost.masks import Masks
+from tost.recipe import Recipe
+from tost.report.tables import accuracy_sheet
+from tost.runs import Result, RunFolder
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,39 @@ def _write_json(folder: Path) -> None:
     (folder / "comparison.json").write_text('{"a": [1, 2.5, null, true, "text \\u20ac"],\n "b": {"c": {"d": -1e-5}}}\n')
 
 
+def _write_run(folder: Path) -> None:
+    config = Config(out=str(folder), density=0.05, milestones=(0.5, 0.75), recipe=Recipe.tost())
+    result = Result(
+        config=config,
+        run_dir=folder,
+        test_accuracy=0.5,
+        test_loss=1.0,
+        best={"epoch": 1, "val_accuracy": 0.5},
+        history=({"epoch": 1, "step": 3, "test_accuracy": 0.5}, {"epoch": 2, "step": 6}),
+        accounting=Accounting(5, 100, 0.05, 0, 120),
+        ghost_weights_at_start=7,
+        masks_fingerprint="m",
+        weights_fingerprint="w",
+        batches_fingerprint="b",
+        seconds=1.5,
+        ms_per_step=2.5,
+        ms_per_step_with_ghosts=None,
+        kernels="reference",
+        device="cpu",
+        processes=1,
+        threads=1,
+        torch="2.13",
+    )
+    RunFolder(folder).finish(result)
+
+
+def _load_run(folder: Path) -> list[str]:
+    """The result, and the tables that are made of it: a value of a wrong type would show there."""
+    result = RunFolder(folder).load()
+    compared = Comparison({"a": (result,), "b": (result,)}, (result.config.seed,), ())
+    return [str(accuracy_sheet(compared)), str(result)]
+
+
 TARGETS = {
     "masks": Target(
         _write_masks,
@@ -112,6 +151,7 @@ TARGETS = {
         sealed=True,
         count=50_000,
     ),
+    "result": Target(_write_run, _load_run, _anything),
     "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
     "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
 }

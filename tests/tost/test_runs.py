@@ -71,8 +71,26 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path).load()
     result = finished(tmp_path)
     (result.run_dir / "result.json").write_text('{"config": {}}')
-    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+    with pytest.raises(ValueError, match=r"result\.json: not a run's result"):
         find_runs(tmp_path)
     (result.run_dir / "result.json").write_text("{")
-    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+    with pytest.raises(ValueError, match=r"result\.json: not the JSON that was written"):
+        find_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"), [("seconds", "1"), ("history", [3]), ("threads", True), ("best", []), ("torch", None)]
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, field: str, wrong: object) -> None:
+    result = finished(tmp_path)
+    (result.run_dir / "result.json").write_text(json.dumps({**result.as_dict(), field: wrong}))
+    with pytest.raises(ValueError, match=rf"result\.json: not a run's result: {field}: expected .*, got "):
+        find_runs(tmp_path)
+
+
+def test_a_count_of_another_type_is_named(tmp_path: Path) -> None:
+    values = finished(tmp_path).as_dict()
+    values["accounting"]["parameters"] = 1.5
+    (Path(values["run_dir"]) / "result.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"result\.json: not a run's result: parameters: expected .*int.*, got 1\.5"):
         find_runs(tmp_path)
