@@ -94,8 +94,8 @@ def masks_of(model: nn.Module, variant: Variant) -> tost.Masks:
 
 
 def can_have_ghosts(model: nn.Module) -> bool:
-    """Whether `tost.add_ghosts` knows where to put ghosts."""
-    return any(isinstance(module, models.resnet.BasicBlock) for module in model.modules())
+    """Whether `tost.add_ghosts` finds places for ghost skips."""
+    return sum(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in model.modules()) > 1
 
 
 def _form(model: nn.Module, variant: Variant) -> nn.Module:

@@ -25,6 +25,7 @@ FORBIDDEN = [
     ("tost/masks", "tost.training"),
     ("tost/ghosts", "tost.masks"),
     ("tost/ghosts", "tost.training"),
+    ("tost/ghosts", "tost.models"),
     ("tost/models", "tost.training"),
     ("tost/models", "tost.ghosts"),
     ("tost/models", "tost.masks"),

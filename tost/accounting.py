@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tost.ghosts import GhostBlock, ghosts_of
+from tost.ghosts import ghosts_of
 from tost_kernels.nn import SparseConv2d, SparseLinear
 
 __all__ = ["Accounting", "account", "ghost_modules", "is_weighted", "weight_count"]
@@ -82,14 +82,8 @@ def is_weighted(module: nn.Module) -> bool:
 
 
 def ghost_modules(net: nn.Module) -> set[nn.Module]:
-    """The modules of `net` that belong to the branch of a ghost skip."""
-    return {
-        module
-        for block in ghosts_of(net).values()
-        if isinstance(block, GhostBlock)
-        for ghost in block.ghosts()
-        for module in ghost.modules()
-    }
+    """The modules of `net` that `add_ghosts` put there."""
+    return {module for ghost in ghosts_of(net).values() for module in ghost.modules()}
 
 
 @torch.no_grad()

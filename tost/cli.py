@@ -101,6 +101,7 @@ def _train(options: Namespace) -> None:
         f"ghost weights    {result.ghost_weights_at_start:,} while training, {counts.ghost_weights:,} left",
         f"ms a step        {result.ms_per_step:.1f}"
         + (f"  ({result.ms_per_step_with_ghosts:.1f} with ghosts)" if result.ms_per_step_with_ghosts else ""),
+        f"throughput       {result.images_per_second:,.0f} images a second",
         f"run folder       {result.run_dir}",
     ]
     print("\n".join(lines))

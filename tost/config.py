@@ -40,7 +40,7 @@ class Config:
 
     model: str = _option("resnet20", "network, see tost.models.names()")
     dataset: str = _option("mnist5k", "data set, see tost.data.names()")
-    data_dir: str | None = _option(None, "folder of the data set's files (none: where `tost data fetch` puts them)")
+    data_dir: str | None = _option(None, "folder of the data set's files (default: where `tost data fetch` puts them)")
     validation: float = _option(0.0, "fraction of the training images held out to choose the best epoch; 0: none is chosen")
     cutout: int = _option(0, "side in pixels of the square that is blanked in each training image; 0: none")
     method: str = _option("erk", "pruning method, see tost.methods()")

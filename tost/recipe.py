@@ -22,14 +22,17 @@ class Recipe:
     """One choice of ToST tweaks. Immutable and validated; numbers are stored as plain float / int.
 
     Ghost skips and ghost swish (temporary unless `permanent`):
-        ghost_skip: a dense 1x1 branch, with its own BatchNorm and the gate `alpha`, across each 3x3 convolution.
+        ghost_skip: a dense 1x1 branch, with its own BatchNorm and the gate `alpha`, across each spatial convolution.
         ghost_swish: x * sigmoid(beta x) in place of ReLU while the ghosts live.
+        swish: "swish", or "mish" for x * tanh(softplus(x)) in its place (https://arxiv.org/abs/1908.08681), which has no
+            sharpness to fade, so it needs `permanent` and `ghost_swish`.
         fade_start, fade_end: fractions of the training in [0, 1] between which alpha falls linearly from `alpha_start`
             to 0 and beta grows geometrically from `beta_start` to `beta_end`; from `fade_end` on the network computes
             exactly the plain one (no ghost branch, ReLU). `fade_end=None`: the first drop of the learning rate.
         alpha_start: gate of the ghost skips before the fade, > 0.
         beta_start, beta_end: sharpness of the swish; max |swish - ReLU| is 0.2785 / beta, so at 10 it is 0.028.
-        permanent: the ghosts never fade and `finalize` keeps them (a different network: it is accounted as such).
+        permanent: the ghosts never fade and `finalize` keeps them (a different network: it is accounted as such, and saved as
+            its state_dict).
 
     Layer-wise re-scaled initialization (GradInit, arXiv 2102.08098; see `tost.rescale_init`):
         rescale_init: learn one scale per parameter tensor before training.
@@ -59,6 +62,7 @@ class Recipe:
     beta_start: float = 1.0
     beta_end: float = 10.0
     permanent: bool = False
+    swish: str = "swish"
     rescale_iterations: int = 180
     rescale_eta: float = 0.1
     rescale_gamma: float = 1.0
@@ -90,6 +94,14 @@ class Recipe:
         ):
             self._number(name, above=0.0)
         self._number("rescale_gamma", least=0.0)
+        if not isinstance(self.swish, str):
+            raise TypeError(f"Recipe.swish: expected a str, got {type(self.swish).__name__} ({self.swish!r})")
+        check_choice("Recipe.swish", self.swish, ("mish", "swish"))
+        if self.swish == "mish" and not (self.permanent and self.ghost_swish):
+            raise ValueError(
+                "Recipe.swish: expected 'swish', or 'mish' with permanent=True and ghost_swish=True (Mish has no sharpness to "
+                f"fade), got 'mish' with permanent={self.permanent} and ghost_swish={self.ghost_swish}"
+            )
         # At beta_end the activation becomes ReLU, so a fade that starts there would have no swish at all.
         if self.ghost_swish and not self.permanent and self.beta_end <= self.beta_start:
             raise ValueError(
@@ -116,7 +128,7 @@ class Recipe:
         """All four tweaks at their default strength."""
         return cls()
 
-    def as_dict(self) -> dict[str, bool | int | float | None]:
+    def as_dict(self) -> dict[str, bool | int | float | str | None]:
         """Field name -> value, plain JSON types; `Recipe.from_dict` reads it back."""
         return dataclasses.asdict(self)
 

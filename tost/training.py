@@ -215,6 +215,7 @@ def _train(
         seconds=before + time.perf_counter() - started,
         ms_per_step=1e3 * statistics.median(rest),
         ms_per_step_with_ghosts=1e3 * statistics.median(live) if live else None,
+        images_per_second=statistics.median(line["images_per_second"] for line in record.history),
         kernels=kernels_of(config),
         device=str(me.device),
         processes=me.world,

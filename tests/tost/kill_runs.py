@@ -92,9 +92,11 @@ def main(out: Path, kills: int, seed: int) -> None:
             seconds=result.seconds,
             ms_per_step=result.ms_per_step,
             ms_per_step_with_ghosts=result.ms_per_step_with_ghosts,
+            images_per_second=result.images_per_second,
             history=result.history,
         )
-        histories = [[{**line, "ms_per_step": 0} for line in one.history] for one in (result, reference)]
+        no_times = {"ms_per_step": 0, "images_per_second": 0}
+        histories = [[{**line, **no_times} for line in one.history] for one in (result, reference)]
         if weights(folder) != expected or result != same or histories[0] != histories[1]:
             raise SystemExit(f"run {runs} ended with other bits than the uninterrupted one")
         left = [path.name for path in folder.path.iterdir() if path.name.startswith(".") or path == folder.checkpoint]

@@ -50,7 +50,7 @@ def test_one_conversion_at_the_entry_and_none_behind_it(name, ghosts):
     net = tk.sparsify(model, tost.prune(model, "random", density=0.05, input_shape=(3, 16, 16)))
     if ghosts:
         net = tost.add_ghosts(net, tost.Recipe.tost())
-        assert all(ghost.strength()[0] > 0 for ghost in tost.ghosts.ghosts_of(net).values() if hasattr(ghost, "live"))
+        assert all(ghost.strength()[0] > 0 for ghost in tost.ghosts.ghosts_of(net).values() if ghost.conv is not None)
     x = torch.randn(SAMPLES, 3, 16, 16)
     # Forced: the static rule gives the widest ghosts to the dense library, which has a layout of its own.
     with tk.use_backend("cpu"), Watch() as watch:

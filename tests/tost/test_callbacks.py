@@ -79,7 +79,9 @@ def test_record_takes_means_medians_and_starts_anew(tmp_path: Path) -> None:
     state.epoch, state.line = 1, {"lr": 0.1}
     record.on_epoch_end(state)
     record.on_end(state)
-    line = {"epoch": 1, "step": 3, "train_loss": 3.0, "ms_per_step": 2.0, "lr": 0.1}
+    rate = record.history[0]["images_per_second"]
+    line = {"epoch": 1, "step": 3, "train_loss": 3.0, "ms_per_step": 2.0, "images_per_second": rate, "lr": 0.1}
+    assert rate > 0
     assert record.history == [line]
     assert [json.loads(text) for text in path.read_text().splitlines()] == [line]
     assert state.line == {}

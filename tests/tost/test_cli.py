@@ -72,8 +72,8 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--nesterov", "maybe"], "tost train: error: nesterov: expected true or false, got 'maybe'"),
         (["train", "--milestones", "[0.9,0.1]"], "tost: error: milestones: expected rising fractions"),
         (["train", "--model", "resnet19"], "tost: error: model: unknown name 'resnet19'; did you mean"),
-        (["train", "--dataset", "mnist"], "tost: error: dataset: unknown name 'mnist'; did you mean mnist5k?"),
-        (["train", "--dataset", "cifar10"], "tost: error: data_dir: cifar10 needs the folder"),
+        (["train", "--dataset", "mnist6k"], "tost: error: dataset: unknown name 'mnist6k'; did you mean mnist5k or mnist?"),
+        (["train", "--dataset", "cifar10"], "tost: error: data_dir: no cifar10 in here: run `tost data fetch cifar10`, or put"),
         (["train", "--dataset", "cifar10", "--data-dir", "nowhere"], "tost: error: data_dir: no such folder: nowhere"),
         (["train", "--recipe", "tots"], "tost: error: recipe: unknown name 'tots'; did you mean tost?"),
         (["train", "--recipe.label_smoothing", "2"], "tost: error: Recipe.label_smoothing: expected"),
@@ -95,6 +95,7 @@ def test_every_mistake_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOST_DATA_DIR", "here")
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

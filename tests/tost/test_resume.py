@@ -70,7 +70,7 @@ class Crash(Callback):
 def outcome(result: training.Result) -> Any:
     files = {path.name: load_file(path) for path in result.run_dir.glob("*.safetensors")}
     weights = {name: {key: value.numpy().tobytes() for key, value in file.items()} for name, file in files.items()}
-    lines = [{k: v for k, v in line.items() if k != "ms_per_step"} for line in result.history]
+    lines = [{k: v for k, v in line.items() if k not in ("ms_per_step", "images_per_second")} for line in result.history]
     return weights, lines, result.test_loss, result.batches_fingerprint, result.best, result.accounting
 
 

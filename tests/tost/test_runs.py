@@ -31,6 +31,7 @@ def finished(out: Path, **changes: object) -> Result:
         seconds=1.5,
         ms_per_step=2.5,
         ms_per_step_with_ghosts=None,
+        images_per_second=100.0,
         kernels="reference",
         device="cpu",
         processes=1,

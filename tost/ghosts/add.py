@@ -2,78 +2,110 @@
 
 from __future__ import annotations
 
-from torch import nn
+import warnings
+from typing import NamedTuple
 
-from tost.ghosts.block import GhostBlock, check_block
-from tost.ghosts.norm import AbsorbedActivation, GhostNorm, pairs_of
-from tost.models.resnet import BasicBlock
+from torch import fx, nn
+
+from tost.ghosts.joints import Joint, find_joints, find_swishes, settle_inplace
+from tost.ghosts.strength import ghosts_of
+from tost.ghosts.trace import Untraceable, trace
+from tost.ghosts.wire import GHOSTS, wire
 from tost.recipe import Recipe
-from tost_kernels.nn.surgery import duplicate, replace_modules
+from tost_kernels.nn.surgery import duplicate
 
 __all__ = ["add_ghosts", "check_ghosts"]
 
 
 def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Module:
-    """Gives `net` the ghosts `recipe` asks for.
+    """Gives `net` the ghosts `recipe` asks for. ToST: Jaiswal et al., ICML 2022; the rule for other networks is ours.
 
-    Each `tost.models.resnet.BasicBlock` becomes a `GhostBlock` around the same submodules, under the same names. Elsewhere a
-    ReLU right behind a BatchNorm2d (in an nn.Sequential, as in VGG, or in the stem of a `tost.models.resnet.ResNet`) becomes
-    the ghost swish: the two are a `GhostNorm` then, and what is called between them is no longer seen. Works on dense,
-    masked-dense and sparse networks; call it after `tost_kernels.sparsify`. A recipe without ghosts only fuses BatchNorms,
-    shortcuts and ReLUs; the function stays what it is. Draws no random numbers. ToST: Jaiswal et al., ICML 2022.
+    The forward pass is traced with torch.fx. Then:
+
+    * **Ghost skip**: one across each convolution with a kernel larger than 1x1, also grouped and depthwise, but those that read
+      the network's input (no weights lie before them). It is a 1x1 convolution of the same channels, stride and groups, without
+      bias, its weights starting at 1e-4, with a BatchNorm of its own; it reads the pixel under the kernel's centre, and is added
+      behind the convolution's BatchNorm (where its result goes nowhere else) and before the activation:
+      act(bn(conv(x)) + alpha * bn_g(ghost(x)) [+ shortcut]). A convolution that is called more than once has one ghost for all
+      calls.
+    * **Ghost swish** in the place of each ReLU that the trace sees, as a module, function or method.
+    * **Fusion**, which a recipe without ghosts has too: convolution -> [BatchNorm2d] -> [+ shortcut [ending in a BatchNorm2d]] ->
+      [ReLU] is one op behind the convolution. A BatchNorm2d takes part if it is no subclass, has no hooks and is called once.
+
+    Layers of torch.nn and modules without Conv2d, BatchNorm2d and ReLU are called as they are. While the ghosts live the modules
+    around the layers, fused BatchNorms and replaced ReLUs are not called, so hooks put on them later do not run; a ReLU that has
+    hooks now stays ReLU.
+
+    `net` keeps its modules, parameter names and hooks and is still an instance of its class; `net.ghosts` is what was added. It
+    can be copied, moved, compiled, sparsified and densified, but not pickled: save its state_dict. Works on dense, masked-dense
+    and sparse networks, and on a part of a network: `net.backbone = add_ghosts(net.backbone, recipe)`. Draws no random numbers.
 
     Args:
         net: the network, without ghosts.
-        recipe: `ghost_skip`, `ghost_swish`, `alpha_start`, `beta_start`, `beta_end`, `permanent` matter here.
+        recipe: `ghost_skip`, `ghost_swish`, `swish`, `alpha_start`, `beta_start`, `beta_end`, `permanent` matter here.
         inplace: change `net` itself instead of a copy. Parameters stay the same objects only then.
 
     Returns:
-        The network with ghosts, at the strength `alpha_start`, `beta_start`.
+        The network with ghosts, at the strength `alpha_start`, `beta_start`. Warns if one of the two kinds of ghosts the recipe
+        asks for has no place in it, and if a recipe without ghosts meets a network that cannot be traced, which stays as it is.
 
     Raises:
-        TypeError: `net` is no module, `recipe` no Recipe, or a BasicBlock's activation is no nn.ReLU.
-        ValueError: `net` has ghosts already; the recipe asks for ghost skips and `net` has no BasicBlock, or for ghost swish
-            and there is no BatchNorm2d with a ReLU behind it either.
+        TypeError: `net` is no module, or `recipe` no Recipe.
+        ValueError: `net` has ghosts already or another attribute named `ghosts`; its forward pass cannot be traced, or would not
+            be the same as a graph (the message names the place and what to do); nothing the recipe asks for has a place in it.
     """
-    check_ghosts(net, recipe)
+    plan = _plan(net, recipe)
+    if plan.warning:
+        warnings.warn(f"add_ghosts: net: {plan.warning}", UserWarning, stacklevel=2)
     if not inplace:
         net = duplicate(net)
-    blocks: dict[nn.Module, nn.Module] = {}
-    for owner, bn, act in list(pairs_of(net)):
-        norm, relu = owner._modules[bn], owner._modules[act]
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert relu is not None
-        owner._modules[bn] = GhostNorm(norm, recipe)
-        owner._modules[act] = AbsorbedActivation(relu, recipe)
-    for module in list(net.modules()):
-        if isinstance(module, BasicBlock):
-            blocks[module] = GhostBlock(module, recipe)
-    return replace_modules(net, blocks)
+    if plan.joints or plan.swishes:
+        wire(net, plan.graph, recipe, plan.joints, plan.swishes)
+    return net
 
 
 def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
-    """Raises what `add_ghosts(net, recipe)` would, and changes nothing."""
+    """Raises what `add_ghosts(net, recipe)` would, changes nothing and does not warn."""
+    _plan(net, recipe)
+
+
+class _Plan(NamedTuple):
+    graph: fx.Graph
+    joints: list[Joint]
+    swishes: list[fx.Node]
+    warning: str
+
+
+def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
+    """What is to be done to `net`: nothing where it cannot be traced and the recipe asks for no ghosts."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"add_ghosts: net: expected a torch.nn.Module, got {type(net).__name__}")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"add_ghosts: recipe: expected a tost.Recipe, got {type(recipe).__name__}")
-    blocks = 0
-    for name, module in net.named_modules():
-        if isinstance(module, GhostBlock | GhostNorm):
-            raise ValueError(
-                f"add_ghosts: net: expected a network without ghosts, got one with a {type(module).__name__} at "
-                f"{name or 'its root'!r}; finalize it first"
-            )
-        if isinstance(module, BasicBlock):
-            check_block(module)
-            blocks += 1
-    if recipe.ghost_skip and blocks == 0:
+    for name in ghosts_of(net):
         raise ValueError(
-            f"add_ghosts: net: expected a network with tost.models.resnet.BasicBlock modules, got {type(net).__name__} with "
-            "none; for other networks use a Recipe with ghost_skip=False"
+            f"add_ghosts: net: expected a network without ghosts, got one with a ghost at {name!r}; finalize it first"
         )
-    if recipe.ghost_swish and blocks == 0 and next(pairs_of(net), None) is None:
+    if hasattr(net, GHOSTS):
         raise ValueError(
-            f"add_ghosts: net: expected a ReLU right behind a BatchNorm2d in an nn.Sequential, or a BasicBlock, got "
-            f"{type(net).__name__} with none; use a Recipe with ghost_swish=False"
+            f"add_ghosts: net: expected no attribute {GHOSTS!r}, where the ghosts go; {type(net).__name__} has one: rename it"
         )
+    try:
+        graph = trace(net)
+    except Untraceable as error:
+        if recipe.has_ghosts:
+            raise
+        return _Plan(fx.Graph(), [], [], f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}")
+    modules = dict(net.named_modules(remove_duplicate=False))
+    settle_inplace(graph, modules)
+    joints = find_joints(graph, modules, recipe)
+    swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
+    missing = []
+    if recipe.ghost_skip and not any(joint.has_ghost for joint in joints):
+        missing.append("ghost skips (it has no convolution with a kernel larger than 1x1 besides those that read its input)")
+    if recipe.ghost_swish and not swishes and not any(joint.act for joint in joints):
+        missing.append("ghost swish (the trace meets no ReLU)")
+    message = f"{type(net).__name__} has no place for {' and '.join(missing)}" if missing else ""
+    if len(missing) == recipe.ghost_skip + recipe.ghost_swish and missing:
+        raise ValueError(f"add_ghosts: net: {message}; use a Recipe that does not ask for what it cannot have")
+    return _Plan(graph, joints, swishes, message)

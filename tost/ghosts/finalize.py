@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tost.ghosts.block import GhostBlock
-from tost.ghosts.norm import AbsorbedActivation, GhostNorm
+from tost.ghosts.branch import rounded
 from tost.ghosts.strength import ghosts_of
-from tost.ghosts.tail import rounded
+from tost.ghosts.wire import Rewired, unwire
 from tost.user_batches import check_iterable, inputs_of
-from tost_kernels.nn.surgery import duplicate, replace_modules
+from tost_kernels.nn.surgery import duplicate
 
 __all__ = ["finalize", "recalibrate_bn"]
 
 
 def finalize(net: nn.Module, inplace: bool = False, warn: bool = True) -> nn.Module:
-    """Removes the ghosts: BasicBlocks with exact ReLU again, the names and values of the plain network's parameters.
+    """Removes the ghosts: the network's own class and forward pass with exact ReLU again, its parameters as they are now.
 
-    Nothing of the ghosts is left, except ghosts of a permanent recipe, which stay. A network without ghosts comes back
-    unchanged. Where the fade has not ended (alpha > 0, or a swish with beta < beta_end) this changes what the network
-    computes: a UserWarning says so, and `recalibrate_bn` repairs the BatchNorm statistics.
+    Nothing of the ghosts is left, except ghosts of a permanent recipe, which stay: such a network stays rewired, so save its
+    state_dict and load that into `add_ghosts(plain network, recipe)`. A network without ghosts comes back unchanged. Where the
+    fade has not ended (alpha > 0, or a swish with beta < beta_end) this changes what the network computes: a UserWarning says so,
+    and `recalibrate_bn` repairs the BatchNorm statistics.
 
     Args:
         net: network from `add_ghosts`, dense or sparse.
@@ -37,13 +37,10 @@ def finalize(net: nn.Module, inplace: bool = False, warn: bool = True) -> nn.Mod
         _warn_if_fading(net)
     if not inplace:
         net = duplicate(net)
-
-    plain: dict[nn.Module, nn.Module] = {
-        module: module.plain()
-        for module in list(net.modules())
-        if isinstance(module, GhostBlock | GhostNorm | AbsorbedActivation) and not module.recipe.permanent
-    }
-    return replace_modules(net, plain)
+    for module in list(net.modules()):
+        if isinstance(module, Rewired) and not module._wiring.recipe.permanent:
+            unwire(module)
+    return net
 
 
 def _warn_if_fading(net: nn.Module) -> None:
@@ -52,8 +49,8 @@ def _warn_if_fading(net: nn.Module) -> None:
         if recipe.permanent or not recipe.has_ghosts:
             continue
         alpha, beta = ghost.strength()
-        gate = recipe.ghost_skip and isinstance(ghost, GhostBlock) and alpha > 0.0
-        swish = recipe.ghost_swish and rounded(beta) < rounded(recipe.beta_end)
+        gate = alpha > 0.0
+        swish = recipe.ghost_swish and ghost.has_act and rounded(beta) < rounded(recipe.beta_end)
         if gate or swish:
             warnings.warn(
                 f"finalize: the fade has not ended at {name or 'the root'!r} (alpha = {alpha:g}, beta = {beta:g} of "

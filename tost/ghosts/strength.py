@@ -8,15 +8,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tost.ghosts.block import GhostBlock
-from tost.ghosts.norm import GhostNorm
+from tost.ghosts.branch import Ghost, GhostSwish
 
 __all__ = ["as_finalized", "ghost_parameters", "ghosts_of", "set_strength"]
 
 
-def ghosts_of(net: nn.Module) -> dict[str, GhostBlock | GhostNorm]:
+def ghosts_of(net: nn.Module) -> dict[str, Ghost | GhostSwish]:
     """Name -> module for everything `add_ghosts` put into `net`; empty for a plain network."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, GhostBlock | GhostNorm)}
+    return {name: module for name, module in net.named_modules() if isinstance(module, Ghost | GhostSwish)}
 
 
 def set_strength(net: nn.Module, alpha: float, beta: float) -> None:
@@ -44,9 +43,7 @@ def ghost_parameters(net: nn.Module) -> list[nn.Parameter]:
     """
     found: dict[nn.Parameter, None] = {}
     for ghost in ghosts_of(net).values():
-        if isinstance(ghost, GhostBlock):
-            for module in ghost.ghosts():
-                found.update(dict.fromkeys(module.parameters()))
+        found.update(dict.fromkeys(ghost.parameters()))
     return list(found)
 
 

@@ -1,15 +1,14 @@
 import copy
-import pickle
 import warnings
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import tost_kernels as tk
 from tost.ghosts import add_ghosts, finalize, ghosts_of, recalibrate_bn, set_strength
-from tost.models.resnet import BasicBlock, cifar_resnet
+from tost.models.resnet import BasicBlock, ResNet, cifar_resnet
 from tost.recipe import Recipe
 
 RECIPES = [Recipe(), Recipe(ghost_swish=False), Recipe(ghost_skip=False), Recipe.vanilla()]
@@ -102,13 +101,30 @@ def test_permanent_ghosts_stay() -> None:
     final = finalize(net)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(final(x), net(x))
-    assert len(ghosts_of(final)) == 4
+    assert len(ghosts_of(final)) == 7
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(permanent=True, ghost_swish=False), Recipe(permanent=True, swish="mish"), Recipe(permanent=True, ghost_skip=False)],
+    ids=["skips", "mish", "swish"],
+)
+def test_a_permanent_network_lives_in_its_state_dict(recipe: Recipe) -> None:
+    net = add_ghosts(cifar_resnet(8), recipe)
+    train_a_little(net)
+    set_strength(net, recipe.alpha_start, recipe.beta_start)
+    final = finalize(net).eval()
+    x = torch.randn(2, 3, 8, 8)
+    again = add_ghosts(cifar_resnet(8), recipe).eval()
+    again.load_state_dict(final.state_dict())
+    assert torch.equal(again(x), final(x))
+    assert not torch.allclose(final(x), finalize(add_ghosts(cifar_resnet(8), Recipe()), warn=False).eval()(x))
 
 
 def test_a_single_block() -> None:
     block = BasicBlock(2, 2)
     conv = block.conv1
-    ghosted = add_ghosts(block, Recipe(), inplace=True)
+    ghosted = add_ghosts(block, Recipe(ghost_skip=False), inplace=True)
     again = finalize(ghosted, inplace=True, warn=False)
     assert again is block
     assert again.conv1 is conv
@@ -116,7 +132,7 @@ def test_a_single_block() -> None:
 
 def test_ghosts_again_after_finalize() -> None:
     net = finalize(add_ghosts(cifar_resnet(8), Recipe()), warn=False)
-    assert len(ghosts_of(add_ghosts(net, Recipe()))) == 4
+    assert len(ghosts_of(add_ghosts(net, Recipe()))) == 7
 
 
 def test_sparsify_and_densify_under_the_ghosts() -> None:
@@ -128,14 +144,6 @@ def test_sparsify_and_densify_under_the_ghosts() -> None:
     assert type(dense.layer1[0].conv1) is nn.Conv2d
 
 
-def test_pickles_with_and_without_ghosts() -> None:
-    net = add_ghosts(cifar_resnet(8), Recipe()).eval()
-    x = torch.randn(2, 3, 8, 8)
-    again = pickle.loads(pickle.dumps(net))
-    assert torch.equal(again(x), net(x))
-    torch.testing.assert_close(finalize(again, warn=False)(x), finalize(net, warn=False)(x))
-
-
 def test_the_stems_tensors_are_followed_wherever_they_go() -> None:
     net = cifar_resnet(8)
     state = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in net.state_dict().items()}
@@ -145,12 +153,22 @@ def test_the_stems_tensors_are_followed_wherever_they_go() -> None:
     stem = dict(ghosted.named_parameters())["bn1.weight"]
     ghosted(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     mean = ghosted.bn1.running_mean.clone()
-    final = finalize(pickle.loads(pickle.dumps(ghosted)), warn=False)
+    final = finalize(copy.deepcopy(ghosted), warn=False)
     assert type(final.bn1) is nn.BatchNorm2d
     assert torch.equal(final.bn1.weight, state["bn1.weight"].double())
     assert torch.equal(final.bn1.running_mean, mean)
     assert not torch.equal(mean, state["bn1.running_mean"].double())
     assert finalize(ghosted, inplace=True, warn=False).bn1.weight is stem
+
+
+def test_a_class_that_was_changed_on_top() -> None:
+    net = add_ghosts(cifar_resnet(8), Recipe.vanilla())
+    net.scale = nn.Parameter(torch.ones(2))
+    parametrize.register_parametrization(net, "scale", nn.Softplus())
+    with pytest.raises(ValueError, match="finalize: net: its class was changed to ParametrizedGhostedResNet after add_ghosts"):
+        finalize(net)
+    parametrize.remove_parametrizations(net, "scale")
+    assert type(finalize(net)) is ResNet
 
 
 def test_recalibrated_statistics_are_the_means_of_the_batches() -> None:

@@ -1,11 +1,14 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tost.ghosts import (
-    GhostBlock,
+    Ghost,
+    GhostSwish,
     add_ghosts,
     as_finalized,
     ghost_parameters,
@@ -23,7 +26,7 @@ def ghosted(recipe: Recipe | None = None) -> nn.Module:
 def count_calls(net: nn.Module) -> list[str]:
     calls: list[str] = []
     for name, module in net.named_modules():
-        if name.endswith(("ghost1", "ghost2")):
+        if name.startswith("ghosts.") and name.endswith(".conv"):
             module.register_forward_hook(lambda *_, name=name: calls.append(name))
     return calls
 
@@ -39,7 +42,7 @@ def test_at_alpha_zero_the_ghosts_do_not_exist() -> None:
     with torch.no_grad():
         for parameter in ghost_parameters(net):
             parameter.fill_(math.nan)  # must not reach anything
-    before = {name: tensor.clone() for name, tensor in net.named_buffers() if "ghost_bn" in name}
+    before = {name: tensor.clone() for name, tensor in net.named_buffers() if ".norm." in name}
     out = net(x)
     out.sum().backward()
     assert calls == []
@@ -54,9 +57,25 @@ def test_at_alpha_zero_the_ghosts_do_not_exist() -> None:
 def test_strength_reaches_every_tail() -> None:
     net = ghosted()
     set_strength(net, 0.25, 3.0)
-    tails = [module for name, module in net.named_modules() if "tail" in name.split(".")[-1]]
-    assert len(tails) == 7  # 3 blocks and the stem
-    assert all((float(tail.alpha), float(tail.beta), tail.act) == (0.25, 3.0, "pswish") for tail in tails)
+    ghosts = ghosts_of(net)
+    assert len(ghosts) == 7  # 3 blocks and the stem
+    stem = ghosts.pop("ghosts.conv1")
+    assert (*stem.strength(), stem.act) == (0.0, 3.0, "pswish")
+    assert all((*ghost.strength(), ghost.act) == (0.25, 3.0, "pswish") for ghost in ghosts.values())
+
+
+@pytest.mark.parametrize("strength", [(1.0, 3.0), (0.0, math.inf)])
+def test_a_swish_elsewhere_follows_too(strength: tuple[float, float]) -> None:
+    net = add_ghosts(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), Recipe(ghost_skip=False))
+    (ghost,) = ghosts_of(net).values()
+    assert isinstance(ghost, GhostSwish)
+    set_strength(net, *strength)
+    h = net[0](torch.randn(5, 3))
+    expected = h * torch.sigmoid(3.0 * h) if strength[0] else h.relu()
+    torch.testing.assert_close(net.ghosts["1"](h), expected)
+    other = add_ghosts(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), Recipe(ghost_skip=False))
+    other.load_state_dict(net.state_dict())
+    assert (other.ghosts["1"].act, other.ghosts["1"].strength()) == (ghost.act, ghost.strength())
 
 
 def test_relu_from_beta_end_on() -> None:
@@ -64,34 +83,33 @@ def test_relu_from_beta_end_on() -> None:
     x = torch.randn(2, 3, 8, 8)
     for beta, act in ((10.0, "pswish"), (10.1, "relu"), (math.inf, "relu"), (1.0, "pswish"), (20.0, "relu")):
         set_strength(net, 0.0, beta)
-        assert net.layer1[0].tail1.act == net.bn1.tail.act == act
+        assert net.ghosts["layer1_0_conv1"].tail.act == net.ghosts["conv1"].tail.act == act
         assert bool(net(x).isfinite().all())
     net.eval()
     x = net.conv1(x)
     normalised = (x - net.bn1.running_mean[:, None, None]) / (net.bn1.running_var[:, None, None] + 1e-5).sqrt()
-    torch.testing.assert_close(net.bn1(x), normalised.relu())
+    torch.testing.assert_close(net.ghosts["conv1"](x, norm=net.bn1), normalised.relu())
 
 
 def test_a_permanent_swish_never_hardens_by_itself() -> None:
     net = ghosted(Recipe(permanent=True, beta_start=1.0, beta_end=1.0))
     set_strength(net, 1.0, 50.0)
-    assert net.layer1[0].tail1.act == "pswish"
+    assert net.ghosts["layer1_0_conv1"].tail.act == "pswish"
 
 
 def test_without_ghost_skips_there_is_no_gate() -> None:
     net = ghosted(Recipe(ghost_skip=False))
     set_strength(net, 1.0, 2.0)
-    assert not net.layer1[0].live
-    assert float(net.layer1[0].tail1.alpha) == 0.0
+    assert not net.ghosts["layer1_0_conv1"].live
+    assert net.ghosts["layer1_0_conv1"].strength() == (0.0, 2.0)
     assert ghost_parameters(net) == []
-    assert not hasattr(net.layer1[0], "ghost1")
 
 
 def test_without_ghost_swish_it_is_relu() -> None:
     net = ghosted(Recipe(ghost_swish=False))
     set_strength(net, 1.0, 2.0)
-    assert net.layer1[0].tail1.act == "relu"
-    assert net.bn1.tail.act == "relu"
+    assert net.ghosts["layer1_0_conv1"].act == "relu"
+    assert net.ghosts["conv1"].act == "relu"
 
 
 def test_ghost_parameters_are_exactly_the_added_ones() -> None:
@@ -100,12 +118,13 @@ def test_ghost_parameters_are_exactly_the_added_ones() -> None:
     ghosts = ghost_parameters(net)
     assert len(ghosts) == 3 * 2 * 3
     names = {name for name, p in net.named_parameters() if any(p is ghost for ghost in ghosts)}
-    assert names == {name for name, _ in net.named_parameters() if "ghost" in name}
+    assert names == {name for name, _ in net.named_parameters() if name.startswith("ghosts.")}
 
 
 def test_ghosts_of() -> None:
     assert ghosts_of(cifar_resnet(8)) == {}
-    assert list(ghosts_of(ghosted())) == ["bn1", "layer1.0", "layer2.0", "layer3.0"]
+    blocks = [f"ghosts.layer{stage}_0_conv{i}" for stage in (1, 2, 3) for i in (1, 2)]
+    assert list(ghosts_of(ghosted())) == ["ghosts.conv1", *blocks]
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 9.9), (0.3, 4.5), (0.0, 4.5)])
@@ -117,10 +136,10 @@ def test_a_checkpoint_restores_the_strength(alpha: float, beta: float) -> None:
     set_strength(net, alpha, beta)
     other = ghosted(recipe)
     other.load_state_dict(net.state_dict())
-    block = other.layer1[0]
-    assert isinstance(block, GhostBlock)
-    assert block.live == (alpha > 0)
-    assert block.tail1.act == other.bn1.tail.act == ("relu" if beta == 9.9 else "pswish")
+    ghost = other.ghosts["layer1_0_conv1"]
+    assert isinstance(ghost, Ghost)
+    assert ghost.live == (alpha > 0)
+    assert ghost.tail.act == other.ghosts["conv1"].tail.act == ("relu" if beta == 9.9 else "pswish")
     assert torch.equal(other.eval()(x), net.eval()(x))
 
 
@@ -152,10 +171,33 @@ def test_a_network_without_ghosts_has_no_strength() -> None:
     set_strength(BasicBlock(2, 2), 1.0, 1.0)
 
 
-def test_compiles_without_graph_breaks_and_follows_the_fade() -> None:
+@pytest.mark.parametrize("swish", ["swish", "mish"])
+def test_permanent_ghosts_do_not_follow_a_look_at_the_plain_form(swish: str) -> None:
+    net = ghosted(Recipe(permanent=True, swish=swish)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    before = net(x)
+    with as_finalized(net):
+        assert torch.equal(net(x), before)
+
+
+class Functional(nn.Module):
+    """Other joints than a ResNet's, and an argument that keeps its default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, groups=2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = F.relu(self.conv(self.stem(x)))
+        x = x if mask is None else x * mask
+        return F.relu(self.fc(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize("plain", [lambda: cifar_resnet(8), Functional], ids=["resnet", "functional"])
+def test_compiles_without_graph_breaks_and_follows_the_fade(plain: Callable[[], nn.Module]) -> None:
     torch._dynamo.reset()
-    net = add_ghosts(BasicBlock(2, 3, 2), Recipe()).eval()
-    x = torch.randn(2, 2, 4, 4)
+    net = add_ghosts(plain(), Recipe()).eval()
+    x = torch.randn(2, 3, 8, 8)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     for alpha, beta in ((1.0, 1.0), (0.5, 4.0), (0.0, 10.0)):
         set_strength(net, alpha, beta)

@@ -1,6 +1,8 @@
-"""The rewired network against the formulas of the poster, written in plain torch."""
+"""The rewired network against the formulas of the poster, written in plain torch; and what stays of the plain one."""
 
 import copy
+import inspect
+import pickle
 
 import pytest
 import torch
@@ -9,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tost_kernels as tk
-from tost.ghosts import GhostBlock, GhostNorm, add_ghosts, finalize, ghosts_of, set_strength
-from tost.models.resnet import BasicBlock, cifar_resnet
+from tost.ghosts import Ghost, add_ghosts, check_ghosts, finalize, ghosts_of, set_strength
+from tost.models.resnet import BasicBlock, ResNet, cifar_resnet
 from tost.recipe import Recipe
 
 SKIP = Recipe(ghost_swish=False)
 SWISH = Recipe(ghost_skip=False)
 BOTH = Recipe(alpha_start=0.75, beta_start=2.0)
 VANILLA = Recipe.vanilla()
+MISH = Recipe(swish="mish", permanent=True, alpha_start=0.75)
 
 
 def normalise(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -27,15 +30,23 @@ def normalise(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def activate(x: Tensor, recipe: Recipe) -> Tensor:
+    if recipe.swish == "mish":
+        return x * torch.tanh(torch.log1p(x.exp()))
     return x * torch.sigmoid(recipe.beta_start * x) if recipe.ghost_swish else x.relu()
 
 
-def formula(block: GhostBlock, x: Tensor, recipe: Recipe) -> Tensor:
-    alpha = recipe.alpha_start
+def after_a_stem(*args: int) -> nn.Module:
+    """A block that does not read the network's input: a 1x1 convolution is before it."""
+    return nn.Sequential(nn.Conv2d(3, 3, 1), BasicBlock(*args))
+
+
+def formula(net: nn.Module, x: Tensor, recipe: Recipe) -> Tensor:
+    alpha, block = recipe.alpha_start, net[1]
+    x = net[0](x)
     h = normalise(block.bn1, block.conv1(x))
     if recipe.ghost_skip:
-        j1 = F.conv2d(x, block.ghost1.weight, stride=block.conv1.stride)
-        h = h + alpha * normalise(block.ghost_bn1, j1)
+        ghost = net.ghosts["1_conv1"]
+        h = h + alpha * normalise(ghost.norm, F.conv2d(x, ghost.conv.weight, stride=block.conv1.stride))
     h = activate(h, recipe)
     out = normalise(block.bn2, block.conv2(h))
     shortcut = x
@@ -43,7 +54,8 @@ def formula(block: GhostBlock, x: Tensor, recipe: Recipe) -> Tensor:
         shortcut = normalise(block.shortcut[1], block.shortcut[0](x))
     out = out + shortcut
     if recipe.ghost_skip:
-        out = out + alpha * normalise(block.ghost_bn2, F.conv2d(h, block.ghost2.weight))
+        ghost = net.ghosts["1_conv2"]
+        out = out + alpha * normalise(ghost.norm, F.conv2d(h, ghost.conv.weight))
     return activate(out, recipe)
 
 
@@ -55,16 +67,15 @@ def randomise(net: nn.Module) -> None:
                 tensor.copy_(torch.rand_like(tensor) + 0.1 if name.endswith("var") else torch.randn_like(tensor) * 0.5)
 
 
-@pytest.mark.parametrize("recipe", [SKIP, SWISH, BOTH, VANILLA], ids=["skip", "swish", "both", "vanilla"])
+@pytest.mark.parametrize("recipe", [SKIP, SWISH, BOTH, VANILLA, MISH], ids=["skip", "swish", "both", "vanilla", "mish"])
 @pytest.mark.parametrize(("channels", "stride"), [(3, 1), (5, 1), (5, 2)], ids=["identity", "projection", "stride2"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_block_is_the_formula(recipe: Recipe, channels: int, stride: int, training: bool) -> None:
-    net = add_ghosts(nn.Sequential(BasicBlock(3, channels, stride)), recipe).double().train(training)
+    net = add_ghosts(after_a_stem(3, channels, stride), recipe).double().train(training)
     randomise(net)
-    block = net[0]
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     parameters = [x, *net.parameters()]
-    out, expected = net(x), formula(block, x, recipe)
+    out, expected = net(x), formula(net, x, recipe)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(out)
     grads = torch.autograd.grad((out * weight).sum(), parameters)
@@ -74,17 +85,17 @@ def test_block_is_the_formula(recipe: Recipe, channels: int, stride: int, traini
         assert want.abs().max() > 0
 
 
-@pytest.mark.parametrize("recipe", [SKIP, SWISH, BOTH, VANILLA], ids=["skip", "swish", "both", "vanilla"])
+@pytest.mark.parametrize("recipe", [SKIP, SWISH, BOTH, VANILLA, MISH], ids=["skip", "swish", "both", "vanilla", "mish"])
 def test_sparse_block_is_the_formula(recipe: Recipe) -> None:
-    plain = nn.Sequential(BasicBlock(3, 5, 2))
+    plain = after_a_stem(3, 5, 2)
     masks = {n: torch.rand_like(m.weight) < 0.4 for n, m in plain.named_modules() if isinstance(m, nn.Conv2d)}
     net = add_ghosts(tk.sparsify(plain, masks), recipe)
     randomise(net)
     if recipe.ghost_skip:
-        assert isinstance(net[0].ghost1, tk.SparseConv2d)
-        assert net[0].ghost1.density == 1.0
+        assert isinstance(net.ghosts["1_conv1"].conv, tk.SparseConv2d)
+        assert net.ghosts["1_conv1"].conv.density == 1.0
     x = tk.to_batch_last(torch.randn(4, 3, 6, 6))
-    out, expected = net(x), formula(net[0], x, recipe)
+    out, expected = net(x), formula(net, x, recipe)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert tk.is_batch_last(out)
     values = list(net.parameters())
@@ -111,24 +122,23 @@ def test_whole_network_with_vanilla_recipe_computes_the_same() -> None:
     x = torch.randn(2, 3, 12, 12)
     fused = add_ghosts(net, VANILLA)
     torch.testing.assert_close(fused(x), net(x))
-    assert len(ghosts_of(fused)) == 4
-    assert type(net.layer1[0]) is BasicBlock  # a copy was rewired
+    assert len(ghosts_of(fused)) == 7
+    assert type(net) is ResNet  # a copy was rewired
 
 
 def test_ghosts_start_as_the_paper_says() -> None:
-    net = cifar_resnet(8)
-    ghosted = add_ghosts(net, Recipe())
-    block = ghosted.layer2[0]
-    assert block.ghost1.weight.shape == (32, 16, 1, 1)
-    assert block.ghost1.stride == (2, 2)
-    assert block.ghost2.weight.shape == (32, 32, 1, 1)
-    assert block.ghost2.stride == (1, 1)
-    for conv in (block.ghost1, block.ghost2):
-        assert bool((conv.weight == 1e-4).all())
-        assert conv.bias is None
-    assert (block.ghost_bn1.eps, block.ghost_bn1.weight.dtype) == (1e-5, torch.float32)
-    assert isinstance(ghosted.bn1, GhostNorm)
-    assert ghosted.bn1.tail.act == "pswish"
+    ghosted = add_ghosts(cifar_resnet(8), Recipe())
+    first, second = ghosted.ghosts["layer2_0_conv1"], ghosted.ghosts["layer2_0_conv2"]
+    assert first.conv.weight.shape == (32, 16, 1, 1)
+    assert first.conv.stride == (2, 2)
+    assert second.conv.weight.shape == (32, 32, 1, 1)
+    assert second.conv.stride == (1, 1)
+    for ghost in (first, second):
+        assert bool((ghost.conv.weight == 1e-4).all())
+        assert ghost.conv.bias is None
+        assert (ghost.norm.eps, ghost.norm.weight.dtype) == (1e-5, torch.float32)
+    assert ghosted.ghosts["conv1"].conv is None  # the stem
+    assert ghosted.ghosts["conv1"].tail.act == "pswish"
 
 
 @pytest.mark.parametrize("recipe", [SKIP, SWISH, VANILLA], ids=["skip", "swish", "vanilla"])
@@ -136,27 +146,28 @@ def test_ghosts_start_as_the_paper_says() -> None:
 def test_stem_is_the_formula(recipe: Recipe, training: bool) -> None:
     net = add_ghosts(cifar_resnet(8), recipe).double().train(training)
     randomise(net)
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    out = net.act(net.bn1(net.conv1(x)))
-    expected = activate(normalise(net.bn1, net.conv1(x)), recipe)
-    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    x = net.conv1(torch.randn(2, 3, 5, 7, dtype=torch.float64))
+    out = net.ghosts["conv1"](x, norm=net.bn1)
+    torch.testing.assert_close(out, activate(normalise(net.bn1, x), recipe), rtol=1e-9, atol=1e-9)
 
 
-def test_only_our_own_stem_is_fused() -> None:
-    class Other(nn.Module):
+def test_the_stem_is_what_no_weights_are_before() -> None:
+    class Stem(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv1, self.bn1, self.act = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
-            self.block = BasicBlock(4, 4)
+            self.norm, self.pad = nn.BatchNorm2d(3), nn.ZeroPad2d(1)
+            self.near, self.far, self.last = (nn.Conv2d(n, 3, 3, padding=1) for n in (3, 3, 6))
+            self.register_buffer("mean", torch.ones(3, 1, 1))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.block(self.bn1(self.act(self.conv1(x)))))
+            x = self.pad(self.norm((x - self.mean) / 2))
+            y = self.far(self.near(x))
+            return self.last(torch.cat([x, y], 1))  # reads the input, and more
 
-    net = add_ghosts(Other(), Recipe())
-    assert type(net.bn1) is nn.BatchNorm2d
-    assert type(net.act) is nn.ReLU
+    net = add_ghosts(Stem(), SKIP)
+    assert [name for name, ghost in ghosts_of(net).items() if ghost.conv is not None] == ["ghosts.far", "ghosts.last"]
     nested = add_ghosts(nn.Sequential(nn.Identity(), cifar_resnet(8)), Recipe())
-    assert list(ghosts_of(nested)) == ["1.bn1", "1.layer1.0", "1.layer2.0", "1.layer3.0"]
+    assert ghosts_of(nested)["ghosts.1_conv1"].conv is None
 
 
 def small_vgg() -> nn.Sequential:
@@ -165,21 +176,6 @@ def small_vgg() -> nn.Sequential:
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), relu, nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), relu),
         nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(5, 2, 1), relu,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("recipe", [SWISH, VANILLA], ids=["swish", "vanilla"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_pairs_of_a_sequential_are_the_formula(recipe: Recipe, training: bool) -> None:
-    plain = small_vgg()
-    randomise(plain)
-    net = add_ghosts(plain, recipe).double().train(training)
-    assert list(ghosts_of(net)) == ["1", "3.1"]
-    assert type(net[6]) is nn.ReLU  # no BatchNorm before it
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    h = activate(normalise(net[1], net[0](x)), recipe)
-    h = activate(normalise(net[3][1], net[3][0](h)), recipe)
-    expected = net[5](net[4](h)).relu()
-    torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_sparse_vgg_is_fused_and_comes_back() -> None:
@@ -196,45 +192,85 @@ def test_a_sparse_vgg_is_fused_and_comes_back() -> None:
     torch.testing.assert_close(back.eval()(x), net.eval()(x))
 
 
-def test_pairs_that_are_not_certain_stay() -> None:
-    class Other(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.flip(0))  # could be anything
-
+def test_pairs_that_a_tail_cannot_compute_stay() -> None:
     class Scaled(nn.BatchNorm2d):
         pass
 
+    hooked = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    hooked[0].register_forward_hook(lambda *_: None)
+    twice = nn.BatchNorm2d(2)
+    for net in (nn.Sequential(Scaled(2), nn.ReLU()), hooked, nn.Sequential(twice, nn.ReLU(), twice, nn.ReLU())):
+        assert ghosts_of(add_ghosts(net, VANILLA)) == {}
+        swished = add_ghosts(net, SWISH)
+        assert not any(isinstance(ghost, Ghost) for ghost in ghosts_of(swished).values())
+        x = torch.randn(2, 2, 3, 3)
+        expected = x
+        for layer in net:
+            expected = expected * torch.sigmoid(expected) if isinstance(layer, nn.ReLU) else layer(expected)
+        torch.testing.assert_close(swished(x), expected)
+    hooked[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"Sequential has no place for ghost swish \(the trace meets no ReLU\)"):
+        add_ghosts(hooked, SWISH)
+
+
+def test_a_value_that_is_used_twice_is_not_fused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm = nn.BatchNorm2d(2)
-            self.features = nn.Sequential(self.norm, nn.ReLU())
+            self.stem, self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
 
-    hooked = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
-    hooked[1].register_forward_hook(lambda *_: None)
-    for net in (Other(nn.BatchNorm2d(2), nn.ReLU()), nn.Sequential(Scaled(2), nn.ReLU()), Twice(), hooked):
-        assert ghosts_of(add_ghosts(net, VANILLA)) == {}
-        with pytest.raises(ValueError, match=r"expected a ReLU right behind a BatchNorm2d in an nn.Sequential, or a BasicBlock"):
-            add_ghosts(net, SWISH)
-    shared = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
-    assert list(ghosts_of(add_ghosts(nn.Sequential(shared, shared), VANILLA))) == ["0.0"]
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            u = self.conv(self.stem(x))
+            n = self.norm(u)
+            return u, n, n.relu()
+
+    plain = Twice().eval()
+    assert ghosts_of(add_ghosts(plain, VANILLA)) == {}
+    net = add_ghosts(plain, BOTH)
+    randomise(net)
+    x = torch.randn(2, 3, 4, 4)
+    h = net.stem(x)
+    ghost = net.ghosts["conv"]
+    u = net.conv(h) + 0.75 * normalise(ghost.norm, F.conv2d(h, ghost.conv.weight))  # the ghost joins the convolution's result
+    n = normalise(net.norm, u)
+    for got, want in zip(net(x), (u, n, activate(n, BOTH)), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_half_precision_keeps_the_ghost_norm_in_float32() -> None:
-    block = add_ghosts(BasicBlock(2, 2).bfloat16(), Recipe())
-    assert block.ghost1.weight.dtype == torch.bfloat16
-    assert block.ghost_bn1.weight.dtype == torch.float32
+    net = add_ghosts(after_a_stem(3, 3).bfloat16(), Recipe())
+    assert net.ghosts["1_conv1"].conv.weight.dtype == torch.bfloat16
+    assert net.ghosts["1_conv1"].norm.weight.dtype == torch.float32
 
 
 def test_names_of_the_plain_network_stay() -> None:
     net = cifar_resnet(8)
     ghosted = add_ghosts(net, Recipe())
     plain, rewired = net.state_dict(), ghosted.state_dict()
-    assert plain.keys() <= rewired.keys()
+    assert list(rewired)[: len(plain)] == list(plain)
     for name, value in plain.items():
         assert torch.equal(rewired[name], value)
-    added = {name.split(".")[-2] for name in rewired.keys() - plain.keys()}
-    assert added == {"ghost1", "ghost_bn1", "ghost2", "ghost_bn2", "tail1", "tail2", "tail"}
+    assert all(name.startswith("ghosts.") for name in rewired.keys() - plain.keys())
+    assert {"ghosts.layer1_0_conv1.conv.weight", "ghosts.conv1.tail.beta"} <= rewired.keys()
+    assert [name for name, _ in ghosted.named_modules() if not name.startswith("ghosts")] == [n for n, _ in net.named_modules()]
+
+
+def test_it_is_still_the_users_class() -> None:
+    class Mine(ResNet):
+        def logits(self, x: Tensor) -> Tensor:
+            return self(x)
+
+    net = Mine([1], [4])
+    calls: list[int] = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    ghosted = add_ghosts(net, Recipe(), inplace=True)
+    assert ghosted is net
+    assert isinstance(net, Mine)
+    assert type(net).__name__ == "GhostedMine"
+    assert inspect.signature(net.forward) == inspect.signature(ResNet.forward.__get__(net))
+    ghosted.logits(torch.randn(2, 3, 4, 4))
+    assert calls == [1]
+    assert type(finalize(net, warn=False)) is Mine
 
 
 def test_inplace_shares_the_parameters() -> None:
@@ -266,23 +302,37 @@ def test_masked_dense_network_after_a_forward_pass() -> None:
     grad = ghosted.layer1[0].conv1.weight_orig.grad
     assert grad is not None
     assert grad[~ghosted.layer1[0].conv1.weight_mask.bool()].count_nonzero() == 0
-    assert ghosted.layer1[0].ghost1.weight.grad is not None
+    assert ghosted.ghosts["layer1_0_conv1"].conv.weight.grad is not None
 
 
-def test_a_shared_block_stays_shared() -> None:
-    block = BasicBlock(3, 3)
-    net = add_ghosts(nn.Sequential(block, nn.Identity(), block), Recipe())
-    assert net[0] is net[2]
-    assert isinstance(net[0], GhostBlock)
+def test_a_part_of_a_network() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = cifar_resnet(8), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.backbone(x)) if x.sum() > 0 else self.head(self.backbone(-x))
+
+    whole = Whole()
+    whole.backbone = add_ghosts(whole.backbone, Recipe())
+    assert len(ghosts_of(whole)) == 7
+    assert all(name.startswith("backbone.ghosts.") for name in ghosts_of(whole))
+    set_strength(whole, 0.0, 10.0)
+    x = torch.randn(2, 3, 8, 8)
+    final = finalize(copy.deepcopy(whole).eval())
+    assert type(final.backbone) is ResNet
+    torch.testing.assert_close(final(x), whole.eval()(x))
+    with pytest.raises(ValueError, match=r"expected a network without ghosts, got one with a ghost at 'backbone.ghosts.conv1'"):
+        add_ghosts(whole, Recipe())
 
 
 def test_training_mode_is_kept() -> None:
     net = cifar_resnet(8).eval()
     net.layer1[0].bn1.train()
     ghosted = add_ghosts(net, Recipe())
-    assert not ghosted.layer1[0].training
-    assert not ghosted.layer1[0].ghost_bn1.training
-    assert ghosted.layer1[0].bn1.training
+    assert {name for name, module in ghosted.named_modules() if module.training} == {"layer1.0.bn1"}
+    assert all(module.training for module in ghosted.train().modules())
 
 
 def test_deepcopy_is_independent() -> None:
@@ -290,8 +340,32 @@ def test_deepcopy_is_independent() -> None:
     x = torch.randn(1, 3, 8, 8)
     twin = copy.deepcopy(net)
     assert torch.equal(twin(x), net(x))
-    twin.layer1[0].set_strength(0.0, 10.0)
-    assert net.layer1[0].live
+    with torch.no_grad():
+        twin.conv1.weight.zero_()
+    set_strength(twin, 0.0, 10.0)
+    assert net.ghosts["layer1_0_conv1"].live
+    assert not torch.equal(twin(x), net(x))
+    assert float(net.conv1.weight.detach().abs().sum()) > 0
+
+
+def test_pickling_says_what_to_do() -> None:
+    net = add_ghosts(cifar_resnet(8), Recipe())
+    with pytest.raises(RuntimeError, match=r"a ResNet with ghosts cannot be pickled, .*: save its state_dict\(\), or finalize"):
+        pickle.dumps(net)
+    pickle.dumps(finalize(net, warn=False))
+
+
+def test_other_norms_in_the_place_of_a_fused_one() -> None:
+    net = add_ghosts(cifar_resnet(8), Recipe()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = net(x)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    assert isinstance(synchronized.layer1[0].bn1, nn.SyncBatchNorm)
+    assert isinstance(synchronized.ghosts["layer1_0_conv1"].norm, nn.SyncBatchNorm)
+    torch.testing.assert_close(synchronized(x), expected)
+    net.bn1 = nn.Identity()
+    torch.testing.assert_close(net(x).isfinite().all(), torch.tensor(True))
+    assert not torch.allclose(net(x), expected)
 
 
 def test_bad_input_is_named() -> None:
@@ -301,14 +375,26 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(TypeError, match=r"add_ghosts: recipe: expected a tost.Recipe, got dict"):
         add_ghosts(net, {})  # type: ignore[arg-type]
     for recipe in (Recipe(), VANILLA):
-        with pytest.raises(ValueError, match="net: expected a network without ghosts, got one with a Ghost"):
+        with pytest.raises(ValueError, match=r"net: expected a network without ghosts, got one with a ghost at 'ghosts.conv1'"):
             add_ghosts(add_ghosts(net, recipe), Recipe())
-    linear = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"expected a network with .*BasicBlock modules, got Sequential with none"):
-        add_ghosts(linear, Recipe())
-    assert type(add_ghosts(linear, VANILLA)) is nn.Sequential
-    net.layer3[0].act2 = nn.GELU()  # type: ignore[assignment]
-    with pytest.raises(TypeError, match=r"BasicBlock.act2: expected nn.ReLU, got GELU"):
-        add_ghosts(net, Recipe(), inplace=True)
-    assert type(net.layer1[0]) is BasicBlock  # nothing was changed
-    assert isinstance(net.layer1[0].conv1, nn.Conv2d)
+    net.ghosts = nn.Identity()
+    with pytest.raises(ValueError, match="expected no attribute 'ghosts', where the ghosts go; ResNet has one: rename it"):
+        add_ghosts(net, Recipe())
+
+
+def test_a_kind_of_ghost_without_a_place() -> None:
+    nothing = nn.Sequential(nn.Linear(2, 2))
+    no_skip = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    no_swish = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3), nn.GELU())
+    with pytest.raises(
+        ValueError, match=r"Sequential has no place for ghost skips \(.*\) and ghost swish \(the trace meets no ReLU\)"
+    ):
+        add_ghosts(nothing, Recipe())
+    with pytest.raises(ValueError, match="Sequential has no place for ghost skips"):
+        add_ghosts(no_skip, SKIP)
+    assert type(add_ghosts(nothing, VANILLA)) is nn.Sequential
+    for net, missing in ((no_skip, "ghost skips"), (no_swish, "ghost swish")):
+        check_ghosts(net, Recipe())  # warnings are errors here
+        with pytest.warns(UserWarning, match=f"add_ghosts: net: Sequential has no place for {missing}"):
+            assert len(ghosts_of(add_ghosts(net, Recipe()))) == 1
+        assert type(net) is nn.Sequential

@@ -52,6 +52,7 @@ def result(accuracy: float, recipe: Recipe, seed: int = 0, **changes: Any) -> Re
         seconds=12.0,
         ms_per_step=2.5,
         ms_per_step_with_ghosts=None,
+        images_per_second=100.0,
         kernels="cpu",
         device="cpu",
         processes=1,
