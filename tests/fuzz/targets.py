@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
+from tests.tost.data.tiny_files import FORMATS, Files
 from tost import checkpoint
 from tost.accounting import Accounting
 from tost.config import Config
+from tost.data import Dataset
 from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml
 from tost.masks import Masks
@@ -135,6 +137,16 @@ def _load_run(folder: Path) -> list[str]:
     return [str(accuracy_sheet(compared)), str(result)]
 
 
+def _same_pictures(valid: Dataset, loaded: Dataset) -> bool:
+    """Another pixel is another picture, without a word; their numbers are what the reader was told."""
+    return (len(valid.train), len(valid.test)) == (len(loaded.train), len(loaded.test))
+
+
+def _data(files: Files) -> Target:
+    # Two thousand of each format: they share most of their readers.
+    return Target(files.write, files.load, _same_pictures, (ValueError, FileNotFoundError), count=2000)
+
+
 TARGETS = {
     "masks": Target(
         _write_masks,
@@ -154,4 +166,5 @@ TARGETS = {
     "result": Target(_write_run, _load_run, _anything),
     "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
     "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
+    **{name: _data(files) for name, files in FORMATS.items()},
 }
