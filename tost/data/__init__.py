@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tost.data.batches import TrainBatches, eval_batches, validation_split
 from tost.data.dataset import Dataset, Images, MemoryImages, Picks
+from tost.data.image_folders import load_folder
 from tost.data.registry import load, names
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TrainBatches",
     "eval_batches",
     "load",
+    "load_folder",
     "names",
     "validation_split",
 ]

@@ -58,6 +58,6 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_data_set() -> None:
-    assert names() == ("cifar10", "cifar100", "fashionmnist", "mnist", "mnist5k")
+    assert names() == (*("cifar10", "cifar100", "fashionmnist", "imagefolder", "imagenet", "mnist", "mnist5k", "tinyimagenet"),)
     with pytest.raises(ValueError, match="dataset: unknown name 'mnist6k'; did you mean mnist5k"):
         load("mnist6k")

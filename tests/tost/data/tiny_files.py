@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from tost.data import Dataset, cifar, idx
+from tost.data import Dataset, cifar, eval_batches, idx, image_folders
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,59 @@ def _idx(name: str, packed: bool) -> Files:
     return Files(write, lambda place: idx.load(name, place, train=MNIST_TRAIN, test=MNIST_TEST))
 
 
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+TINY_CLASSES, TINY_EACH, TINY_TEST = ("n01", "n02", "n03"), 2, 4
+FOLDER_SIZE = 16  # pixels of a side
+
+
+def picture(width: int, height: int, seed: int = 0, mode: str = "RGB", kind: str = "JPEG") -> bytes:
+    """A picture with soft colours (noise would not survive JPEG)."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(out, kind)
+    return out.getvalue()
+
+
+def _write_tinyimagenet(place: Path) -> None:
+    root = place / "tiny-imagenet-200"
+    for i, name in enumerate(TINY_CLASSES):
+        (root / "train" / name / "images").mkdir(parents=True)
+        for j in range(TINY_EACH):
+            mode = "L" if (i, j) == (1, 1) else "RGB"
+            (root / "train" / name / "images" / f"{name}_{j}.JPEG").write_bytes(picture(64, 64, 10 * i + j, mode))
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for i in range(TINY_TEST):
+        (root / "val" / "images" / f"val_{i}.JPEG").write_bytes(picture(64, 64, 100 + i))
+        lines.append(f"val_{i}.JPEG\t{TINY_CLASSES[2 - i % 3]}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+
+
+def _load_tinyimagenet(place: Path) -> Dataset:
+    return image_folders.load_tinyimagenet(place, classes=len(TINY_CLASSES), each=TINY_EACH, test=TINY_TEST)
+
+
+def _write_folder(place: Path) -> None:
+    sizes = [(20, 30), (40, 17), (16, 16), (33, 25)]
+    for part, count in (("train", 4), ("val", 2)):
+        for i, name in enumerate(("cat", "dog")):
+            (place / part / name).mkdir(parents=True)
+            for j in range(count):
+                kind = "PNG" if j == 1 else "JPEG"
+                content = picture(*sizes[(i + j) % 4], 10 * i + j, kind=kind)
+                (place / part / name / f"{j}.{kind.lower()}").write_bytes(content)
+
+
+def _load_folder(place: Path) -> Dataset:
+    dataset = image_folders.load_folder(place, size=FOLDER_SIZE)
+    for part in ("train", "test"):
+        for _ in eval_batches(dataset, 3, part):
+            pass  # decode everything: these files are read when they are needed
+    return dataset
+
+
 FORMATS: dict[str, Files] = {
     **{
         f"{name} {version}{' tar' if packed else ''}": _cifar(name, version, packed)
@@ -158,4 +212,6 @@ FORMATS: dict[str, Files] = {
     },
     "mnist": _idx("mnist", packed=False),
     "fashionmnist gz": _idx("fashionmnist", packed=True),
+    "tinyimagenet": Files(_write_tinyimagenet, _load_tinyimagenet),
+    "imagefolder": Files(_write_folder, _load_folder),
 }
