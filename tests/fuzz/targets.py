@@ -13,16 +13,14 @@ from torch import Tensor
 
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
 from tests.tost.data.tiny_files import FORMATS, Files
+from tests.tost.finished_run import finished
 from tost import checkpoint
-from tost.accounting import Accounting
-from tost.config import Config
 from tost.data import Dataset
 from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml
 from tost.masks import Masks
-from tost.recipe import Recipe
 from tost.report.tables import accuracy_sheet
-from tost.runs import Result, RunFolder
+from tost.runs import find_runs
 
 
 @dataclass(frozen=True)
@@ -105,34 +103,13 @@ def _write_json(folder: Path) -> None:
 
 
 def _write_run(folder: Path) -> None:
-    config = Config(out=str(folder), density=0.05, milestones=(0.5, 0.75), recipe=Recipe.tost())
-    result = Result(
-        config=config,
-        run_dir=folder,
-        test_accuracy=0.5,
-        test_loss=1.0,
-        best={"epoch": 1, "val_accuracy": 0.5},
-        history=({"epoch": 1, "step": 3, "test_accuracy": 0.5}, {"epoch": 2, "step": 6}),
-        accounting=Accounting(5, 100, 0.05, 0, 120),
-        ghost_weights_at_start=7,
-        masks_fingerprint="m",
-        weights_fingerprint="w",
-        batches_fingerprint="b",
-        seconds=1.5,
-        ms_per_step=2.5,
-        ms_per_step_with_ghosts=None,
-        kernels="reference",
-        device="cpu",
-        processes=1,
-        threads=1,
-        torch="2.13",
-    )
-    RunFolder(folder).finish(result)
+    finished(folder, density=0.05, milestones=[0.5, 0.75], recipe="tost")
+    next(folder.rglob("config.json")).unlink()  # nobody reads it again
 
 
 def _load_run(folder: Path) -> list[str]:
     """The result, and the tables that are made of it: a value of a wrong type would show there."""
-    result = RunFolder(folder).load()
+    (result,) = find_runs(folder)
     compared = Comparison({"a": (result,), "b": (result,)}, (result.config.seed,), ())
     return [str(accuracy_sheet(compared)), str(result)]
 
