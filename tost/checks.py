@@ -26,7 +26,10 @@ def number(
     expected = f"{name}: expected a number{_interval(least, most, above, below)}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{expected}, got {type(value).__name__} ({value!r})")
-    plain = float(value)
+    try:
+        plain = float(value)
+    except OverflowError:  # an int beyond the largest float
+        plain = math.inf
     if not (math.isfinite(plain) and least <= plain <= most and above < plain < below):
         raise ValueError(f"{expected}, got {value!r}")
     return plain

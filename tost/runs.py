@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from safetensors.torch import save
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from tost import checkpoint
 from tost.accounting import Accounting
 from tost.config import Config
-from tost.files import locked, remove_stale, write_atomic, write_json
+from tost.files import DamagedFile, locked, read_json, remove_stale, write_atomic, write_json
 from tost.masks import Masks
 
 
@@ -178,19 +179,45 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: the folder holds no finished run.
-            ValueError: its result.json is damaged.
+            DamagedFile: (a ValueError) its result.json is damaged.
         """
         if not self.finished:
             raise FileNotFoundError(f"no finished run in {self.path} (no {self.result.name})")
+        values = read_json(self.result)
         try:
-            values = json.loads(self.result.read_text())
             values["config"] = Config.from_dict(values["config"])
             values["run_dir"] = self.path
             values["history"] = tuple(values["history"])
             values["accounting"] = Accounting(**values["accounting"])
-            return Result(**values)
+            result = Result(**values)
+            _check_types(result.accounting)
+            _check_types(result)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.result} is not a run's result: {error}") from error
+            raise DamagedFile(self.result, f"not a run's result: {error}") from error
+        return result
+
+
+def _check_types(record: Any) -> None:
+    """Raise TypeError unless every field of a dataclass is of the type that it declares."""
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not _is(value, kind):
+            raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    outer, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if outer is UnionType:
+        return any(_is(value, one) for one in inner)
+    if outer is tuple:
+        return isinstance(value, tuple) and all(_is(item, inner[0]) for item in value)
+    if outer is Mapping:
+        return isinstance(value, Mapping) and all(_is(key, inner[0]) and _is(item, inner[1]) for key, item in value.items())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _save_weights(path: Path, net: nn.Module) -> None:

@@ -7,6 +7,7 @@ python -m tests.fuzz --only masks --seed 123 --count 1  one mutation again
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from tests.fuzz.harness import Summary, fuzz
 from tests.fuzz.targets import TARGETS
@@ -24,7 +25,10 @@ def main() -> int:
         total.add(summary)
         print(f"{name}: {summary}", flush=True)
         for seed, how, what in summary.wrong[:20]:
-            print(f"  WRONG {what}\n        {how}; again: python -m tests.fuzz --only {name} --seed {seed} --count 1", flush=True)
+            print(
+                f"  WRONG {what}\n        {how}; again: python -m tests.fuzz --only {shlex.quote(name)} --seed {seed} --count 1",
+                flush=True,
+            )
     print(f"fuzz: {total}")
     return 1 if total.counts["wrong"] else 0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import hashlib
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,8 +54,13 @@ _EDGES = [
 
 
 def mutate_bytes(data: bytes, seed: str) -> Mutation:
-    """`data` with one to three damages that know nothing of any format."""
+    """`data` with one to three damages that know nothing of any format; half of the time inside its compression, if any."""
     draw = random.Random(seed)
+    if data[:2] == b"\x1f\x8b" and draw.random() < 0.5:
+        if draw.random() < 0.05:
+            return Mutation(data + _bomb(), "gzip bomb")
+        inside, how, _ = mutate_bytes(gzip.decompress(data), seed + "/inside")
+        return Mutation(gzip.compress(inside, 1, mtime=0), f"inside gzip: {how}")
     names = []
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         mutator = draw.choice(_OF_BYTES)
@@ -70,9 +78,16 @@ def mutate_safetensors(data: bytes, seed: str) -> Mutation:
         mutator = draw.choice([_length, _edited_header, _edited_header, _edited_header, _swapped_data])
         data, how = mutator(data, draw), mutator.__name__.strip("_")
     if draw.random() < 1 / 3:
-        sealed = _sealed(data)
-        return Mutation(sealed, f"{how}, new checksum", forged=sealed != data)
+        forged = sealed(data)
+        return Mutation(forged, f"{how}, new checksum", forged=forged != data)
     return Mutation(data, how)
+
+
+@functools.cache
+def _bomb() -> bytes:
+    """A gzip stream of 256 MB of zeros, made piece by piece: the memory of this process is watched."""
+    packer = zlib.compressobj(1, wbits=31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------------
@@ -321,7 +336,7 @@ _OF_HEADERS: list[Callable[[dict[str, Any], random.Random], None]] = [
 ]
 
 
-def _sealed(data: bytes) -> bytes:
+def sealed(data: bytes) -> bytes:
     """`data` with a checksum that is right again, as a forger would make it; where it has none, as it is."""
     length = int.from_bytes(data[:8], "little")
     found = re.search(rb'"sha256": ?"([^"]*)"', data[8 : 8 + min(length, len(data))])

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
+from tests.tost.data.tiny_files import FORMATS, Files
+from tests.tost.finished_run import finished
 from tost import checkpoint
+from tost.data import Dataset
+from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml
 from tost.masks import Masks
+from tost.report.tables import accuracy_sheet
+from tost.runs import find_runs
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,28 @@ def _write_json(folder: Path) -> None:
     (folder / "comparison.json").write_text('{"a": [1, 2.5, null, true, "text \\u20ac"],\n "b": {"c": {"d": -1e-5}}}\n')
 
 
+def _write_run(folder: Path) -> None:
+    finished(folder, density=0.05, milestones=[0.5, 0.75], recipe="tost")
+    next(folder.rglob("config.json")).unlink()  # nobody reads it again
+
+
+def _load_run(folder: Path) -> list[str]:
+    """The result, and the tables that are made of it: a value of a wrong type would show there."""
+    (result,) = find_runs(folder)
+    compared = Comparison({"a": (result,), "b": (result,)}, (result.config.seed,), ())
+    return [str(accuracy_sheet(compared)), str(result)]
+
+
+def _same_pictures(valid: Dataset, loaded: Dataset) -> bool:
+    """Another pixel is another picture, without a word; their numbers are what the reader was told."""
+    return (len(valid.train), len(valid.test)) == (len(loaded.train), len(loaded.test))
+
+
+def _data(files: Files) -> Target:
+    # Two thousand of each format: they share most of their readers.
+    return Target(files.write, files.load, _same_pictures, (ValueError, FileNotFoundError), count=2000)
+
+
 TARGETS = {
     "masks": Target(
         _write_masks,
@@ -112,6 +140,8 @@ TARGETS = {
         sealed=True,
         count=50_000,
     ),
+    "result": Target(_write_run, _load_run, _anything),
     "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
     "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
+    **{name: _data(files) for name, files in FORMATS.items()},
 }

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness rea
 
 
 def test_damaged_files_end_in_a_typed_error() -> None:
-    for name, summary in fuzz(TARGETS, first=0, count=500).items():
+    for name, summary in fuzz(TARGETS, first=0, count=200).items():
         assert summary.wrong == [], name
-        assert summary.counts.total() == 500
-        assert summary.counts["rejected"] > 100, f"{name}: {summary}"
+        assert summary.counts.total() == 200
+        assert summary.counts["rejected"] > 40, f"{name}: {summary}"
 
 
 def test_the_harness_sees_what_goes_wrong() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.fuzz.mutations import sealed
 from tost import checkpoint, tensor_file
 from tost.files import DamagedFile
 from tost.masks import Masks
@@ -252,6 +253,14 @@ def test_a_tree_with_a_right_checksum_is_not_trusted(tmp_path: Path, change: Cal
     change(metadata)
     tensor_file.write(tmp_path / "c", {"a": torch.ones(2)}, metadata)
     with pytest.raises(DamagedFile, match=message):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_a_shape_that_torch_cannot_hold(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c", torch.empty(0, 1234))
+    header = (tmp_path / "c").read_bytes()[8:].replace(b"[0,1234]", b"[0,9223372036854775808]")
+    (tmp_path / "c").write_bytes(sealed(len(header).to_bytes(8, "little") + header))
+    with pytest.raises(DamagedFile, match="c: damaged: 'state' is no tensor: "):
         checkpoint.load(tmp_path / "c")
 
 

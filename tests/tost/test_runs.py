@@ -6,40 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tost.accounting import Accounting
+from tests.tost.finished_run import finished
 from tost.config import Config
-from tost.runs import Result, RunFolder, find_runs
-
-
-def finished(out: Path, **changes: object) -> Result:
-    config = Config.from_dict({"out": str(out), **changes})
-    folder = RunFolder.of(config)
-    folder.path.mkdir(parents=True)
-    folder.start(config, None)
-    result = Result(
-        config=config,
-        run_dir=folder.path,
-        test_accuracy=0.5,
-        test_loss=1.0,
-        best=None,
-        history=({"epoch": 1, "step": 3, "test_accuracy": 0.5},),
-        accounting=Accounting(5, 100, 0.05, 0, 120),
-        ghost_weights_at_start=7,
-        masks_fingerprint="m",
-        weights_fingerprint="w",
-        batches_fingerprint="b",
-        seconds=1.5,
-        ms_per_step=2.5,
-        ms_per_step_with_ghosts=None,
-        images_per_second=100.0,
-        kernels="reference",
-        device="cpu",
-        processes=1,
-        threads=1,
-        torch="2.13",
-    )
-    folder.finish(result)
-    return result
+from tost.runs import RunFolder, find_runs
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -72,8 +41,26 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path).load()
     result = finished(tmp_path)
     (result.run_dir / "result.json").write_text('{"config": {}}')
-    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+    with pytest.raises(ValueError, match=r"result\.json: not a run's result"):
         find_runs(tmp_path)
     (result.run_dir / "result.json").write_text("{")
-    with pytest.raises(ValueError, match=r"result\.json is not a run's result"):
+    with pytest.raises(ValueError, match=r"result\.json: not the JSON that was written"):
+        find_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"), [("seconds", "1"), ("history", [3]), ("threads", True), ("best", []), ("torch", None)]
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, field: str, wrong: object) -> None:
+    result = finished(tmp_path)
+    (result.run_dir / "result.json").write_text(json.dumps({**result.as_dict(), field: wrong}))
+    with pytest.raises(ValueError, match=rf"result\.json: not a run's result: {field}: expected .*, got "):
+        find_runs(tmp_path)
+
+
+def test_a_count_of_another_type_is_named(tmp_path: Path) -> None:
+    values = finished(tmp_path).as_dict()
+    values["accounting"]["parameters"] = 1.5
+    (Path(values["run_dir"]) / "result.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"result\.json: not a run's result: parameters: expected .*int.*, got 1\.5"):
         find_runs(tmp_path)
