@@ -265,8 +265,9 @@ def _put_back(net: nn.Module) -> Iterator[Callable[[], None]]:
             for key in sorted(now.keys() | attributes.keys()):
                 before, members = attributes.get(key, (None, None))
                 if key != "training" and not (now.get(key) is before and _same_members(before, members)):
+                    place = f"{repr(name) if name else 'its root'} ({type(module).__name__})"
                     raise _error(
-                        net, f"{name or 'its root'!r} ({type(module).__name__})", f"forward changes the attribute {key!r}",
+                        net, place, f"forward changes the attribute {key!r}",
                         "a graph would not: return the value, or use a forward hook on a layer",
                     )  # fmt: skip
 

@@ -1,0 +1,296 @@
+"""What a graph would freeze or lose ends in an error that names the place; what it keeps, it keeps."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tost.ghosts import add_ghosts, check_ghosts, finalize, ghosts_of, set_strength
+from tost.recipe import Recipe
+
+SWISH = Recipe(ghost_skip=False)
+
+
+class Base(nn.Module):
+    """A stem and a spatial convolution; the forward of the tests is around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.mean = torch.ones(4, 1, 1)  # no buffer
+        self.register_buffer("scale", torch.ones(4, 1, 1))
+        self.features: list[Any] = []
+        self.calls = 0
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(F.relu(self.stem(x))))
+
+
+def network(forward: Callable[..., Any]) -> Base:
+    return type("Net", (Base,), {"forward": forward})()
+
+
+def control_flow(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x if x.sum() > 0 else -x
+
+
+def loop_over_size(self: Base, x: Tensor) -> Tensor:
+    for _ in range(x.shape[0]):
+        x = self.body(x)
+    return x
+
+
+def mode_flag(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, training=self.training)
+
+
+def mode_branch(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x.relu() if self.training else x
+
+
+def noise(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) + torch.randn(4, 1, 1)
+
+
+def stochastic_depth(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x if torch.rand(1).item() < 2 else x + 1
+
+
+def constant(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) * torch.tensor([2.0])
+
+
+def plain_attribute(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) * (self.mean + 1)
+
+
+def python_random(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x + 1 if random.random() < 2 else x
+
+
+def numpy_random(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) * float(np.random.rand() > -1)  # noqa: NPY002
+
+
+def store(self: Base, x: Tensor) -> Tensor:
+    self.last = self.body(x)
+    return self.last
+
+
+def append(self: Base, x: Tensor) -> Tensor:
+    self.features.append(self.body(x))
+    return self.features[-1]
+
+
+def count(self: Base, x: Tensor) -> Tensor:
+    self.calls += 1
+    return self.body(x)
+
+
+def assign(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    x[:, 0] = 0
+    return x
+
+
+def star(self: Base, *xs: Tensor) -> Tensor:
+    return self.body(torch.cat(list(xs)))
+
+
+REFUSED = [
+    (control_flow, r"test_trace.py:\d+: TraceError: .*control flow; a graph cannot branch"),
+    (loop_over_size, r"test_trace.py:\d+: TypeError: .*Proxy"),
+    (mode_flag, r"test_trace.py:\d+: the forward pass is another one in training .*nn.Dropout"),
+    (mode_branch, r"test_trace.py:\d+: the forward pass is another one in training"),
+    (noise, r"test_trace.py:\d+: randn makes a tensor that a graph would freeze; compute it from the input"),
+    (stochastic_depth, r"test_trace.py:\d+: rand makes a tensor"),
+    (constant, r"test_trace.py:\d+: tensor makes a tensor|test_trace.py:\d+: a tensor that is no part"),
+    (plain_attribute, r"test_trace.py:\d+: (__add__|add) makes a tensor .* register it as a buffer"),
+    (python_random, "Python or numpy draws random numbers"),
+    (numpy_random, "Python or numpy draws random numbers"),
+    (store, r"its root \(Net\): forward changes the attribute 'last'; a graph would not: return the value"),
+    (append, r"its root \(Net\): forward changes the attribute 'features'"),
+    (count, r"its root \(Net\): forward changes the attribute 'calls'"),
+    (assign, r"test_trace.py:\d+: TypeError: .*item assignment"),
+    (star, r"test_trace.py:\d+: TraceError"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), REFUSED, ids=[forward.__name__ for forward, _ in REFUSED])
+def test_what_a_graph_would_freeze_is_refused(forward: Callable[..., Any], message: str) -> None:
+    net = network(forward).eval()
+    before = {name: dict(vars(module)) for name, module in net.named_modules()}
+    features = list(net.features)
+    states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
+    for act in (check_ghosts, add_ghosts):
+        with pytest.raises(
+            ValueError, match=rf"add_ghosts: net: expected a network that torch.fx can trace, got Net: .*{message}"
+        ):
+            act(net, Recipe())
+    assert {name: dict(vars(module)) for name, module in net.named_modules()} == before  # nothing is left on the network
+    assert net.features == features
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), repr(np.random.get_state()))  # noqa: NPY002
+    with pytest.warns(UserWarning, match=f"add_ghosts: net: nothing is fused: .*{message}"):
+        same = add_ghosts(net, Recipe.vanilla())
+    assert type(same) is type(net)
+
+
+def test_the_error_names_the_module() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x) if bool(x.any()) else x
+
+    with pytest.raises(ValueError, match=r"got Sequential: .*test_trace.py:\d+ in Branch: TraceError"):
+        add_ghosts(nn.Sequential(nn.Conv2d(3, 3, 3), Branch()), Recipe())
+
+
+def test_a_module_with_nothing_of_interest_is_not_looked_into() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, self.training) if float(x.detach().sum()) > 0 else x + torch.zeros(1)
+
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Gate()).eval()
+    net = add_ghosts(plain, SWISH)
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(net(x), plain(x))
+    assert not torch.equal(net.train()(x), plain(x))  # its mode still counts
+
+
+def with_options(self: Base, x: Tensor, scale: float = 2.0, *, mask: Tensor | None = None, deep: bool = False) -> Any:
+    x = self.body(x) * scale
+    if mask is not None:
+        x = x * mask
+    return [x, x] if deep else x
+
+
+def test_the_signature_stays() -> None:
+    plain = network(with_options)
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x), plain(x))
+    torch.testing.assert_close(net(x, 3.0), plain(x, 3.0))
+    torch.testing.assert_close(net(x=x, scale=0.5, mask=None, deep=False), plain(x, 0.5))
+    with pytest.raises(
+        ValueError, match="forward: mask: expected its default None, got Tensor: with ghosts the network is the graph"
+    ):
+        net(x, mask=x)
+    with pytest.raises(ValueError, match="forward: deep: expected its default False, got True"):
+        net(x, deep=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        net(x, depth=1)
+
+
+def structured(self: Base, x: Tensor) -> Any:
+    x = self.body(x) + self.scale
+    return {"features": (x, [x.mean()]), "size": x.shape[0]}
+
+
+def test_structured_results_and_buffers() -> None:
+    plain = network(structured)
+    net = add_ghosts(plain, SWISH)
+    set_strength(net, 0.0, 10.0)
+    for model in (plain, net):
+        model.scale.mul_(2)
+    x = torch.randn(2, 3, 5, 5)
+    got, want = net(x), plain(x)
+    assert torch.equal(got["features"][0], want["features"][0])
+    assert torch.equal(got["features"][1][0], want["features"][1][0])
+    assert got["size"] == 2
+    assert "_tensor_constant0" not in vars(net)
+
+
+def test_hooks_of_a_module_that_would_not_be_called() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+    handle = net[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"expected no hooks on '1' \(Sequential\): what is inside is called without it"):
+        add_ghosts(net, Recipe())
+    handle.remove()
+    seen: list[int] = []
+    net[1][0].register_forward_hook(lambda *_: seen.append(1))  # a layer: it is called
+    add_ghosts(net, Recipe())(torch.randn(1, 3, 4, 4))
+    assert seen == [1]
+
+
+def in_place_sum(self: Base, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    identity = x
+    x += self.conv(x.detach())
+    return x * identity  # the same tensor
+
+
+def in_place_numbers(self: Base, x: Tensor) -> Tensor:
+    n = m = x.shape[0]
+    n += 1
+    return self.body(x) * n + m
+
+
+@pytest.mark.parametrize("forward", [in_place_sum, in_place_numbers])
+def test_in_place_operators_stay_in_place(forward: Callable[..., Any]) -> None:
+    plain = network(forward)
+    net = add_ghosts(plain, Recipe(ghost_swish=False))
+    assert len(ghosts_of(net)) >= 1
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def seen_through_a_view(self: Base, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    view = x.flatten(1)
+    x = F.relu(x, inplace=True)
+    return self.conv(x).flatten(1) + view
+
+
+def test_an_in_place_relu_that_another_name_sees() -> None:
+    net = network(seen_through_a_view)
+    with pytest.raises(
+        ValueError, match=r"no in-place operation on a tensor .* at .*test_trace.py:\d+, and a use at .*test_trace.py"
+    ):
+        add_ghosts(net, SWISH)
+    kept = add_ghosts(net, Recipe(ghost_swish=False))  # the ReLU stays as it is
+    set_strength(kept, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(kept(x), net(x))
+
+
+def test_forward_of_an_instance() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+    net.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="its root: forward is an attribute of the instance; define it in the class"):
+        add_ghosts(net, SWISH)
+
+
+def test_a_parameter_is_followed() -> None:
+    class Scaled(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) * self.gamma.view(-1, 1, 1)
+
+    net = add_ghosts(Scaled(), SWISH)
+    net(torch.randn(2, 3, 5, 5)).sum().backward()
+    assert net.gamma.grad is not None
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.gamma.zero_()
+    assert float(twin(torch.randn(2, 3, 5, 5)).detach().abs().sum()) == 0.0
+    assert "gamma" in dict(finalize(net, warn=False).named_parameters())
