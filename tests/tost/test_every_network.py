@@ -47,12 +47,14 @@ FORMS: dict[str, Form] = {
 }
 
 
-def trained(name: str, recipe: Recipe, form: str) -> dict[str, Tensor]:
-    """What one step leaves: its loss and outputs, those after it, and the finalized network's weights and outputs."""
+def trained(name: str, recipe: Recipe, form: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """What one step makes: its loss and outputs, the change of all weights, BatchNorm's statistics, and what the finalized
+    network computes.
+    """
     make, to_input, context = FORMS[form]
     model = model_of(name)
     masks = masks_of(model)
-    net = make(model, masks)
+    net = make(model, masks).to(dtype)
     if recipe.has_ghosts or form != "masked-dense":
         if recipe.ghost_skip and name in WITHOUT_SKIPS:
             with pytest.warns(UserWarning, match="has no place for ghost skips"):
@@ -60,6 +62,7 @@ def trained(name: str, recipe: Recipe, form: str) -> dict[str, Tensor]:
         else:
             net = tost.add_ghosts(net, recipe)
     inputs, targets = inputs_of(name)
+    inputs = inputs.to(dtype)
     optimizer = torch.optim.SGD(tk.param_groups(net, 1e-4), lr=0.01, momentum=0.9)
     found = {}
     with context():
@@ -77,28 +80,40 @@ def trained(name: str, recipe: Recipe, form: str) -> dict[str, Tensor]:
     plain = plain_form(net, masks)
     with torch.no_grad():
         found["plain"] = plain(inputs)
-    for key, value in plain.state_dict().items():
-        found[f"weights of {key}"] = value
+    start = plain_form(masks.apply_to(model), masks).state_dict()
+    parts: dict[str, list[Tensor]] = {"change of weights": [], "statistics": []}
+    for key, value in sorted(plain.state_dict().items()):  # torch.nn.utils.prune leaves them in another order
+        change = (value.double() - start[key].double()).flatten()
+        parts["statistics" if "running" in key else "change of weights"].append(change)
+    found |= {key: torch.cat(tensors) for key, tensors in parts.items() if tensors}
     for key, mask in masks.items():
         assert bool((plain.get_submodule(key).weight[~mask] == 0).all()), key
     assert plain.state_dict().keys() == model.state_dict().keys()
     return found
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm().clamp_min(1e-3)).item()
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_backend_computes_the_same(name: str, recipe: str) -> None:
-    wanted = trained(name, RECIPES[recipe], "masked-dense")
+    """Measured against float64, in which no kernel of ours runs; torch's own error in float32 is the measure."""
+    exact = trained(name, RECIPES[recipe], "masked-dense", torch.float64)
+    torchs = errors(trained(name, RECIPES[recipe], "masked-dense"), exact)
     for form in ("dense", "sparse"):
         found = trained(name, RECIPES[recipe], form)
-        assert found.keys() == wanted.keys()
-        distances = {key: distance(found[key].double(), wanted[key].double()) for key in wanted}
-        assert {key: d for key, d in distances.items() if not d < 2e-4} == {}, form
-        assert distance(found["plain"], found["finalized"]) < 1e-4
+        ours = errors(found, exact)
+        wrong = {key: (e, torchs[key]) for key, e in ours.items() if not e <= 2 * torchs[key] + floor(key, recipe)}
+        assert wrong == {}, form
+
+
+def floor(key: str, recipe: str) -> float:
+    # A value within rounding of 0 may pass one ReLU and not the other: the gradient jumps. (Seen: 6e-3, between torch's own
+    # float32 and float64.) The swish is smooth.
+    return 1e-2 if recipe == "vanilla" and key in ("change of weights", "finalized", "plain") else 1e-5
+
+
+def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    assert found.keys() == exact.keys()
+    return {key: ((found[key].double() - exact[key]).norm() / exact[key].norm()).item() for key in exact}
 
 
 @pytest.mark.parametrize("name", NAMES)
