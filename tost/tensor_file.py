@@ -43,7 +43,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
 
     The library's own `save_file` refuses tensors that share memory or are not contiguous and hides the reason of a failed
     write (a full disk); here each tensor is brought to the CPU and made contiguous when its turn comes, so that at no time
-    there is more than one copy. The checksum is that of the file with 64 zeros in the checksum's own place.
+    there is a copy of more than one. The checksum is that of the file with 64 zeros in the checksum's own place.
 
     Raises:
         ValueError: the header would be larger than readers accept.
@@ -76,6 +76,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
             data = _bytes_of(tensors[name])
             file.write(data)
             seal.update(data)
+            del data  # before the next is copied
         file.seek(start_of_seal)
         file.write(seal.hexdigest().encode())
 
