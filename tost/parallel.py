@@ -119,5 +119,5 @@ def _done_of(config: Config) -> float:
         lines = RunFolder.of(config).record.read_text().splitlines()
         last = json.loads(lines[-1])
         return float(last["step"] / total if total else last["epoch"] / config.epochs)
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return 0.0  # not begun, or amid a line

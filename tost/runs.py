@@ -11,13 +11,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from tost import checkpoint
+from tost import checkpoint, tensor_file
 from tost.accounting import Accounting
 from tost.config import Config
-from tost.files import DamagedFile, locked, read_json, remove_stale, write_atomic, write_json
+from tost.files import DamagedFile, locked, read_json, remove_stale, write_json
 from tost.masks import Masks
 
 
@@ -165,6 +164,14 @@ class RunFolder:
         """The plain network after the last step."""
         _save_weights(self.model, net)
 
+    def load_model(self) -> dict[str, Tensor]:
+        """What `save_model` wrote: a state_dict.
+
+        Raises:
+            FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
+        """
+        return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
+
     def save_best(self, net: nn.Module) -> None:
         """The plain network of the best epoch so far."""
         _save_weights(self.best, net)
@@ -221,7 +228,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _save_weights(path: Path, net: nn.Module) -> None:
-    write_atomic(path, save({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}))
+    tensor_file.write(path, net.state_dict(), {"format": "pt", "version": "1"})  # other programs look for "pt"
 
 
 def find_runs(folder: str | Path) -> list[Result]:

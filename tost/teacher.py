@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tost import models
 from tost.config import Config
 from tost.data import Dataset
+from tost.files import read_json
 from tost.losses import Distillation, cross_entropy
 from tost.runs import RunFolder
 from tost.update import LossOf
@@ -55,12 +53,11 @@ def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
         if not path.is_file():
             raise FileNotFoundError(f"teacher: expected the folder of a finished run, got {folder} without {path.name}")
     try:
-        name = json.loads(run.config.read_text())["model"]
-        state = load_file(run.model)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        name, state = read_json(run.config)["model"], run.load_model()
+        channels, height, width = dataset.input_shape
+        teacher = models.build(name, dataset.num_classes, channels, (height, width))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"teacher: {folder} is damaged: {error}") from error
-    channels, height, width = dataset.input_shape
-    teacher = models.build(name, dataset.num_classes, channels, (height, width))
     try:
         teacher.load_state_dict(state)
     except RuntimeError as error:

@@ -43,7 +43,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
 
     The library's own `save_file` refuses tensors that share memory or are not contiguous and hides the reason of a failed
     write (a full disk); here each tensor is brought to the CPU and made contiguous when its turn comes, so that at no time
-    there is more than one copy. The checksum is that of the file with 64 zeros in the checksum's own place.
+    there is a copy of more than one. The checksum is that of the file with 64 zeros in the checksum's own place.
 
     Raises:
         ValueError: the header would be larger than readers accept.
@@ -76,6 +76,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
             data = _bytes_of(tensors[name])
             file.write(data)
             seal.update(data)
+            del data  # before the next is copied
         file.seek(start_of_seal)
         file.write(seal.hexdigest().encode())
 
@@ -115,15 +116,18 @@ def read(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != format:
-                raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {metadata.get('format')!r}{hint}")
+                got = repr(metadata.get("format"))[:100]
+                raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {got}{hint}")
             if metadata.get("version") != str(version):
-                raise DamagedFile(path, f"expected version {version} of the {what}'s format, got {metadata.get('version')!r}")
+                got = repr(metadata.get("version"))[:100]
+                reason = f"expected version {version} of the {what}'s format, got {got} (was it written by a later tost?)"
+                raise DamagedFile(path, reason)
             if sealed or "sha256" in metadata:
                 _check_seal(path, metadata.get("sha256"))
             # a clone is aligned and needs the file no more; what the library hands out is the file itself, mapped
             tensors = {name: _mapped(file, name, path).clone() for name in file.keys()}  # noqa: SIM118 (not iterable)
     except SafetensorError as error:
-        raise DamagedFile(path, f"damaged, or no safetensors file at all: {error}") from error
+        raise DamagedFile(path, f"damaged, or no safetensors file at all: {' '.join(str(error).split())[:200]}") from error
     return tensors, metadata
 
 

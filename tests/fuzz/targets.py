@@ -14,13 +14,14 @@ from torch import Tensor
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
 from tests.tost.data.tiny_files import FORMATS, Files
 from tests.tost.finished_run import finished
-from tost import checkpoint
-from tost.data import Dataset
+from tost import checkpoint, models
+from tost.data import Dataset, MemoryImages
 from tost.experiment import Comparison
-from tost.files import DamagedFile, read_json, read_yaml
+from tost.files import DamagedFile, read_json, read_yaml, write_json
 from tost.masks import Masks
 from tost.report.tables import accuracy_sheet
-from tost.runs import find_runs
+from tost.runs import RunFolder, find_runs
+from tost.teacher import load_teacher
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,20 @@ def _load_run(folder: Path) -> list[str]:
     return [str(accuracy_sheet(compared)), str(result)]
 
 
+_ONE = MemoryImages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+_TOY = Dataset("toy", _ONE, _ONE, 10, torch.tensor([0.5]), torch.tensor([0.5]), 0, False)
+
+
+def _write_teacher(folder: Path) -> None:
+    torch.manual_seed(0)
+    write_json(folder / "config.json", {"model": "lenet300100"})
+    RunFolder(folder).save_model(models.build("lenet300100", 10, 1, (4, 4)))
+
+
+def _load_teacher(folder: Path) -> dict[str, Tensor]:
+    return dict(load_teacher(folder, _TOY).state_dict())
+
+
 def _same_pictures(valid: Dataset, loaded: Dataset) -> bool:
     """Another pixel is another picture, without a word; their numbers are what the reader was told."""
     return (len(valid.train), len(valid.test)) == (len(loaded.train), len(loaded.test))
@@ -141,6 +156,7 @@ TARGETS = {
         count=50_000,
     ),
     "result": Target(_write_run, _load_run, _anything),
+    "teacher": Target(_write_teacher, _load_teacher, _same_tree, (ValueError,)),
     "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
     "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
     **{name: _data(files) for name, files in FORMATS.items()},
