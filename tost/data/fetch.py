@@ -90,7 +90,7 @@ def fetch_source(source: Source, folder: Path, report: Report) -> int:
         for file in source.files:
             downloaded += _download(file, folder, source.unpacked, report)
         if source.folder is not None:
-            _unpack(folder / source.files[0].name, folder, source)
+            _unpack(folder / source.files[0].name, folder, source, report)
         return downloaded
 
 
@@ -237,19 +237,21 @@ def _sha256(path: Path) -> str:
 # ---- unpack ----------------------------------------------------------------------------------------------------------
 
 
-def _unpack(archive: Path, folder: Path, source: Source) -> None:
+def _unpack(archive: Path, folder: Path, source: Source, report: Report) -> None:
     """Unpack into a folder of its own and rename that: a data set is there whole, or not at all. Removes the archive."""
     assert source.folder is not None
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=_UNPACKING))
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
-                _check_members([(info.filename, info.file_size) for info in zipped.infolist()], archive, source)
-                zipped.extractall(aside)
+                infos = zipped.infolist()
+                for i in _checked([(info.filename, info.file_size) for info in infos], archive, source, report):
+                    zipped.extract(infos[i], aside)
         else:
             with tarfile.open(archive) as tar:
-                _check_members([(member.name, member.size) for member in tar], archive, source)
-                tar.extractall(aside, filter="data")
+                members = tar.getmembers()
+                for i in _checked([(member.name, member.size) for member in members], archive, source, report):
+                    tar.extract(members[i], aside, filter="data")
         if not (aside / source.folder).is_dir():
             raise ValueError(f"{archive}: expected a folder {source.folder} in it")
         os.sync()  # the content before the name: a hundred thousand files, each flushed alone, would take minutes
@@ -262,7 +264,8 @@ def _unpack(archive: Path, folder: Path, source: Source) -> None:
     archive.unlink()
 
 
-def _check_members(members: list[tuple[str, int]], archive: Path, source: Source) -> None:
+def _checked(members: list[tuple[str, int]], archive: Path, source: Source, report: Report) -> Iterator[int]:
+    """The numbers of the members, in their order, reported as they are asked for; all of them are checked before the first."""
     for name, _ in members:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
@@ -270,6 +273,11 @@ def _check_members(members: list[tuple[str, int]], archive: Path, source: Source
     total = sum(size for _, size in members)
     if total > source.unpacked:
         raise ValueError(f"{archive}: refused, as it unpacks to {total:,} bytes, more than {source.unpacked:,}")
+    done = 0
+    for i, (_, size) in enumerate(members):
+        yield i
+        done += size
+        report("unpacking", done, total)
 
 
 def _sync_folder(folder: Path) -> None:
