@@ -1,4 +1,4 @@
-"""The command `tost`: train | prune | compare | report | info.
+"""The command `tost`: train | prune | compare | report | data | info.
 
 Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 done, 1 the run itself failed (it diverged, its
 process died, two runs are no pair), 2 the command line, a configuration or a file is wrong, 130 interrupted, 143 terminated.
@@ -204,6 +204,31 @@ def _report(options: Namespace) -> None:
         _print_sheets(sheets)
 
 
+def _data(options: Namespace) -> None:
+    check_choice("action", options.action, ("fetch", "list"))
+    if options.action == "fetch" and options.name is None:
+        raise ValueError("name: expected the data set to fetch (tost data list shows them), got none")
+    if options.action == "list" and options.name is not None:
+        raise ValueError(f"name: expected none for list, got {options.name}")
+    from tost.data import fetch, names
+    from tost.data.sources import SOURCES
+    from tost.report import Sheet
+
+    if options.action == "fetch":
+        done = fetch.fetch(options.name, options.data_dir, progress=True)
+        if options.json:
+            _print_json(done.as_dict())
+        else:
+            print(f"{done.name}  {done.folder}" + ("" if done.downloaded else "  (was there already)"))
+        return
+    found = {name: fetch.find(name, options.data_dir) for name in names()}
+    if options.json:
+        _print_json([{"name": n, "fetch": n in SOURCES, "folder": str(f) if f else None} for n, f in found.items()])
+        return
+    rows = [(n, str(f) if f else "-", "yes" if n in SOURCES else "no") for n, f in found.items()]
+    _print_sheets([Sheet("data sets", ("name", "found in", "tost data fetch"), tuple(rows))])
+
+
 def _info(options: Namespace) -> None:
     from tost_kernels import info
 
@@ -215,6 +240,7 @@ _COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "prune": _prune,
     "compare": _compare,
     "report": _report,
+    "data": _data,
     "info": _info,
 }
 
@@ -281,6 +307,15 @@ def _parser() -> ArgumentParser:
     report.add_argument("--seed", type=int | None, default=None, help="only runs of this seed")
     _add_json(report)
     commands.add_subcommand("report", report, help="tables and pictures of finished runs")
+
+    data = _Parser(description="Download data sets from their official sources, or list what there is.")
+    data.add_argument("action", type=str, help="fetch or list")
+    data.add_argument("name", type=str | None, nargs="?", default=None, help="the data set to fetch")
+    data.add_argument(
+        "--data_dir", type=str | None, default=None, help="folder of data sets (default: $TOST_DATA_DIR or ~/.cache/tost/data)"
+    )
+    _add_json(data)
+    commands.add_subcommand("data", data, help="download data sets, or list them")
 
     info = _Parser(description="What is installed and usable here, for each op and backend.")
     info.add_argument("--seed", type=int, default=0, help="accepted as everywhere; nothing here is random")

@@ -82,7 +82,7 @@ def load(name: str, data_dir: str | Path | None = None, train: int = 50_000, tes
     start = dict(zip(counts, first.tolist(), strict=False))
     pixels = np.empty((train + test, _PIXELS), np.uint8)
     labels = np.empty(train + test, np.int64)
-    source, binary = _find(name, folders(data_dir, name))
+    source, binary = find(name, data_dir)
     for stem, content in _contents(source, binary, counts, facts):
         part = slice(start[stem], start[stem] + counts[stem])
         try:
@@ -106,9 +106,10 @@ def load(name: str, data_dir: str | Path | None = None, train: int = 50_000, tes
     )
 
 
-def _find(name: str, places: list[Path]) -> tuple[Path, bool]:
-    """The folder or archive to read, and whether it is the binary version."""
+def find(name: str, data_dir: str | Path | None = None) -> tuple[Path, bool]:
+    """The folder or archive to read, and whether it is the binary version; a FileNotFoundError where there is none."""
     facts = _SETS[name]
+    places = folders(data_dir, name)
     for place in places:
         for binary, folder, ending in ((True, facts.binary, ".bin"), (False, facts.python, "")):
             for source in (place / folder, place):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 # what Python 2 wrote the official files with (protocol 2), and what Python 3 uses when it writes the same (up to protocol 3)
 _OPCODES = {
-    *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
+    *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
     *("EMPTY_DICT", "EMPTY_LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
     *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "REDUCE"),
     *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
@@ -129,11 +129,11 @@ def read_batch(content: bytes, records: int, pixels: int) -> tuple[NDArray[np.ui
         raise ValueError(f"expected an array 'data' in its dict, got {reprlib.repr(sorted(entries))}")
     _, shape, dtype, by_columns, raw = data.state
     kind = dtype.name if isinstance(dtype, _Array) else dtype
-    if (shape, by_columns) != ((records, pixels), False) or kind not in (b"u1", "u1"):
+    if shape != (records, pixels) or by_columns not in (True, False) or kind not in (b"u1", "u1"):
         raise ValueError(
             f"expected 'data' to be bytes of shape {(records, pixels)}, got {reprlib.repr(kind)} of shape {reprlib.repr(shape)}"
         )
     if not isinstance(raw, bytes) or len(raw) != records * pixels:
         got = len(raw) if isinstance(raw, bytes) else type(raw).__name__
         raise ValueError(f"expected 'data' to hold {records * pixels} bytes, got {got}")
-    return np.frombuffer(raw, np.uint8).reshape(records, pixels), entries
+    return np.frombuffer(raw, np.uint8).reshape((records, pixels), order="F" if by_columns else "C"), entries

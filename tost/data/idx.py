@@ -44,6 +44,15 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy())
 
 
+def find(name: str, data_dir: str | Path | None = None) -> Path:
+    """The folder to read; a FileNotFoundError where there is none."""
+    places = folders(data_dir, name)
+    for place in places:
+        if any((place / file).is_file() or (place / f"{file}.gz").is_file() for file in FILES):
+            return place
+    raise missing(name, places, f"{', '.join(FILES)} (or the same as .gz)")
+
+
 def load(name: str, data_dir: str | Path | None = None, train: int = 60_000, test: int = 10_000) -> Dataset:
     """The data set `name`, "mnist" or "fashionmnist".
 
@@ -55,20 +64,17 @@ def load(name: str, data_dir: str | Path | None = None, train: int = 60_000, tes
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, or one of the other data set.
     """
-    places = folders(data_dir, name)
-    found = [place for place in places if any((place / file).is_file() or (place / f"{file}.gz").is_file() for file in FILES)]
-    if not found:
-        raise missing(name, places, f"{', '.join(FILES)} (or the same as .gz)")
+    folder = find(name, data_dir)
 
     def read(part: str, count: int) -> MemoryImages:
-        images = read_idx(found[0] / f"{part}-images-idx3-ubyte", (count, _SIDE, _SIDE))
-        file = found[0] / f"{part}-labels-idx1-ubyte"
+        images = read_idx(folder / f"{part}-images-idx3-ubyte", (count, _SIDE, _SIDE))
+        file = folder / f"{part}-labels-idx1-ubyte"
         labels = read_idx(file, (count,)).long()
         if int(labels.max()) >= _CLASSES:
             raise ValueError(f"data_dir: expected labels 0 to {_CLASSES - 1} in {file}, got {int(labels.max())}: damaged")
         for other, first in _FIRST_LABELS.items():
             if part == "t10k" and other != name and tuple(labels[: len(first)].tolist()) == first:
-                raise ValueError(f"data_dir: expected {name}, but {found[0]} holds {other}, whose files have the same names")
+                raise ValueError(f"data_dir: expected {name}, but {folder} holds {other}, whose files have the same names")
         return MemoryImages(images.unsqueeze(1), labels)
 
     mean, std = _STATISTICS[name]

@@ -15,7 +15,8 @@ from tost.data.places import folders, missing, read_bounded
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TINY_MEAN, _TINY_STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
-_TINY_SIDE, _TINY_FOLDER, _ANNOTATIONS = 64, "tiny-imagenet-200", "val_annotations.txt"
+_TINY_SIDE, TINY_FOLDER, _ANNOTATIONS = 64, "tiny-imagenet-200", "val_annotations.txt"
+FOLDER_LAYOUT = "train/<class>/* and val/<class>/* (or test/<class>/*)"
 IMAGENET_LAYOUT = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (1,000 folders each)"
 
 
@@ -27,7 +28,7 @@ def load_folder(
     mean: Sequence[float] = _IMAGENET_MEAN,
     std: Sequence[float] = _IMAGENET_STD,
     flip: bool = True,
-    layout: str = "train/<class>/* and val/<class>/* (or test/<class>/*)",
+    layout: str = FOLDER_LAYOUT,
 ) -> Dataset:
     """Pictures in train/<class>/ and val/<class>/ (or test/<class>/), decoded as they are needed.
 
@@ -48,16 +49,7 @@ def load_folder(
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
         raise ValueError(f"mean, std: expected three numbers each, those of std above 0, got {mean}, {std}")
     require_pillow()
-    places = folders(data_dir, name)
-    found = [
-        (place / "train", place / part)
-        for place in places
-        for part in ("val", "test")
-        if (place / "train").is_dir() and (place / part).is_dir()
-    ]
-    if not found:
-        raise missing(name, places, layout, fetch=False)
-    train, test = found[0]
+    train, test = find_folder(data_dir, name, layout)
     classes = _classes(train)
     others = set(_classes(test)).symmetric_difference(classes)
     if others:
@@ -83,6 +75,16 @@ def load_folder(
     )
 
 
+def find_folder(data_dir: str | Path | None, name: str, layout: str) -> tuple[Path, Path]:
+    """The folders of the training and the test classes; a FileNotFoundError, which asks for `layout`, where there are none."""
+    places = folders(data_dir, name)
+    for place in places:
+        for part in ("val", "test"):
+            if (place / "train").is_dir() and (place / part).is_dir():
+                return place / "train", place / part
+    raise missing(name, places, layout, fetch=False)
+
+
 def load_imagenet(data_dir: str | Path | None = None, classes: int = 1000) -> Dataset:
     """ILSVRC 2012: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, at 224 x 224; see `load_folder`."""
     dataset = load_folder(data_dir, name="imagenet", layout=IMAGENET_LAYOUT)
@@ -103,11 +105,7 @@ def load_tinyimagenet(data_dir: str | Path | None = None, classes: int = 200, ea
         FileNotFoundError, ValueError: files are missing or damaged. ModuleNotFoundError: no Pillow.
     """
     require_pillow()
-    places = folders(data_dir, "tinyimagenet")
-    roots = [root for place in places for root in (place / _TINY_FOLDER, place) if (root / "val" / _ANNOTATIONS).is_file()]
-    if not roots or not (roots[0] / "train").is_dir():
-        raise missing("tinyimagenet", places, f"the unpacked folder {_TINY_FOLDER}")
-    root = roots[0]
+    root = find_tinyimagenet(data_dir)
     names = _classes(root / "train")
     if len(names) != classes:
         raise ValueError(f"data_dir: expected {classes} class folders in {root / 'train'}, got {len(names)}")
@@ -128,6 +126,16 @@ def load_tinyimagenet(data_dir: str | Path | None = None, classes: int = 200, ea
         crop_padding=4,
         flip=True,
     )
+
+
+def find_tinyimagenet(data_dir: str | Path | None = None) -> Path:
+    """The folder of `train` and `val`; a FileNotFoundError where there is none."""
+    places = folders(data_dir, "tinyimagenet")
+    for place in places:
+        for root in (place / TINY_FOLDER, place):
+            if (root / "val" / _ANNOTATIONS).is_file() and (root / "train").is_dir():
+                return root
+    raise missing("tinyimagenet", places, f"the unpacked folder {TINY_FOLDER}")
 
 
 def _classes(folder: Path) -> list[str]:

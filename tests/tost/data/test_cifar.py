@@ -177,7 +177,7 @@ class _Evil:
             r"expected 'data' to be bytes .* got 'i2' of shape \(2, 3072\)",
         ),
         (pickle.dumps({"data": np.zeros((3, 3072), np.uint8)}, 2), r"got 'u1' of shape \(3, 3072\)"),
-        (pickle.dumps({"data": np.zeros((3072, 2), np.uint8).T}, 2), r"expected 'data' to be bytes of shape \(2, 3072\)"),
+        (pickle.dumps({"data": np.zeros((3072, 2), np.uint8)}, 2), r"expected 'data' to be bytes of shape \(2, 3072\), got 'u1'"),
     ],
 )
 def test_pickles_that_are_refused(content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,12 @@ def test_pickles_that_are_refused(content: bytes, message: str, tmp_path: Path, 
     with pytest.raises(ValueError, match=message):
         cifar_pickle.read_batch(content, 2, 3072)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_stored_column_by_column() -> None:
+    pixels = cifar_batch("cifar10", "data_batch_1")[0]
+    content = pickle.dumps({"data": np.asfortranarray(pixels)}, 2)
+    assert np.array_equal(cifar_pickle.read_batch(content, 2, 3072)[0], pixels)
 
 
 def test_large_memo_numbers_cost_nothing() -> None:

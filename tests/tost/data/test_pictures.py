@@ -17,6 +17,9 @@ from tests.tost.data.tiny_files import FOLDER_SIZE, FORMATS, TINY_CLASSES, TINY_
 from tost.data import Dataset, TrainBatches, eval_batches, image_folders, load_folder
 from tost.data.pictures import PictureImages, random_box
 
+# torch's advice on machines with one core
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
