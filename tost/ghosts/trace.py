@@ -51,15 +51,50 @@ def trace(net: nn.Module) -> fx.Graph:
                     "a graph would not: return the value, or use a forward hook on a layer",
                     place=place,
                 )
-    for first, second in zip(*(graph.nodes for graph in graphs), strict=False):
-        if first.format_node() != second.format_node():
+    graph, evaluated = graphs
+    for first, second in zip(list(graph.nodes), evaluated.nodes, strict=False):
+        try:
+            if _called(first) != _called(second):
+                raise _UnlikeError
+            first.args, first.kwargs = _merged((first.args, first.kwargs), (second.args, second.kwargs), first)
+        except _UnlikeError:
             tracers[0].refuse(
                 "the forward pass is another one in training than in evaluation mode",
-                f"use modules that know their mode (nn.Dropout for F.dropout(x, training=self.training)), or {NOT_TRACED}",
+                f"let a module decide that (nn.Dropout does), or {NOT_TRACED}",
                 place=where(first),
             )
-    _check_frozen_at_call(graphs[0], frozen)
-    return graphs[0]
+    _check_frozen_at_call(graph, frozen)
+    return graph
+
+
+class _UnlikeError(Exception):
+    pass
+
+
+def _called(node: fx.Node) -> tuple[object, ...]:
+    """What a node calls; functions by their names, as closures are made anew."""
+    target = node.target
+    names = (getattr(target, "__module__", None), getattr(target, "__qualname__", str(target)))
+    return node.op, node.name, target if isinstance(target, str) else names
+
+
+def _merged(training: Any, evaluating: Any, node: fx.Node) -> Any:
+    """The arguments of `node` in both modes: what is True in training and False else is `self.training` of its module."""
+    if isinstance(training, fx.Node) and isinstance(evaluating, fx.Node) and training.name == evaluating.name:
+        return training
+    if training is True and evaluating is False:
+        stack = node.meta.get("nn_module_stack")
+        module = next(reversed(stack.values()))[0] if stack else ""
+        with node.graph.inserting_before(node):
+            return node.graph.create_node("get_attr", f"{module}.training".lstrip("."))
+    if isinstance(training, tuple | list) and isinstance(evaluating, tuple | list) and len(training) == len(evaluating):
+        members = [_merged(a, b, node) for a, b in zip(training, evaluating, strict=True)]
+        return members if isinstance(training, list) else tuple(members)
+    if isinstance(training, dict) and isinstance(evaluating, dict) and list(training) == list(evaluating):
+        return {key: _merged(value, evaluating[key], node) for key, value in training.items()}
+    if repr(training) != repr(evaluating):  # slices hold nodes, and NaN is no number that equals itself
+        raise _UnlikeError
+    return training
 
 
 def _check_modules(net: nn.Module) -> None:
@@ -104,10 +139,11 @@ def _check_frozen_at_call(graph: fx.Graph, frozen: dict[str, Any]) -> None:
     for node in graph.nodes:
         node.type = None  # annotations may be strings that mean nothing where the code is compiled
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    names = list(frozen)
     for node in placeholders:
-        name = str(node.target).removesuffix("_1")  # fx names an argument so that it holds fixed
-        if str(node.target) in frozen or name not in frozen:
+        if not names or node.target != f"{names[0]}_1":  # fx's name for an argument that it holds fixed
             continue
+        name = names.pop(0)
         for user in list(node.users):
             for check in list(user.users):
                 graph.erase_node(check)

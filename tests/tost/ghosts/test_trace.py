@@ -49,13 +49,13 @@ def loop_over_size(self: Base, x: Tensor) -> Tensor:
     return x
 
 
-def mode_flag(self: Base, x: Tensor) -> Tensor:
-    return F.dropout(self.body(x), 0.5, training=self.training)
-
-
 def mode_branch(self: Base, x: Tensor) -> Tensor:
     x = self.body(x)
     return x.relu() if self.training else x
+
+
+def mode_number(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) * (0.5 if self.training else 1.0)
 
 
 def noise(self: Base, x: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ REFUSED = [
     (asks_for_gradients, r"test_trace.py:\d+: the forward pass is another one in training"),
     (control_flow, r"test_trace.py:\d+: TraceError: .*control flow; a graph cannot branch"),
     (loop_over_size, r"test_trace.py:\d+: TypeError: .*Proxy"),
-    (mode_flag, r"test_trace.py:\d+: the forward pass is another one in training .*nn.Dropout"),
-    (mode_branch, r"test_trace.py:\d+: the forward pass is another one in training"),
+    (mode_branch, r"test_trace.py:\d+: the forward pass is another one in training .*nn.Dropout"),
+    (mode_number, r"test_trace.py:\d+: the forward pass is another one in training"),
     (noise, r"test_trace.py:\d+: randn makes a tensor that a graph would freeze; compute it from the input"),
     (stochastic_depth, r"test_trace.py:\d+: rand makes a tensor"),
     (constant, r"test_trace.py:\d+: tensor makes a tensor|test_trace.py:\d+: a tensor that is no part"),
@@ -347,6 +347,31 @@ class Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * 3
+
+
+class Dropped(Base):
+    """Asks for its mode itself, as many networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.body(x), 0.5, self.training)
+
+
+def test_the_mode_as_an_argument() -> None:
+    plain = nn.Sequential(Dropped(), nn.Conv2d(4, 3, 1), Dropped())
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    outputs = {}
+    for modes in ((True, True), (True, False), (False, True), (False, False)):
+        for model in (net, plain):
+            for part, mode in zip((model[0], model[2]), modes, strict=True):
+                part.training = mode
+            torch.manual_seed(0)
+            outputs[modes, model] = model(x)
+        torch.testing.assert_close(outputs[modes, net], outputs[modes, plain])
+    assert not torch.allclose(outputs[(True, True), net], outputs[(False, False), net])
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), net(x))
 
 
 def own_gradient(self: Base, x: Tensor) -> Tensor:
