@@ -34,7 +34,9 @@ def test_frozen_and_hashable() -> None:
     assert hash(Recipe(alpha_start=1)) == hash(Recipe())
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe.vanilla(), Recipe(fade_start=0.1, fade_end=0.4, permanent=True)])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(), Recipe.vanilla(), Recipe(fade_start=0.1, fade_end=0.4, permanent=True, swish="mish")]
+)
 def test_dict_round_trip_through_json(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
 
@@ -47,7 +49,7 @@ def test_numbers_are_normalised() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("ghost_skip", 1), ("ghost_swish", "yes"), ("rescale_init", None), ("permanent", 0.0),
+        ("ghost_skip", 1), ("ghost_swish", "yes"), ("rescale_init", None), ("permanent", 0.0), ("swish", None),
         ("label_smoothing", "0.1"), ("label_smoothing", True), ("fade_start", None), ("fade_end", "end"),
         ("alpha_start", [1.0]), ("rescale_iterations", 1.0), ("rescale_iterations", True), ("beta_end", None),
     ],
@@ -79,6 +81,17 @@ def test_fade_must_not_end_before_it_starts() -> None:
 
 def test_a_permanent_swish_need_not_sharpen() -> None:
     assert Recipe(permanent=True, beta_start=1.0, beta_end=1.0).permanent
+
+
+def test_mish_has_nothing_to_fade() -> None:
+    assert Recipe(swish="mish", permanent=True, ghost_skip=False).has_ghosts
+    for fields in ({}, {"permanent": True, "ghost_swish": False}):
+        with pytest.raises(
+            ValueError, match=r"Recipe\.swish: expected 'swish', or 'mish' with permanent=True and ghost_swish=True"
+        ):
+            Recipe(swish="mish", **fields)
+    with pytest.raises(ValueError, match=r"Recipe\.swish: unknown name 'misch'; did you mean mish"):
+        Recipe(swish="misch")
 
 
 def test_unknown_field_is_named_with_the_nearest() -> None:

@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from tost.ghosts.joints import Joint, find_joints, find_swishes, settle_inplace
 from tost.ghosts.strength import ghosts_of
-from tost.ghosts.trace import Untraceable, trace
+from tost.ghosts.trace import trace
+from tost.ghosts.tracer import Untraceable
 from tost.ghosts.wire import GHOSTS, wire
 from tost.recipe import Recipe
 from tost_kernels.nn.surgery import duplicate

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tost.ghosts.branch import FUSABLE
-from tost.ghosts.trace import INPLACE_ADD, where
+from tost.ghosts.tracer import INPLACE_ADD, where
 from tost.recipe import Recipe
 from tost_kernels.nn import SparseConv2d, SparseModule
 

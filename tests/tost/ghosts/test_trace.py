@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tost_kernels as tk
 from tost.ghosts import add_ghosts, check_ghosts, finalize, ghosts_of, set_strength
 from tost.recipe import Recipe
 
 SWISH = Recipe(ghost_skip=False)
+APPLY = torch.autograd.Function.apply.__func__
 
 
 class Base(nn.Module):
@@ -47,13 +49,13 @@ def loop_over_size(self: Base, x: Tensor) -> Tensor:
     return x
 
 
-def mode_flag(self: Base, x: Tensor) -> Tensor:
-    return F.dropout(self.body(x), 0.5, training=self.training)
-
-
 def mode_branch(self: Base, x: Tensor) -> Tensor:
     x = self.body(x)
     return x.relu() if self.training else x
+
+
+def mode_number(self: Base, x: Tensor) -> Tensor:
+    return self.body(x) * (0.5 if self.training else 1.0)
 
 
 def noise(self: Base, x: Tensor) -> Tensor:
@@ -107,11 +109,43 @@ def star(self: Base, *xs: Tensor) -> Tensor:
     return self.body(torch.cat(list(xs)))
 
 
+def no_gradient(self: Base, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = self.stem(x)
+    return self.body(x)
+
+
+@torch.no_grad()
+def decorated(self: Base, x: Tensor) -> Tensor:
+    return self.body(x)
+
+
+def full_precision(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    with torch.autocast("cpu", enabled=False):
+        return x.relu()
+
+
+def half_precision(self: Base, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return self.body(x)
+
+
+def asks_for_gradients(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x * 2 if torch.is_grad_enabled() else x
+
+
 REFUSED = [
+    (no_gradient, r"test_trace.py:\d+: a context of gradients or autocast, which a graph would lose; move"),
+    (decorated, r"a context of gradients or autocast, which a graph would lose"),
+    (full_precision, r"test_trace.py:\d+: a context of gradients or autocast"),
+    (half_precision, r"test_trace.py:\d+: a context of gradients or autocast"),
+    (asks_for_gradients, r"test_trace.py:\d+: the forward pass is another one in training"),
     (control_flow, r"test_trace.py:\d+: TraceError: .*control flow; a graph cannot branch"),
     (loop_over_size, r"test_trace.py:\d+: TypeError: .*Proxy"),
-    (mode_flag, r"test_trace.py:\d+: the forward pass is another one in training .*nn.Dropout"),
-    (mode_branch, r"test_trace.py:\d+: the forward pass is another one in training"),
+    (mode_branch, r"test_trace.py:\d+: the forward pass is another one in training .*nn.Dropout"),
+    (mode_number, r"test_trace.py:\d+: the forward pass is another one in training"),
     (noise, r"test_trace.py:\d+: randn makes a tensor that a graph would freeze; compute it from the input"),
     (stochastic_depth, r"test_trace.py:\d+: rand makes a tensor"),
     (constant, r"test_trace.py:\d+: tensor makes a tensor|test_trace.py:\d+: a tensor that is no part"),
@@ -277,6 +311,13 @@ def test_forward_of_an_instance() -> None:
         add_ghosts(net, SWISH)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_a_lazy_layer() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.LazyConv2d(3, 3))
+    with pytest.raises(ValueError, match="'1': a layer that has no weight yet; run one batch through the network first"):
+        add_ghosts(net, Recipe())
+
+
 def test_a_parameter_is_followed() -> None:
     class Scaled(Base):
         def __init__(self) -> None:
@@ -294,3 +335,69 @@ def test_a_parameter_is_followed() -> None:
         twin.gamma.zero_()
     assert float(twin(torch.randn(2, 3, 5, 5)).detach().abs().sum()) == 0.0
     assert "gamma" in dict(finalize(net, warn=False).named_parameters())
+
+
+class Clamp(torch.autograd.Function):
+    """Its gradient is not that of its forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+class Dropped(Base):
+    """Asks for its mode itself, as many networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.body(x), 0.5, self.training)
+
+
+def test_the_mode_as_an_argument() -> None:
+    plain = nn.Sequential(Dropped(), nn.Conv2d(4, 3, 1), Dropped())
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    outputs = {}
+    for modes in ((True, True), (True, False), (False, True), (False, False)):
+        for model in (net, plain):
+            for part, mode in zip((model[0], model[2]), modes, strict=True):
+                part.training = mode
+            torch.manual_seed(0)
+            outputs[modes, model] = model(x)
+        torch.testing.assert_close(outputs[modes, net], outputs[modes, plain])
+    assert not torch.allclose(outputs[(True, True), net], outputs[(False, False), net])
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+def own_gradient(self: Base, x: Tensor) -> Tensor:
+    return Clamp.apply(self.body(x))  # type: ignore[no-any-return]
+
+
+def asks_for_a_tensor(self: Base, x: Any) -> Tensor:
+    x = self.body(x)
+    if isinstance(x, list | tuple):
+        return x[0]  # type: ignore[no-any-return]
+    return x * 2 if isinstance(x, Tensor) else x * 3
+
+
+def converts(self: Base, x: Tensor) -> Tensor:
+    return self.body(tk.to_batch_last(x))
+
+
+@pytest.mark.parametrize("forward", [own_gradient, asks_for_a_tensor, converts])
+def test_what_a_trace_keeps(forward: Callable[..., Any]) -> None:
+    plain = network(forward)
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    outputs = [model(x) for model in (net, plain)]
+    torch.testing.assert_close(*outputs)
+    assert outputs[0].stride() == outputs[1].stride()
+    grads = [torch.autograd.grad(out.sum(), model.stem.weight) for out, model in zip(outputs, (net, plain), strict=True)]
+    torch.testing.assert_close(*grads)
+    assert torch.autograd.Function.apply.__func__ is APPLY
