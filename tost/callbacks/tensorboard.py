@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, run: Run) -> None:
-        # curves behind the last checkpoint of a run that was cut off are drawn again
+        if run.step == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)  # curves of a run that is begun anew
+        # those behind the last checkpoint of a run that was cut off are drawn again
         self._writer = self._open(str(self._folder), purge_step=run.step + 1 if run.step else None)
 
     def on_epoch_end(self, run: Run) -> None:
