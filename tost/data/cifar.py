@@ -87,10 +87,11 @@ def load(name: str, data_dir: str | Path | None = None, train: int = 50_000, tes
         part = slice(start[stem], start[stem] + counts[stem])
         try:
             parse = _parse_binary if binary else _parse_python
-            pixels[part], labels[part] = parse(content, counts[stem], facts)
-            wrong = labels[part][(labels[part] < 0) | (labels[part] >= facts.classes)]
-            if len(wrong):
+            pixels[part], classes = parse(content, counts[stem], facts)
+            wrong = [label for label in classes if not 0 <= label < facts.classes]
+            if wrong:
                 raise ValueError(f"expected labels 0 to {facts.classes - 1}, got {wrong[0]}: damaged, or not a file of {name}")
+            labels[part] = classes
         except ValueError as error:
             raise ValueError(f"data_dir: {source / stem}{'.bin' if binary else ''}: {error}") from error
     images, targets = torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.from_numpy(labels)
@@ -135,7 +136,7 @@ def _contents(source: Path, binary: bool, counts: Mapping[str, int], facts: _Set
         yield from ((stem, read_bounded(source / f"{stem}{ending}", limit + 1000)) for stem, limit in most.items())
 
 
-def _parse_binary(content: bytes, records: int, facts: _Set) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _parse_binary(content: bytes, records: int, facts: _Set) -> tuple[NDArray[np.uint8], list[int]]:
     size = facts.label_bytes + _PIXELS
     if len(content) != records * size:
         raise ValueError(
@@ -143,13 +144,13 @@ def _parse_binary(content: bytes, records: int, facts: _Set) -> tuple[NDArray[np
             f"got {'more' if len(content) > records * size else len(content)}: cut short, or another file"
         )
     table = np.frombuffer(content, np.uint8).reshape(records, size)
-    return table[:, facts.label_bytes :], table[:, facts.label_bytes - 1].astype(np.int64)
+    return table[:, facts.label_bytes :], table[:, facts.label_bytes - 1].tolist()
 
 
-def _parse_python(content: bytes, records: int, facts: _Set) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _parse_python(content: bytes, records: int, facts: _Set) -> tuple[NDArray[np.uint8], list[int]]:
     pixels, entries = cifar_pickle.read_batch(content, records, _PIXELS)
     labels = entries.get(facts.label_key)
     if not isinstance(labels, list) or len(labels) != records or not all(type(label) is int for label in labels):
         got = f"{len(labels)} entries" if isinstance(labels, list) else type(labels).__name__
         raise ValueError(f"expected a list '{facts.label_key}' of {records} whole numbers, got {got}")
-    return pixels, np.array(labels, np.int64)
+    return pixels, labels

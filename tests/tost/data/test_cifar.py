@@ -201,7 +201,7 @@ def test_large_memo_numbers_cost_nothing() -> None:
     assert sorted(entries) == ["batch_label", "filenames", "labels"]
 
 
-@pytest.mark.parametrize("labels", [[1], [1, 10], [1, -1], [1, "2"], [1, True], "ab", None])
+@pytest.mark.parametrize("labels", [[1], [1, 10], [1, -1], [1, 2**70], [1, "2"], [1, True], "ab", None])
 def test_labels_of_pickles_are_checked(labels: object, tmp_path: Path) -> None:
     files = cifar_files("cifar10", cifar_python)
     files["data_batch_2"] = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": labels}, 2)
