@@ -35,7 +35,7 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
 
     Layers of torch.nn and modules without Conv2d, BatchNorm2d and ReLU are called as they are. While the ghosts live the modules
     around the layers, fused BatchNorms and replaced ReLUs are not called, so hooks put on them later do not run; a ReLU that has
-    hooks now stays ReLU.
+    hooks now stays ReLU. Only `forward` has ghosts: other methods that call layers see plain ones.
 
     `net` keeps its modules, parameter names and hooks and is still an instance of its class; `net.ghosts` is what was added. It
     can be copied, moved, compiled, sparsified and densified, but not pickled: save its state_dict. Works on dense, masked-dense

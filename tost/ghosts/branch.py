@@ -103,31 +103,35 @@ class Ghost(nn.Module):
         act(norm(u) + alpha * ghost norm(ghost convolution(x)) + shortcut norm(shortcut))
 
     Every part but u is optional. The network's own normalisations are arguments of the call, so they keep their places and names.
-    `conv` and `norm` are the ghost convolution and its BatchNorm, None without a ghost skip. `tail` holds alpha and beta. `live`
-    says whether the ghost convolution runs: at alpha = 0 it does not, and its BatchNorm sees nothing.
+    `conv` and `norm` are the ghost convolution and its BatchNorm, None without a ghost skip and where another Ghost has them.
+    `tail` holds alpha and beta. `live` says whether the ghost convolution runs: at alpha = 0 it does not, and its BatchNorm sees
+    nothing.
 
     Args:
         recipe: which ghosts there are and how they start.
         across: the convolution that the ghost goes across, None for no ghost skip.
         act: whether a ReLU belongs to the tail, which is the ghost swish's place.
         device: where alpha and beta live.
-        twin: the ghost of another call of the same convolution: they share the ghost convolution and its BatchNorm, as the calls
-            share their weights.
+        first: the ghost of an earlier call of the same convolution, whose ghost convolution and BatchNorm serve here too, as the
+            calls share their weights.
     """
 
     def __init__(
-        self, recipe: Recipe, across: nn.Module | None, act: bool, device: torch.device | None, twin: Ghost | None = None
+        self, recipe: Recipe, across: nn.Module | None, act: bool, device: torch.device | None, first: Ghost | None = None
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.has_act = act
+        self.has_skip = across is not None
         self.conv: nn.Module | None = None
         self.norm: nn.Module | None = None
+        # In a tuple: it must not be a submodule of this one, or a checkpoint would have its tensors twice.
+        self._first = () if first is None else (first,)
         self.offset, self.stride, self.padding_mode = (0, 0), (1, 1), "constant"
         if across is not None:
-            self.conv = ghost_conv(across) if twin is None else twin.conv
-            assert self.conv is not None
-            self.norm = ghost_norm(self.conv) if twin is None else twin.norm
+            if first is None:
+                self.conv = ghost_conv(across)
+                self.norm = ghost_norm(self.conv)
             assert isinstance(across, nn.Conv2d | SparseConv2d)
             self.offset, self.stride = _offset_of(across), (across.stride[0], across.stride[1])
             self.padding_mode = "constant" if across.padding_mode == "zeros" else across.padding_mode
@@ -145,12 +149,13 @@ class Ghost(nn.Module):
     ) -> Tensor:
         """u, shortcut: (N, C, H, W); x: the convolution's input, (N, C', H', W'). Returns (N, C, H, W)."""
         ghost, own_norm = None, None
-        if self.live and self.conv is not None and x is not None:
+        owner = self._first[0] if self._first else self
+        if self.live and owner.conv is not None and x is not None:
             if u.dim() != 4:
                 raise ValueError(
                     f"expected a batch (N, C, H, W) in front of a ghost skip, got {tuple(u.shape)} behind its convolution"
                 )
-            ghost, own_norm = self.conv(self._under_centres(x, u)), self.norm
+            ghost, own_norm = owner.conv(self._under_centres(x, u)), owner.norm
         apart = shortcut is not None and shortcut.shape != u.shape  # the sum broadcasts, which is not the op's business
         u, norm = _apply(u, norm, apart)
         ghost, own_norm = _apply(ghost, own_norm, apart)
@@ -179,9 +184,9 @@ class Ghost(nn.Module):
 
     def set_strength(self, alpha: float, beta: float) -> None:
         """Fills alpha and beta; see `tost.ghosts.set_strength`."""
-        _fill(self.tail.alpha, alpha if self.conv is not None else 0.0)
+        _fill(self.tail.alpha, alpha if self.has_skip else 0.0)
         _fill(self.tail.beta, beta)
-        self.live = self.conv is not None and rounded(alpha) != 0.0
+        self.live = self.has_skip and rounded(alpha) != 0.0
         self.act = _activation(self.recipe, beta) if self.has_act else "none"
         self.tail.act = "none" if self.act == "mish" else self.act
 

@@ -26,18 +26,13 @@ __all__ = ["Joint", "find_joints", "find_swishes", "input_of", "settle_inplace"]
 
 _RELU_FUNCTIONS = {F.relu, F.relu_, torch.relu, torch.relu_}
 _ADD_FUNCTIONS = {operator.add, torch.add, INPLACE_ADD}
-# Calls whose result is a new tensor; any other may return its argument, or a view of it.
+# Calls whose result shares no memory with their arguments; any other may return its argument, or a view of it.
 _NEW_FUNCTIONS = {
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.truediv,
-    torch.add,
-    torch.sub,
-    torch.mul,
-    torch.cat,
-    torch.matmul,
-}
+    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.cat, torch.matmul,
+    torch.mean, torch.sigmoid, F.conv2d, F.linear, F.avg_pool2d, F.adaptive_avg_pool2d,
+}  # fmt: skip
+_NEW_METHODS = {"size", "dim", "numel", "clone", "add", "sub", "mul", "div", "mean", "sum", "sigmoid", "matmul"}
+_NEW_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 _NEW_MODULES = (
     nn.Conv2d, nn.ConvTranspose2d, nn.Linear, SparseModule, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -236,9 +231,11 @@ class _Look:
         if node.op == "call_module":
             module = self.module(node)
             return isinstance(module, _NEW_MODULES) or (isinstance(module, nn.ReLU) and not module.inplace)
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] in _NEW_ATTRIBUTES
         if node.op == "call_function":
             return node.target in _NEW_FUNCTIONS or (self.is_relu(node) and not self.changes_its_input(node))
-        return node.op == "placeholder"
+        return node.op == "placeholder" or (node.op == "call_method" and node.target in _NEW_METHODS)
 
 
 def _has_hooks(module: nn.Module | None) -> bool:

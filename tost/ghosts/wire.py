@@ -50,15 +50,15 @@ def wire(net: nn.Module, graph: fx.Graph, recipe: Recipe, joints: list[Joint], s
     """Puts the ghosts into `graph`, which is changed, and `net`."""
     modules = dict(net.named_modules(remove_duplicate=False))
     ghosts = nn.ModuleDict()
-    twins: dict[nn.Module | None, Ghost] = {}
+    firsts: dict[nn.Module | None, Ghost] = {}
     for joint in joints:
         head = joint.conv or joint.norm
         assert head is not None
         across = modules[str(joint.conv.target)] if joint.conv is not None and joint.has_ghost else None
         layer = modules[str(head.target)]
-        ghost = Ghost(recipe, across, joint.act is not None, _device_of(layer), twins.get(across))
+        ghost = Ghost(recipe, across, joint.act is not None, _device_of(layer), firsts.get(across))
         if across is not None:
-            twins[across] = ghost
+            firsts.setdefault(across, ghost)
         name = _new_name(ghosts, str(head.target))
         ghosts[name] = ghost.train(layer.training)
         _replace(graph, joint, f"{GHOSTS}.{name}")

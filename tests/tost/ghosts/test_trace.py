@@ -275,10 +275,17 @@ def in_place_numbers(self: Base, x: Tensor) -> Tensor:
     return self.body(x) * n + m
 
 
-@pytest.mark.parametrize("forward", [in_place_sum, in_place_numbers])
+def in_place_after_its_size(self: Base, x: Tensor) -> Tensor:
+    x = self.stem(x)
+    n, height, mean = x.size(0), x.shape[2], x.mean()
+    x = F.relu(x, inplace=True)
+    return self.conv(x).view(n, -1, height) + mean
+
+
+@pytest.mark.parametrize("forward", [in_place_sum, in_place_numbers, in_place_after_its_size])
 def test_in_place_operators_stay_in_place(forward: Callable[..., Any]) -> None:
     plain = network(forward)
-    net = add_ghosts(plain, Recipe(ghost_swish=False))
+    net = add_ghosts(plain, Recipe(ghost_swish=forward is not in_place_sum))
     assert len(ghosts_of(net)) >= 1
     set_strength(net, 0.0, 10.0)
     x = torch.randn(2, 3, 5, 5)
