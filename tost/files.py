@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from the group
         os.replace(temporary, path)
-        _flush_folder(path.parent)  # the rename itself must reach the disk too
+        flush_folder(path.parent)  # the rename itself must reach the disk too
     except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -81,7 +81,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,8 +125,10 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, doing: str = "training this run") -> Iterator[None]:
     """Hold the exclusive lock of `folder` for the block. It ends with the process, however that ends; no file is made.
+
+    `doing` says what another process is at when it has the lock, for the message.
 
     Windows has no such locks, so there nothing is held; where only the file system has none (some network ones), a warning
     says so.
@@ -143,9 +146,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderInUse(f"another process is training this run: {folder}") from None
+            raise FolderInUse(f"another process is {doing}: {folder}") from None
         except OSError as error:
-            warnings.warn(f"cannot lock {folder} ({error.strerror}): let no other process train this run", stacklevel=3)
+            warnings.warn(f"cannot lock {folder} ({error.strerror}): make sure that no other process is {doing}", stacklevel=3)
         yield
     finally:
         if descriptor in _locks:

@@ -95,11 +95,14 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
         return models.build(config.model, dataset.num_classes, channels, (height, width))
 
 
+_MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
+
+
 def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class, as SNIP does; a method of
-    several steps gets fresh ones at each.
+    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000), as SNIP does; a
+    method of several steps gets fresh ones at each.
     """
-    images = min(10 * dataset.num_classes, len(dataset.train))
+    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train))
     batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
     return prune(
         model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -27,6 +26,7 @@ from tost.data import cifar, idx, image_folders, mnist5k
 from tost.data.places import default_dir
 from tost.data.registry import names
 from tost.data.sources import BY_HAND, SOURCES, File, Source
+from tost.files import flush_folder, locked
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
@@ -81,7 +81,7 @@ def fetch(name: str, data_dir: str | Path | None = None, *, progress: bool = Fal
 def fetch_source(source: Source, folder: Path, report: Report) -> int:
     """Download what is missing of `source` into `folder` and unpack it; the number of bytes downloaded. Raises as `fetch`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with locked(folder, doing="fetching into this folder"):
         if source.folder is not None and (folder / source.folder).is_dir():
             return 0
         for stale in folder.glob(f"{_UNPACKING}*"):
@@ -142,7 +142,7 @@ def _download(file: File, folder: Path, more: int, report: Report) -> int:
             f"{file.name}: expected the SHA-256 {file.sha256}, got {got}: damaged on the way, or changed at its source; removed"
         )
     os.replace(part, target)
-    _sync_folder(folder)
+    flush_folder(folder)
     return downloaded
 
 
@@ -256,7 +256,7 @@ def _unpack(archive: Path, folder: Path, source: Source, report: Report) -> None
             raise ValueError(f"{archive}: expected a folder {source.folder} in it")
         os.sync()  # the content before the name: a hundred thousand files, each flushed alone, would take minutes
         os.replace(aside / source.folder, folder / source.folder)
-        _sync_folder(folder)
+        flush_folder(folder)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise ValueError(f"{archive}: cannot be unpacked: {error}") from error
     finally:
@@ -278,28 +278,6 @@ def _checked(members: list[tuple[str, int]], archive: Path, source: Source, repo
         yield i
         done += size
         report("unpacking", done, total)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Inside, no other process fetches into `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(errno.EBUSY, f"{folder}: another process is fetching into it") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # ---- progress --------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_no_space(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_one_at_a_time(server: Server, tmp_path: Path) -> None:
     held = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(OSError, match="another process is fetching into it"):
+    with pytest.raises(OSError, match="another process is fetching into this folder"):
         get(file_of(server), tmp_path)
     os.close(held)
     assert get(file_of(server), tmp_path) == len(CONTENT)
