@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -173,13 +174,17 @@ def test_compare_saves_table_picture_and_records(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("small_images")
-def test_ghosts_need_a_network_with_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ghosts_without_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--out", str(tmp_path)]
-    assert main([*command, "--recipe.rescale_init", "false"]) == 2
+    assert main([*command, "--recipe.rescale_init", "false", "--recipe.ghost_swish", "false"]) == 2
     error = capsys.readouterr().err
-    assert "BasicBlock" in error
+    assert "LeNet300100 has no place for ghost skips" in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main([*command, "--recipe.rescale_init", "false"]) == 0  # the ghost swish has one
+    assert "tost: note: add_ghosts: net: LeNet300100 has no place for ghost skips" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_images")

@@ -76,7 +76,7 @@ class Joint:
 
 
 def input_of(node: fx.Node) -> fx.Node | None:
-    """The tensor that a module or activation is called on; None for a call with other arguments too."""
+    """The tensor that a module or activation is called on; None where it is no value of the graph."""
     found: Any = node.args[0] if node.args else node.kwargs.get("input")
     return found if isinstance(found, fx.Node) else None
 
