@@ -272,7 +272,7 @@ def wrap(net: nn.Module) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"wrap: net: expected a torch.nn.Module, got {type(net).__name__}")
     if isinstance(net, DistributedDataParallel):
-        # Its hooks on the parameters would go on reducing gradients as long as anything refers to it.
+        # Its hooks on the parameters are idle after a whole backward, but not after one that missed a parameter or was cut off.
         net._remove_autograd_hooks()  # type: ignore[no-untyped-call]
         net = net.module
     if _world() == 1:

@@ -6,7 +6,7 @@
 
 The stem is a 3x3 convolution for small images, or the paper's for ImageNet: 7x7, then 3x3 max pooling, both of stride 2.
 Where a block changes shape its shortcut is a 1x1 projection with BatchNorm (option B of the paper), elsewhere the
-identity, an empty `nn.Sequential`. Ghost skips rely on the attribute names of `BasicBlock`.
+identity, an empty `nn.Sequential`.
 """
 
 from __future__ import annotations
