@@ -51,6 +51,8 @@ def train_all(
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, got {jobs}")
+    if jobs > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(f"jobs: expected 1 under torchrun, whose processes share each run, got {jobs}")
     earlier = {config: RunFolder.of(config).finished and not overwrite for config in configs}
     results: dict[Config, Result] = {}
     if jobs == 1 or len(configs) == 1:

@@ -65,11 +65,12 @@ class Update:
         self._precision: Callable[[], AbstractContextManager[object]] = nullcontext
         if config.amp != "none":
             self._precision = lambda: torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
+        self.forward = net
         self.rewrap()
 
     def rewrap(self) -> None:
         """Look at `net` again: which of its parameters are trained has changed."""
-        self.forward = distributed.wrap(self.net)
+        self.forward = distributed.wrap(self.forward)
         norms = [module for module in self.net.modules() if isinstance(module, _NormBase)]
         self._statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self._before = [buffer.clone() for buffer in self._statistics]

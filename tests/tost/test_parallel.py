@@ -30,3 +30,11 @@ def test_two_at_a_time_equal_one_after_the_other(config: Config, tmp_path: Path)
     finally:
         torch.set_num_threads(threads)
     assert (alone.test_loss, alone.batches_fingerprint) == (together[0].test_loss, together[0].batches_fingerprint)
+
+
+def test_several_runs_at_once_and_several_processes_a_run_exclude_each_other(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="jobs: expected 1 under torchrun"):
+        train_all([config, dataclasses.replace(config, seed=1)], jobs=2)
