@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run starts from.
@@ -136,21 +139,23 @@ def is_rewired(config: Config) -> bool:
     return config.recipe.has_ghosts or config.backend in ("sparse", "reference")
 
 
-def kernels_of(config: Config) -> str:
-    """What computes the masked layers of a configuration.
+def kernels_of(config: Config, device: torch.device = _CPU) -> str:
+    """What computes the masked layers of a configuration on `device`.
 
-    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense": torch's own dense
-    operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered weights.
+    "cpu", "cuda": the kernels compiled for it, wherever they pay. "reference": the specification in plain torch. "dense":
+    torch's own dense operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered
+    weights.
     """
     if config.backend == "reference":
         return "reference"
-    compiled = config.backend == "sparse" and tk.backend.why_not("masked_conv2d", "cpu") is None
-    return "cpu" if compiled else "dense"
+    known = device.type in tk.backend.COMPILED
+    compiled = known and config.backend == "sparse" and tk.backend.why_not("masked_conv2d", device.type) is None
+    return device.type if compiled else "dense"
 
 
-def input_form(config: Config) -> Callable[[Tensor], Tensor]:
-    """What is done to each batch of inputs before the network sees it."""
-    if kernels_of(config) == "cpu":
+def input_form(config: Config, device: torch.device = _CPU) -> Callable[[Tensor], Tensor]:
+    """What is done to each batch of inputs on `device` before the network sees it."""
+    if kernels_of(config, device) in tk.backend.COMPILED:
         return tk.to_batch_last  # once, here: the sparse kernels keep the layout from layer to layer
     return lambda inputs: inputs
 
@@ -160,10 +165,10 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
-def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Where `config` asks for it, choose the fastest kernels of the training form `net` for its batches (`tk.tune`)."""
+def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...], device: torch.device = _CPU) -> None:
+    """Where `config` asks for it, choose the fastest kernels of the training form `net`, which is on `device` (`tk.tune`)."""
     if config.tune and config.backend == "sparse":
-        tk.tune(net, input_form(config)(torch.zeros(config.batch_size, *input_shape)))
+        tk.tune(net, input_form(config, device)(torch.zeros(config.batch_size, *input_shape, device=device)))
 
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:

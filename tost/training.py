@@ -154,13 +154,13 @@ def _train(
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
     net = training_form(config, prepared).to(me.device)
-    tune_layers(config, net, dataset.input_shape)
+    tune_layers(config, net, dataset.input_shape, me.device)
     ghost_weights = account(net).ghost_weights
 
-    to_device = input_form(config)
+    form = input_form(config, me.device)
 
     def to_input(inputs: Tensor) -> Tensor:
-        return to_device(inputs.to(me.device, non_blocking=True))
+        return form(inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
         return lambda net: evaluate(net, dataset, config.batch_size, to_input, part, images, workers)
@@ -216,7 +216,7 @@ def _train(
         ms_per_step=1e3 * statistics.median(rest),
         ms_per_step_with_ghosts=1e3 * statistics.median(live) if live else None,
         images_per_second=statistics.median(line["images_per_second"] for line in record.history),
-        kernels=kernels_of(config),
+        kernels=kernels_of(config, me.device),
         device=str(me.device),
         processes=me.world,
         threads=torch.get_num_threads(),

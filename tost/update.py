@@ -49,8 +49,8 @@ class Update:
         net: the network.
         optimizer: of its parameters.
         loss_of: see `LossOf`.
-        to_input: what is done to inputs before the network sees them.
-        device: where `net` is.
+        to_input: what is done to inputs before the network sees them; on `device`.
+        device: where `net` is, and where each batch is brought.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Update:
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> float:
         """The mean loss; the gradients are those of the mean loss over all parts, and over all processes."""
+        inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in (inputs, targets))
         parts = list(zip(inputs.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True))
         total = torch.zeros((), device=self.device)
         for number, (part, wanted) in enumerate(parts):

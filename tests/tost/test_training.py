@@ -244,6 +244,13 @@ def test_kernels_are_named_truly_where_none_is_compiled(config: Callable[..., Co
     assert all(preparation.input_form(config(backend=backend))(x := torch.ones(2, 1, 8, 8)) is x for backend in wanted)
 
 
+def test_kernels_are_those_of_the_device(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: None if backend == "cpu" else "none yet")
+    where = {"cpu": "cpu", "cuda": "dense", "mps": "dense"}
+    assert {device: preparation.kernels_of(config(), torch.device(device)) for device in where} == where
+    assert preparation.input_form(config(), torch.device("cuda"))(x := torch.ones(2, 1, 8, 8)) is x
+
+
 def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:
     bad = config(lr=1e30, recipe=Recipe.vanilla(), steps=20)
     with pytest.raises(NonFiniteLoss, match=r"the loss became (nan|inf) at step \d+ of 20, as at the 5 steps before .*lower lr"):
