@@ -25,6 +25,7 @@ from tost.init import rescale_init
 from tost.isolation import isolated
 from tost.masks import Masks, prune
 from tost.seeds import derive_seed
+from tost.update import precision_of
 
 __all__ = [
     "Prepared",
@@ -165,10 +166,14 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
-def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...], device: torch.device = _CPU) -> None:
-    """Where `config` asks for it, choose the fastest kernels of the training form `net`, which is on `device` (`tk.tune`)."""
+def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device = _CPU) -> None:
+    """Where `config` asks for it, choose the fastest kernels (`tk.tune`) of the training form `net`, which is on `device`.
+
+    `shape`: (N, C, H, W) of what it meets in one forward pass: one part of this process's share of a batch.
+    """
     if config.tune and config.backend == "sparse":
-        tk.tune(net, input_form(config, device)(torch.zeros(config.batch_size, *input_shape, device=device)))
+        with precision_of(config, device):
+            tk.tune(net, input_form(config, device)(torch.zeros(shape, device=device)))
 
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:

@@ -81,7 +81,7 @@ def measure_step_times(config: Config, dataset: Dataset, recipe: Recipe, rounds:
     batches = TrainBatches(dataset, config.batch_size, config.seed)
     with own_plans():
         for variant in variants:
-            tune_layers(variant.config, variant.net, dataset.input_shape)
+            tune_layers(variant.config, variant.net, (config.batch_size // config.accumulate, *dataset.input_shape))
         _take_turns(variants, batches, rounds)
     best: dict[tuple[str, bool], StepTime] = {}
     for time_ in (variant.result() for variant in variants):

@@ -154,7 +154,7 @@ def _train(
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
     net = training_form(config, prepared).to(me.device)
-    tune_layers(config, net, dataset.input_shape, me.device)
+    tune_layers(config, net, (config.batch_size // parts, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 
     form = input_form(config, me.device)

@@ -14,7 +14,7 @@ import tost_kernels as tk
 from tost import distributed
 from tost.config import Config
 
-__all__ = ["LossOf", "Update", "optimizer_of"]
+__all__ = ["LossOf", "Update", "optimizer_of", "precision_of"]
 
 LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs, inputs, targets) -> 0-dim loss, the mean over the samples."""
@@ -35,6 +35,11 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
+
+
+def precision_of(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which the network of `config` is trained on `device`: autocast, or nothing."""
+    return nullcontext() if config.amp == "none" else torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
 
 
 class Update:
@@ -65,9 +70,6 @@ class Update:
         self.config, self.net, self.optimizer = config, net, optimizer
         self.loss_of, self.to_input, self.device = loss_of, to_input, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        self._precision: Callable[[], AbstractContextManager[object]] = nullcontext
-        if config.amp != "none":
-            self._precision = lambda: torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
         self.forward = net
         self.rewrap()
 
@@ -99,7 +101,7 @@ class Update:
         for number, (part, wanted) in enumerate(parts):
             # processes exchange gradients once, with the last part
             with nullcontext() if number == len(parts) - 1 else distributed.no_sync(self.forward):
-                with self._precision():
+                with precision_of(self.config, self.device):
                     outputs = self.forward(self.to_input(part))
                     loss = self.loss_of(outputs, part, wanted) / len(parts)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

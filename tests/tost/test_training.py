@@ -318,3 +318,10 @@ def test_tuning_is_for_sparse_layers_and_ends_with_the_run(
     assert tuned.test_loss == pytest.approx(untuned.test_loss, rel=1e-3)
     train(config(tune=True, steps=2, backend="masked-dense"))
     assert len(met) == 1
+
+
+def test_tuning_meets_what_training_will(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[int, bool]] = []
+    monkeypatch.setattr(tk, "tune", lambda net, inputs: met.append((len(inputs), torch.is_autocast_enabled("cpu"))))
+    train(config(tune=True, steps=1, accumulate=4, amp="bf16", recipe=Recipe.vanilla()))
+    assert met == [(4, True)]
