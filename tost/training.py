@@ -179,7 +179,7 @@ def _train(
     def save() -> None:
         if me.is_main:
             elapsed = before + time.perf_counter() - started
-            folder.save_checkpoint(state_of(run, batches, update, around, prepared.weights_fingerprint, elapsed))
+            folder.save_checkpoint(state_of(run, batches, update, around, fingerprint, elapsed))
 
     around: list[Callback] = [LearningRate()]
     around += [fade] if config.recipe.has_ghosts else []
@@ -191,15 +191,16 @@ def _train(
     around += [TensorBoard(folder.path / "tensorboard", record)] if tensorboard and me.is_main else []
     around += [StopAtNonFinite(), stop, Checkpoint(save, checkpoint_seconds, lambda: stop.number)]
 
-    before = restore(state, run, batches, update, around) if state is not None else 0.0
+    before, fingerprint = 0.0, prepared.weights_fingerprint
+    if state is not None:
+        before, fingerprint = restore(state, run, batches, update, around)
     steps(run, batches, update, around)
 
     final = finalize(run.result_net, inplace=True, warn=run.averaged is None)
     accuracy, test_loss = measured["test"](final)
     if not math.isfinite(test_loss):
         raise NonFiniteLoss(f"the test loss of the finalized network is {test_loss}: lower lr or add warmup_steps")
-    live = fade.live_seconds
-    rest = run.step_seconds[len(live) :] or run.step_seconds
+    live, rest = run.step_seconds[: fade.live_steps], run.step_seconds[fade.live_steps :]
     result = Result(
         config=config,
         run_dir=folder.path,
@@ -210,10 +211,10 @@ def _train(
         accounting=account(final),
         ghost_weights_at_start=ghost_weights,
         masks_fingerprint=prepared.masks.fingerprint[:16] if prepared.masks is not None else None,
-        weights_fingerprint=prepared.weights_fingerprint,
+        weights_fingerprint=fingerprint,
         batches_fingerprint=batches.fingerprint,
         seconds=before + time.perf_counter() - started,
-        ms_per_step=1e3 * statistics.median(rest),
+        ms_per_step=1e3 * statistics.median(rest or live),
         ms_per_step_with_ghosts=1e3 * statistics.median(live) if live else None,
         images_per_second=statistics.median(line["images_per_second"] for line in record.history),
         kernels=kernels_of(config, me.device),
