@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tost.experiment import Comparison
     from tost.report import Sheet
 
-_MASK_FIELDS = ("model", "dataset", "data_dir", "method", "density", "include", "exclude", "seed")
+_MASK_FIELDS = ("model", "dataset", "data_dir", "validation", "method", "density", "include", "exclude", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 import tost_kernels as tk
 from tost import models
 from tost.config import Config
-from tost.data import Dataset, TrainBatches
+from tost.data import Dataset, TrainBatches, validation_split
 from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
@@ -37,6 +37,7 @@ __all__ = [
     "make_masks",
     "plain_form",
     "prepare",
+    "split_images",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
@@ -77,11 +78,16 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
         model = rescale_init(
             model,
             masks if masks is not None else {},
-            TrainBatches(dataset, config.batch_size, config.seed, stream="rescale"),
+            TrainBatches(dataset, config.batch_size, config.seed, stream="rescale", subset=split_images(config, dataset)[0]),
             config.recipe,
             seed=derive_seed("rescale", config.seed),
         )
     return Prepared(model, masks, fingerprint)
+
+
+def split_images(config: Config, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+    """Indices, int64 (n,), of the training images that are trained on (None: all) and of those held out (None: none)."""
+    return validation_split(dataset, config.validation) if config.validation else (None, None)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -103,11 +109,12 @@ _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would 
 
 
 def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000), as SNIP does; a
-    method of several steps gets fresh ones at each.
+    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000, none of them held
+    out), as SNIP does; a method of several steps gets fresh ones at each.
     """
-    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train))
-    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
+    training, _ = split_images(config, dataset)
+    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
+    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training)
     return prune(
         model,
         config.method,

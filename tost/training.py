@@ -39,7 +39,7 @@ from tost.callbacks import (
     TensorBoard,
 )
 from tost.config import Config
-from tost.data import Dataset, TrainBatches, eval_batches, load, validation_split
+from tost.data import Dataset, TrainBatches, eval_batches, load
 from tost.ghosts import finalize
 from tost.isolation import isolated
 from tost.loop import Run, steps
@@ -52,6 +52,7 @@ from tost.preparation import (
     kernels_of,
     plain_form,
     prepare,
+    split_images,
     training_form,
     tune_layers,
     weights_fingerprint,
@@ -134,7 +135,7 @@ def _train(
 ) -> Result:
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
-    subset, held_out = validation_split(dataset, config.validation) if config.validation else (None, None)
+    subset, held_out = split_images(config, dataset)
     batches = TrainBatches(
         dataset,
         config.batch_size,

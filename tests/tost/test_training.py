@@ -16,7 +16,7 @@ import tost_kernels as tk
 import tost_kernels.plan
 from tost import Config, Masks, Recipe, preparation, training
 from tost.callbacks import Callback, Run
-from tost.data import Dataset, eval_batches
+from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.models.resnet import ResNet
 from tost.seeds import derive_seed
 from tost.training import NonFiniteLoss, evaluate, train
@@ -242,6 +242,22 @@ def test_kernels_are_named_truly_where_none_is_compiled(config: Callable[..., Co
     wanted = {"sparse": "dense", "reference": "reference", "masked-dense": "dense", "dense": "dense"}
     assert {backend: preparation.kernels_of(config(backend=backend)) for backend in wanted} == wanted
     assert all(preparation.input_form(config(backend=backend))(x := torch.ones(2, 1, 8, 8)) is x for backend in wanted)
+
+
+def test_held_out_images_choose_neither_masks_nor_scales(
+    config: Callable[..., Config], toy_images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    class Seen(TrainBatches):
+        def __init__(self, *args: Any, subset: torch.Tensor, **kwargs: Any) -> None:
+            super().__init__(*args, subset=subset, **kwargs)
+            seen[self.stream] = subset.tolist()
+
+    monkeypatch.setattr(preparation, "TrainBatches", Seen)
+    preparation.prepare(config(method="snip", validation=0.25, recipe=Recipe(rescale_iterations=1)), toy_images)
+    training, _ = validation_split(toy_images, 0.25)
+    assert seen == {"prune": training.tolist(), "rescale": training.tolist()}
 
 
 def test_kernels_are_those_of_the_device(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
