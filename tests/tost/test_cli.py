@@ -208,6 +208,7 @@ def test_a_run_that_breaks_is_one_line(
     assert capsys.readouterr().err == f"tost: error: {error}\n"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_ending_the_parent_ends_the_workers(tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [*LENET[:2], "--variants", "{vanilla: vanilla}", "--seeds", "2", "--jobs", "2", "--epochs", "100000"]

@@ -140,6 +140,7 @@ def test_overwrite_begins_anew(config: Callable[..., Config]) -> None:
     assert seen == [0]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], number: int) -> None:
     class Raise(Callback):
@@ -156,6 +157,7 @@ def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], num
     assert RunFolder.of(config()).load_checkpoint()["position"]["step"] == 5
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_signal_ends_it_at_once(config: Callable[..., Config]) -> None:
     class Twice(Callback):
         def before_step(self, run: Run) -> None:
