@@ -29,7 +29,10 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
     """
     groups = tk.param_groups(net, config.weight_decay)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        # Where fp16 gradients overflow at the first step, fused SGD leaves the momentum as uninitialised memory and goes on with
+        # that (torch 2.13); unfused, the gradient scaler does not call it.
+        fused = config.amp != "fp16"
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
 

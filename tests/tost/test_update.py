@@ -125,12 +125,16 @@ def test_mixed_precision_is_close_to_single(amp: str) -> None:
     assert seen == [torch.bfloat16 if amp == "bf16" else torch.float16]
 
 
-def test_the_scaler_skips_and_learns_where_half_precision_overflows() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_scaler_skips_and_learns_where_half_precision_overflows(optimizer: str) -> None:
     net = network()
-    update = update_of(net, amp="fp16")
+    update = update_of(net, amp="fp16", optimizer=optimizer)
     update.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     loss, _ = update(*batch())
     assert math.isfinite(loss)
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     assert update.scaler.get_scale() == 2.0**39
+    update.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    assert math.isfinite(update(*batch())[0])
+    assert all(p.isfinite().all() and not torch.equal(p, before[name]) for name, p in net.named_parameters())
