@@ -45,13 +45,15 @@ from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
 from tost.preparation import (
+    LAYOUTS,
     Prepared,
     forced_backend,
     initial_model,
-    input_form,
     kernels_of,
+    layout_of,
     plain_form,
     prepare,
+    set_layout,
     training_form,
     tune_layers,
     weights_fingerprint,
@@ -153,14 +155,13 @@ def _train(
     prepared = _prepare_everywhere(config, dataset, folder, me, resumed=state is not None)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
-    net = training_form(config, prepared).to(me.device)
-    tune_layers(config, net, dataset.input_shape)
+    layout = layout_of(config, me.device)
+    net = set_layout(training_form(config, prepared).to(me.device), layout)
+    tune_layers(config, net, dataset.input_shape, me.device)
     ghost_weights = account(net).ghost_weights
 
-    to_device = input_form(config)
-
     def to_input(inputs: Tensor) -> Tensor:
-        return to_device(inputs.to(me.device, non_blocking=True))
+        return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
         return lambda net: evaluate(net, dataset, config.batch_size, to_input, part, images, workers)
@@ -216,7 +217,7 @@ def _train(
         ms_per_step=1e3 * statistics.median(rest),
         ms_per_step_with_ghosts=1e3 * statistics.median(live) if live else None,
         images_per_second=statistics.median(line["images_per_second"] for line in record.history),
-        kernels=kernels_of(config),
+        kernels=kernels_of(config, me.device),
         device=str(me.device),
         processes=me.world,
         threads=torch.get_num_threads(),
