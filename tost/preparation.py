@@ -28,23 +28,22 @@ from tost.seeds import derive_seed
 from tost.update import precision_of
 
 __all__ = [
+    "LAYOUTS",
     "Prepared",
     "forced_backend",
     "initial_model",
-    "input_form",
     "is_rewired",
     "kernels_of",
+    "layout_of",
     "make_masks",
     "plain_form",
     "prepare",
+    "set_layout",
     "split_images",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
 ]
-
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -147,25 +146,42 @@ def is_rewired(config: Config) -> bool:
     return config.recipe.has_ghosts or config.backend in ("sparse", "reference")
 
 
-def kernels_of(config: Config, device: torch.device = _CPU) -> str:
+def kernels_of(config: Config, device: torch.device) -> str:
     """What computes the masked layers of a configuration on `device`.
 
-    "cpu", "cuda": the kernels compiled for it, wherever they pay. "reference": the specification in plain torch. "dense":
+    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense":
     torch's own dense operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered
     weights.
     """
     if config.backend == "reference":
         return "reference"
-    known = device.type in tk.backend.COMPILED
-    compiled = known and config.backend == "sparse" and tk.backend.why_not("masked_conv2d", device.type) is None
-    return device.type if compiled else "dense"
+    compiled = device.type == "cpu" and tk.backend.why_not("masked_conv2d", "cpu") is None
+    return "cpu" if config.backend == "sparse" and compiled else "dense"
 
 
-def input_form(config: Config, device: torch.device = _CPU) -> Callable[[Tensor], Tensor]:
-    """What is done to each batch of inputs on `device` before the network sees it."""
-    if kernels_of(config, device) in tk.backend.COMPILED:
-        return tk.to_batch_last  # once, here: the sparse kernels keep the layout from layer to layer
-    return lambda inputs: inputs
+# name -> what is done to each batch of images before the network sees it; every layer keeps the layout from there on
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch_last": tk.to_batch_last,
+    "channels_last": lambda images: images.contiguous(memory_format=torch.channels_last),
+    "contiguous": lambda images: images.contiguous(),
+}
+
+
+def layout_of(config: Config, device: torch.device) -> str:
+    """The memory format of the images that suits what computes the layers: a name of LAYOUTS.
+
+    torch's dense convolutions are faster on channels_last; ResNet-20, batch 128, 2 threads of a Zen 4: 249 instead of 317 ms a
+    step.
+    """
+    return "batch_last" if kernels_of(config, device) == "cpu" else "channels_last"
+
+
+def set_layout(net: nn.Module, layout: str) -> nn.Module:
+    """Bring the dense convolutions of `net` into the memory format that goes with `layout`; returns `net`."""
+    if layout != "batch_last":
+        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        net.to(memory_format=memory_format)  # type: ignore[call-overload]
+    return net
 
 
 def forced_backend(config: Config) -> AbstractContextManager[None]:
@@ -173,14 +189,14 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
-def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device = _CPU) -> None:
+def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
     """Where `config` asks for it, choose the fastest kernels (`tk.tune`) of the training form `net`, which is on `device`.
 
     `shape`: (N, C, H, W) of what it meets in one forward pass: one part of this process's share of a batch.
     """
     if config.tune and config.backend == "sparse":
         with precision_of(config, device):
-            tk.tune(net, input_form(config, device)(torch.zeros(shape, device=device)))
+            tk.tune(net, LAYOUTS[layout_of(config, device)](torch.zeros(shape, device=device)))
 
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:

@@ -58,6 +58,7 @@ def restore(
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name], run)
         run.optimizer.load_state_dict(state["optimizer"])  # after the callbacks: dead ghosts have left the optimizer
+        _match_strides(run.optimizer)
         update.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], update.device)
         return float(state["seconds"]), str(state["weights_fingerprint"])
@@ -65,6 +66,18 @@ def restore(
         raise  # a RuntimeError: the ghosts' end wraps the network anew, with the others
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint: expected the state of run {run.config.hash}, got another: {error}") from error
+
+
+def _match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's tensors the memory format of their parameters, as they have when training makes them.
+
+    A checkpoint holds contiguous tensors, and fused optimizers pair the numbers of a parameter and its state as they lie in
+    memory.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

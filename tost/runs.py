@@ -42,7 +42,7 @@ class Result:
             steps where the ghosts lived to the end.
         ms_per_step_with_ghosts: the same of the steps with living ghosts; None where there were none.
         images_per_second: median over the epochs of images trained on in a second, with the making of batches.
-        kernels: what computed the masked layers: "cpu" or "cuda" (compiled), "reference" (the specification in plain torch) or
+        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or
             "dense" (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
         device: where it ran: "cpu", "cuda:0".
         processes: how many shared the batches.

@@ -45,13 +45,15 @@ from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
 from tost.preparation import (
+    LAYOUTS,
     Prepared,
     forced_backend,
     initial_model,
-    input_form,
     kernels_of,
+    layout_of,
     plain_form,
     prepare,
+    set_layout,
     split_images,
     training_form,
     tune_layers,
@@ -154,14 +156,13 @@ def _train(
     prepared = _prepare_everywhere(config, dataset, folder, me, resumed=state is not None)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
-    net = training_form(config, prepared).to(me.device)
+    layout = layout_of(config, me.device)
+    net = set_layout(training_form(config, prepared).to(me.device), layout)
     tune_layers(config, net, (config.batch_size // parts, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 
-    form = input_form(config, me.device)
-
     def to_input(inputs: Tensor) -> Tensor:
-        return form(inputs.to(me.device, non_blocking=True))
+        return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
         return lambda net: evaluate(net, dataset, config.batch_size, to_input, part, images, workers)

@@ -1,5 +1,8 @@
 """A data set small enough to train on in a test."""
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,3 +18,11 @@ def toy_images() -> Dataset:
     pixels = (128 + 32 * inputs).clamp(0, 255).to(torch.uint8)
     train, test = MemoryImages(pixels[:48], targets[:48]), MemoryImages(pixels[48:], targets[48:])
     return Dataset("toy", train, test, 3, torch.tensor([0.5]), torch.tensor([0.125]), 1, False)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as programs at a terminal have it: what a shell starts in the background ignores it, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

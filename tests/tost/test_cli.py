@@ -79,7 +79,8 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--recipe", "tots"], "tost: error: recipe: unknown name 'tots'; did you mean tost?"),
         (["train", "--recipe.label_smoothing", "2"], "tost: error: Recipe.label_smoothing: expected"),
         (["train", "--recipe.ghost_skp", "true"], "tost: error: Option 'ghost_skp' is not accepted; did you mean"),
-        (["train", "--threads", "0"], "tost: error: threads: expected at least 1, got 0"),
+        (["train", "--threads", "0"], "tost: error: threads: expected 1 to 1024, got 0"),
+        (["train", "--threads", "100000"], "tost: error: threads: expected 1 to 1024, got 100000"),
         (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
         (["compare", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe: unknown name 'tots'"),
@@ -208,6 +209,7 @@ def test_a_run_that_breaks_is_one_line(
     assert capsys.readouterr().err == f"tost: error: {error}\n"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_ending_the_parent_ends_the_workers(tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [*LENET[:2], "--variants", "{vanilla: vanilla}", "--seeds", "2", "--jobs", "2", "--epochs", "100000"]

@@ -140,6 +140,7 @@ def test_overwrite_begins_anew(config: Callable[..., Config]) -> None:
     assert seen == [0]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], number: int) -> None:
     class Raise(Callback):
@@ -166,6 +167,7 @@ class Twice(Callback):
                 signal.raise_signal(number)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_after_a_signal_ends_it_at_once(config: Callable[..., Config], first: int) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:

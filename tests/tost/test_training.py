@@ -239,9 +239,10 @@ def test_initial_weights_leave_every_generator_alone(config: Callable[..., Confi
 
 def test_kernels_are_named_truly_where_none_is_compiled(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: "no compiler")
+    cpu = torch.device("cpu")
     wanted = {"sparse": "dense", "reference": "reference", "masked-dense": "dense", "dense": "dense"}
-    assert {backend: preparation.kernels_of(config(backend=backend)) for backend in wanted} == wanted
-    assert all(preparation.input_form(config(backend=backend))(x := torch.ones(2, 1, 8, 8)) is x for backend in wanted)
+    assert {backend: preparation.kernels_of(config(backend=backend), cpu) for backend in wanted} == wanted
+    assert {preparation.layout_of(config(backend=backend), cpu) for backend in wanted} == {"channels_last"}
 
 
 def test_held_out_images_choose_neither_masks_nor_scales(
@@ -262,9 +263,10 @@ def test_held_out_images_choose_neither_masks_nor_scales(
 
 def test_kernels_are_those_of_the_device(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: None if backend == "cpu" else "none yet")
-    where = {"cpu": "cpu", "cuda": "dense", "mps": "dense"}
-    assert {device: preparation.kernels_of(config(), torch.device(device)) for device in where} == where
-    assert preparation.input_form(config(), torch.device("cuda"))(x := torch.ones(2, 1, 8, 8)) is x
+    where = {"cpu": ("cpu", "batch_last"), "cuda": ("dense", "channels_last"), "mps": ("dense", "channels_last")}
+    for name, wanted in where.items():
+        device = torch.device(name)
+        assert (preparation.kernels_of(config(), device), preparation.layout_of(config(), device)) == wanted
 
 
 def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:
@@ -323,7 +325,7 @@ def test_tuning_is_for_sparse_layers_and_ends_with_the_run(
 
     def quick(net: torch.nn.Module, inputs: torch.Tensor) -> tk.TuneReport:
         met.append(tuple(inputs.shape))
-        assert tk.is_batch_last(inputs) == (preparation.kernels_of(config(tune=True)) == "cpu")
+        assert tk.is_batch_last(inputs) == (preparation.kernels_of(config(tune=True), torch.device("cpu")) == "cpu")
         return tune(net, inputs, cache=False, timer=lambda trials, rounds: [float(t.plan.backend != "dense") for t in trials])
 
     monkeypatch.setattr(tk, "tune", quick)
