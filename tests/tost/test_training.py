@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import tost
 import tost_kernels as tk
 import tost_kernels.plan
-from tost import Config, Masks, Recipe, preparation, training
+from tost import Config, Masks, Recipe, distributed, preparation, training
 from tost.callbacks import Callback, Run
 from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.models.resnet import ResNet
@@ -302,6 +303,13 @@ def test_a_crash_during_overwrite_leaves_the_run_unfinished(config: Callable[...
 def test_batches_larger_than_the_data(config: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match="batch_size: expected 1 to 48"):
         train(config(batch_size=49))
+
+
+def test_batches_that_processes_and_parts_cannot_share(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    two = nullcontext(distributed.Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(distributed, "processes", lambda device: two)
+    with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 4 \(accumulate x processes\), got 18"):
+        train(config(batch_size=18, accumulate=2))
 
 
 def test_evaluation_restores_the_mode(toy_images: Dataset) -> None:
