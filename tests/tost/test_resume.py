@@ -183,6 +183,17 @@ def test_the_second_sigterm_does_not_disturb_the_save(config: Callable[..., Conf
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_end_that_fails_keeps_no_other_from_ending(config: Callable[..., Config]) -> None:
+    class Failing(Callback):
+        def on_end(self, run: Run) -> None:
+            raise OSError("no space for the last curve")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="no space for the last curve"):
+        train(config(), callbacks=[Failing()])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_runs_in_other_threads_leave_signals_alone(config: Callable[..., Config]) -> None:
     results: list[training.Result] = []
     thread = threading.Thread(target=lambda: results.append(train(config())))
