@@ -136,7 +136,7 @@ class PictureImages:
             sampler=requests(),
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # else it would draw from torch's global one
         )
         with warnings.catch_warnings():
@@ -185,8 +185,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer still wants to save
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C, and the SIGTERM of torchrun, go to a whole group of processes; the trainer still wants its last batch, and to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # SIGTERM is not ignored: that is how the trainer ends a worker
 
 
 def random_box(width: int, height: int, seed: int) -> tuple[int, int, int, int]:

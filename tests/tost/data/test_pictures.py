@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+import signal
 import struct
 import warnings
 import zlib
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.tost.data.tiny_files import FOLDER_SIZE, FORMATS, TINY_CLASSES, TINY_EACH, TINY_TEST, picture
-from tost.data import Dataset, TrainBatches, eval_batches, image_folders, load_folder
+from tost.data import Dataset, Picks, TrainBatches, eval_batches, image_folders, load_folder
 from tost.data.pictures import PictureImages, random_box
 
 # torch's advice on machines with one core
@@ -191,6 +192,17 @@ def test_a_worker_that_dies_is_an_error_that_names_the_place(folder: Path, monke
     with pytest.raises(RuntimeError, match=r"a process that reads pictures died .* begins with .*val/(cat|dog)/") as error:
         list(eval_batches(dataset(folder), 2, workers=1))
     assert "\n" not in str(error.value)
+
+
+def test_signals_to_the_group_of_the_trainer_do_not_reach_the_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(self: PictureImages, index: int, crop_seed: int | None = None) -> np.ndarray:
+        return np.array([os.getpgid(0) == os.getpgid(os.getppid()), signal.getsignal(signal.SIGINT) is not signal.SIG_IGN])
+
+    monkeypatch.setattr(PictureImages, "read", seen)
+    monkeypatch.setattr(PictureImages, "shape", (2,))
+    images = PictureImages(folder, ["a.png"], torch.zeros(1, dtype=torch.int64), 16)
+    (batch,) = images.batches([Picks(torch.zeros(1, dtype=torch.int64))], workers=1)
+    assert batch.tolist() == [[0, 0]]
 
 
 def png_of(width: int, height: int) -> bytes:
