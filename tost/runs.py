@@ -194,6 +194,7 @@ class RunFolder:
             result = Result(**values)
             _check_types(result.accounting)
             _check_types(result)
+            _check_history(result.history)
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedFile(self.result, f"not a run's result: {error}") from error
         return result
@@ -205,6 +206,15 @@ def _check_types(record: Any) -> None:
         value = getattr(record, name)
         if not _is(value, kind):
             raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
+
+
+def _check_history(lines: tuple[Mapping[str, Any], ...]) -> None:
+    """Raise TypeError or KeyError unless the tables and figures can be drawn from it."""
+    if not lines:
+        raise TypeError("history: expected an epoch or more, got none")
+    for line in lines:
+        if not (_is(line["epoch"], int) and _is(line["step"], int) and _is(line.get("test_accuracy", 0.0), float)):
+            raise TypeError(f"history: expected numbers for epoch, step and test_accuracy, got {line!r:.100}")
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -59,6 +59,22 @@ def test_a_value_of_another_type_is_named(tmp_path: Path, field: str, wrong: obj
         find_runs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ([], "history: expected an epoch or more, got none"),
+        ([{"epoch": 1}], "'step'"),
+        ([{"epoch": 1, "step": "3"}], "history: expected numbers for epoch, step and test_accuracy, got "),
+        ([{"epoch": 1, "step": 3, "test_accuracy": "0.5"}], "history: expected numbers for epoch, step and test_accuracy, got "),
+    ],
+)
+def test_a_history_that_cannot_be_drawn_is_named(tmp_path: Path, history: list[object], message: str) -> None:
+    result = finished(tmp_path)
+    (result.run_dir / "result.json").write_text(json.dumps({**result.as_dict(), "history": history}))
+    with pytest.raises(ValueError, match=rf"result\.json: not a run's result: {message}"):
+        find_runs(tmp_path)
+
+
 def test_a_count_of_another_type_is_named(tmp_path: Path) -> None:
     values = finished(tmp_path).as_dict()
     values["accounting"]["parameters"] = 1.5
