@@ -211,7 +211,7 @@ def _data(options: Namespace) -> None:
         raise ValueError("name: expected the data set to fetch (tost data list shows them), got none")
     if options.action == "list" and options.name is not None:
         raise ValueError(f"name: expected none for list, got {options.name}")
-    from tost.data import fetch, names
+    from tost.data import fetch, find, names
     from tost.data.sources import SOURCES
     from tost.report import Sheet
 
@@ -222,7 +222,7 @@ def _data(options: Namespace) -> None:
         else:
             print(f"{done.name}  {done.folder}" + ("" if done.downloaded else "  (was there already)"))
         return
-    found = {name: fetch.find(name, options.data_dir) for name in names()}
+    found = {name: find(name, options.data_dir) for name in names()}
     if options.json:
         _print_json([{"name": n, "fetch": n in SOURCES, "folder": str(f) if f else None} for n, f in found.items()])
         return

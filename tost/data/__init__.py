@@ -5,7 +5,7 @@ from __future__ import annotations
 from tost.data.batches import TrainBatches, eval_batches, validation_split
 from tost.data.dataset import Dataset, Images, MemoryImages, Picks
 from tost.data.image_folders import load_folder
-from tost.data.registry import load, names
+from tost.data.registry import find, load, names
 
 __all__ = [
     "Dataset",
@@ -14,6 +14,7 @@ __all__ = [
     "Picks",
     "TrainBatches",
     "eval_batches",
+    "find",
     "load",
     "load_folder",
     "names",

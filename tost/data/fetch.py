@@ -22,7 +22,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tost.choices import check_choice
-from tost.data import cifar, idx, image_folders, mnist5k
 from tost.data.places import default_dir
 from tost.data.registry import names
 from tost.data.sources import BY_HAND, SOURCES, File, Source
@@ -92,22 +91,6 @@ def fetch_source(source: Source, folder: Path, report: Report) -> int:
         if source.folder is not None:
             _unpack(folder / source.files[0].name, folder, source, report)
         return downloaded
-
-
-def find(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """Where the data set `name` is, None if it is not there; its files are not read."""
-    try:
-        if name in ("cifar10", "cifar100"):
-            return cifar.find(name, data_dir)[0]
-        if name in ("mnist", "fashionmnist"):
-            return idx.find(name, data_dir)
-        if name == "tinyimagenet":
-            return image_folders.find_tinyimagenet(data_dir)
-        if name == "mnist5k":
-            return mnist5k.csv_path()
-        return image_folders.find_folder(data_dir, name, "")[0].parent
-    except FileNotFoundError:
-        return None
 
 
 # ---- download --------------------------------------------------------------------------------------------------------

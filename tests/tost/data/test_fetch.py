@@ -19,8 +19,8 @@ import pytest
 from tests.tost.data.tiny_files import FORMATS, cifar_binary, cifar_files, tar_of
 from tost.cli import main
 from tost.data import fetch as fetching
-from tost.data import names
-from tost.data.fetch import Fetched, fetch, fetch_source, find
+from tost.data import find, names
+from tost.data.fetch import Fetched, fetch, fetch_source
 from tost.data.sources import BY_HAND, SOURCES, File, Source
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
