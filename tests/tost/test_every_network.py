@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import pytest
 import torch
@@ -35,8 +36,11 @@ def model_of(name: str) -> nn.Module:
     return tost.models.build(name, 10, inputs.shape[1], inputs.shape[2:])
 
 
-def masks_of(model: nn.Module) -> Masks:
-    return tost.prune(model, "erk", density=0.2)
+@lru_cache(maxsize=1)
+def start_of(name: str) -> tuple[nn.Module, Masks]:
+    """What every training of a network starts from, and leaves as it is."""
+    model = model_of(name)
+    return model, tost.prune(model, "erk", density=0.2)
 
 
 Form = tuple[Callable[[nn.Module, Masks], nn.Module], Callable[[Tensor], Tensor], Callable[[], AbstractContextManager[None]]]
@@ -52,8 +56,7 @@ def trained(name: str, recipe: Recipe, form: str, dtype: torch.dtype = torch.flo
     network computes.
     """
     make, to_input, context = FORMS[form]
-    model = model_of(name)
-    masks = masks_of(model)
+    model, masks = start_of(name)
     net = make(model, masks).to(dtype)
     if recipe.has_ghosts or form != "masked-dense":
         if recipe.ghost_skip and name in WITHOUT_SKIPS:
