@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
+    from tost import callbacks, checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
@@ -41,7 +41,19 @@ _EXPORTS = {
     "rescale_init": "tost.init",
     "train": "tost.training",
 }
-_SUBMODULES = {"checkpoint", "data", "distributed", "experiment", "ghosts", "init", "losses", "masks", "models", "report"}
+_SUBMODULES = {
+    "callbacks",
+    "checkpoint",
+    "data",
+    "distributed",
+    "experiment",
+    "ghosts",
+    "init",
+    "losses",
+    "masks",
+    "models",
+    "report",
+}
 
 __version__ = "0.1.0"
 
@@ -54,6 +66,7 @@ __all__ = [
     "Result",
     "account",
     "add_ghosts",
+    "callbacks",
     "checkpoint",
     "compare",
     "count_macs",

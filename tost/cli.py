@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from tost.experiment import Comparison
     from tost.report import Sheet
 
-_MASK_FIELDS = ("model", "dataset", "data_dir", "method", "density", "include", "exclude", "seed")
+_MOST_THREADS = 1024  # OpenMP keeps a table of them on the stack, and crashes where it does not fit
+_MASK_FIELDS = ("model", "dataset", "data_dir", "validation", "method", "density", "include", "exclude", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -370,8 +371,8 @@ def _with_underscores(word: str) -> str:
 def _set_threads(threads: int | None) -> None:
     if threads is None:
         return
-    if threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if not 1 <= threads <= _MOST_THREADS:
+        raise ValueError(f"threads: expected 1 to {_MOST_THREADS}, got {threads}")
     import torch
 
     torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +82,7 @@ class Callback:
         """After an epoch, and after the last step where that ends amid one; fill `run.line`."""
 
     def on_end(self, run: Run) -> None:
-        """When the training is over, also when it failed."""
+        """When the training is over, also when it failed, or the `on_end` of another callback did."""
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, texts, lists, dicts and tensors that a checkpoint keeps."""
@@ -94,7 +95,9 @@ class Callback:
 def steps(run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback]) -> None:
     """`run.total_steps` updates, epoch after epoch; starts where `run` stands."""
     run.net.train()
-    try:
+    with ExitStack() as ends:
+        for callback in reversed(callbacks):  # the last one in is called first
+            ends.callback(callback.on_end, run)
         for callback in callbacks:
             callback.on_start(run)
         while run.epoch * len(batches) < run.total_steps:
@@ -112,6 +115,3 @@ def steps(run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[C
             run.batch = 0
             for callback in callbacks:
                 callback.on_epoch_end(run)
-    finally:
-        for callback in callbacks:
-            callback.on_end(run)

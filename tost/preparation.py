@@ -18,24 +18,28 @@ from torch.nn.utils import prune as torch_prune
 import tost_kernels as tk
 from tost import models
 from tost.config import Config
-from tost.data import Dataset, TrainBatches
+from tost.data import Dataset, TrainBatches, validation_split
 from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
 from tost.isolation import isolated
 from tost.masks import Masks, prune
 from tost.seeds import derive_seed
+from tost.update import precision_of
 
 __all__ = [
+    "LAYOUTS",
     "Prepared",
     "forced_backend",
     "initial_model",
-    "input_form",
     "is_rewired",
     "kernels_of",
+    "layout_of",
     "make_masks",
     "plain_form",
     "prepare",
+    "set_layout",
+    "split_images",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
@@ -73,11 +77,16 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
         model = rescale_init(
             model,
             masks if masks is not None else {},
-            TrainBatches(dataset, config.batch_size, config.seed, stream="rescale"),
+            TrainBatches(dataset, config.batch_size, config.seed, stream="rescale", subset=split_images(config, dataset)[0]),
             config.recipe,
             seed=derive_seed("rescale", config.seed),
         )
     return Prepared(model, masks, fingerprint)
+
+
+def split_images(config: Config, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+    """Indices, int64 (n,), of the training images that are trained on (None: all) and of those held out (None: none)."""
+    return validation_split(dataset, config.validation) if config.validation else (None, None)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -99,11 +108,12 @@ _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would 
 
 
 def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000), as SNIP does; a
-    method of several steps gets fresh ones at each.
+    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000, none of them held
+    out), as SNIP does; a method of several steps gets fresh ones at each.
     """
-    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train))
-    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False)
+    training, _ = split_images(config, dataset)
+    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
+    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training)
     return prune(
         model,
         config.method,
@@ -136,23 +146,42 @@ def is_rewired(config: Config) -> bool:
     return config.recipe.has_ghosts or config.backend in ("sparse", "reference")
 
 
-def kernels_of(config: Config) -> str:
-    """What computes the masked layers of a configuration.
+def kernels_of(config: Config, device: torch.device) -> str:
+    """What computes the masked layers of a configuration on `device`.
 
-    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense": torch's own dense
-    operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered weights.
+    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense":
+    torch's own dense operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered
+    weights.
     """
     if config.backend == "reference":
         return "reference"
-    compiled = config.backend == "sparse" and tk.backend.why_not("masked_conv2d", "cpu") is None
-    return "cpu" if compiled else "dense"
+    compiled = device.type == "cpu" and tk.backend.why_not("masked_conv2d", "cpu") is None
+    return "cpu" if config.backend == "sparse" and compiled else "dense"
 
 
-def input_form(config: Config) -> Callable[[Tensor], Tensor]:
-    """What is done to each batch of inputs before the network sees it."""
-    if kernels_of(config) == "cpu":
-        return tk.to_batch_last  # once, here: the sparse kernels keep the layout from layer to layer
-    return lambda inputs: inputs
+# name -> what is done to each batch of images before the network sees it; every layer keeps the layout from there on
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch_last": tk.to_batch_last,
+    "channels_last": lambda images: images.contiguous(memory_format=torch.channels_last),
+    "contiguous": lambda images: images.contiguous(),
+}
+
+
+def layout_of(config: Config, device: torch.device) -> str:
+    """The memory format of the images that suits what computes the layers: a name of LAYOUTS.
+
+    torch's dense convolutions are faster on channels_last; ResNet-20, batch 128, 2 threads of a Zen 4: 249 instead of 317 ms a
+    step.
+    """
+    return "batch_last" if kernels_of(config, device) == "cpu" else "channels_last"
+
+
+def set_layout(net: nn.Module, layout: str) -> nn.Module:
+    """Bring the dense convolutions of `net` into the memory format that goes with `layout`; returns `net`."""
+    if layout != "batch_last":
+        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        net.to(memory_format=memory_format)  # type: ignore[call-overload]
+    return net
 
 
 def forced_backend(config: Config) -> AbstractContextManager[None]:
@@ -160,10 +189,14 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
-def tune_layers(config: Config, net: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Where `config` asks for it, choose the fastest kernels of the training form `net` for its batches (`tk.tune`)."""
+def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+    """Where `config` asks for it, choose the fastest kernels (`tk.tune`) of the training form `net`, which is on `device`.
+
+    `shape`: (N, C, H, W) of what it meets in one forward pass: one part of this process's share of a batch.
+    """
     if config.tune and config.backend == "sparse":
-        tk.tune(net, input_form(config)(torch.zeros(config.batch_size, *input_shape)))
+        with precision_of(config, device):
+            tk.tune(net, LAYOUTS[layout_of(config, device)](torch.zeros(shape, device=device)))
 
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:

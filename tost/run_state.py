@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tost.data import TrainBatches
+from tost.distributed import PeerLost
 from tost.loop import Callback, Run
 from tost.random_state import random_state, set_random_state
 from tost.update import Update
@@ -35,11 +36,14 @@ def state_of(
     }
 
 
-def restore(state: dict[str, Any], run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback]) -> float:
-    """Put `run` and what belongs to it where `state_of` found them; returns the seconds spent by then.
+def restore(
+    state: dict[str, Any], run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback]
+) -> tuple[float, str]:
+    """Put `run` and what belongs to it where `state_of` found them; returns the seconds spent by then, and the fingerprint of
+    the weights that the run began with (another version of torch may draw others).
 
     Raises:
-        ValueError: the state is not one of this run.
+        ValueError: the state is not one of this run. PeerLost: another process is gone.
     """
     try:
         if state["config"] != run.config.hash:
@@ -54,11 +58,26 @@ def restore(state: dict[str, Any], run: Run, batches: TrainBatches, update: Upda
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name], run)
         run.optimizer.load_state_dict(state["optimizer"])  # after the callbacks: dead ghosts have left the optimizer
+        _match_strides(run.optimizer)
         update.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], update.device)
-        return float(state["seconds"])
+        return float(state["seconds"]), str(state["weights_fingerprint"])
+    except PeerLost:
+        raise  # a RuntimeError: the ghosts' end wraps the network anew, with the others
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint: expected the state of run {run.config.hash}, got another: {error}") from error
+
+
+def _match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's tensors the memory format of their parameters, as they have when training makes them.
+
+    A checkpoint holds contiguous tensors, and fused optimizers pair the numbers of a parameter and its state as they lie in
+    memory.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

@@ -42,8 +42,8 @@ class Result:
             steps where the ghosts lived to the end.
         ms_per_step_with_ghosts: the same of the steps with living ghosts; None where there were none.
         images_per_second: median over the epochs of images trained on in a second, with the making of batches.
-        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or "dense"
-            (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
+        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or
+            "dense" (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
         device: where it ran: "cpu", "cuda:0".
         processes: how many shared the batches.
         threads: threads torch used.
@@ -126,23 +126,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(error.errno, f"out: cannot make the run folder {self.path}: {error.strerror}") from error
-        try:
-            with locked(self.path):
-                remove_stale(self.path)
+        with locked(self.path):
+            remove_stale(self.path)
+            try:
                 yield
-        finally:
-            if not any(self.path.iterdir()):
-                self.path.rmdir()  # nothing was begun
+            finally:
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()  # nothing was begun
 
     def start(self, config: Config, masks: Masks | None) -> None:
         """Make the run a new one: nothing of an earlier one is left. Write the configuration and the masks."""
-        for path in (
-            self.result,
-            self.checkpoint,
-            self.best,
-            self.model,
-            self.masks,
-        ):  # the result first: unfinished from here on
+        self.result.unlink(missing_ok=True)  # first: unfinished from here on
+        for path in (self.checkpoint, self.best, self.model, self.masks):
             path.unlink(missing_ok=True)
         write_json(self.config, config.as_dict())
         if masks is not None:

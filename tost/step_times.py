@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +20,13 @@ from tost.config import Config
 from tost.data import Dataset, TrainBatches
 from tost.losses import cross_entropy
 from tost.masks import Masks
-from tost.preparation import Prepared, input_form, kernels_of, prepare, training_form, tune_layers
+from tost.preparation import LAYOUTS, Prepared, kernels_of, layout_of, prepare, set_layout, training_form, tune_layers
 from tost.recipe import Recipe
 from tost.update import Update, optimizer_of
 from tost_kernels.plan import own_plans
 
 _BACKENDS = ("dense", "masked-dense", "sparse")
+_CPU = torch.device("cpu")
 _STEPS_A_TURN = 2
 _LR = 1e-3  # the weights should not run away; the duration does not depend on it
 
@@ -76,12 +76,12 @@ def measure_step_times(config: Config, dataset: Dataset, recipe: Recipe, rounds:
         _Variant(dataclasses.replace(plain, recipe=r, backend=backend), prepared.dense, prepared.masks, layout)
         for r in recipes
         for backend in _BACKENDS
-        for layout in (["batch_last"] if backend == "sparse" else ["contiguous", "channels_last"])
+        for layout in ([layout_of(plain, _CPU)] if backend == "sparse" else ["contiguous", "channels_last"])
     ]
     batches = TrainBatches(dataset, config.batch_size, config.seed)
     with own_plans():
         for variant in variants:
-            tune_layers(variant.config, variant.net, dataset.input_shape)
+            tune_layers(variant.config, variant.net, (config.batch_size // config.accumulate, *dataset.input_shape), _CPU)
         _take_turns(variants, batches, rounds)
     best: dict[tuple[str, bool], StepTime] = {}
     for time_ in (variant.result() for variant in variants):
@@ -109,21 +109,16 @@ class _Variant:
         self.seconds: list[float] = []
         without_mask = config.backend == "dense"
         self.net = training_form(config, Prepared(dense, None if without_mask else masks, ""))
-        self.net.train()
-        if layout == "channels_last":
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.to_input: Callable[[Tensor], Tensor] = input_form(config)
-        if layout == "channels_last":
-            self.to_input = lambda inputs: inputs.contiguous(memory_format=torch.channels_last)
-        self.layout = "contiguous" if layout == "batch_last" and kernels_of(config) != "cpu" else layout
+        set_layout(self.net, layout).train()
+        self.layout = layout
         loss_of = cross_entropy(config.recipe.label_smoothing)
         self.update = Update(
             config,
             self.net,
             optimizer_of(config, self.net),
             lambda outputs, inputs, targets: loss_of(outputs, targets),
-            self.to_input,
-            torch.device("cpu"),
+            LAYOUTS[layout],
+            _CPU,
         )
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
@@ -135,7 +130,7 @@ class _Variant:
         low, median, high = statistics.quantiles([1e3 * s for s in self.seconds], n=4)
         return StepTime(
             backend=self.config.backend,
-            kernels=kernels_of(self.config),
+            kernels=kernels_of(self.config, _CPU),
             ghosts=self.config.recipe.has_ghosts,
             layout=self.layout,
             ms=median,

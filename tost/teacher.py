@@ -11,7 +11,9 @@ from tost import models
 from tost.config import Config
 from tost.data import Dataset
 from tost.files import read_json
+from tost.ghosts import add_ghosts
 from tost.losses import Distillation, cross_entropy
+from tost.preparation import is_rewired
 from tost.runs import RunFolder
 from tost.update import LossOf
 
@@ -42,7 +44,7 @@ def loss_of(config: Config, dataset: Dataset, device: torch.device) -> LossOf:
 
 
 def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
-    """The network of a finished run, in eval mode and without gradients.
+    """The network of a finished run, with the ghosts of a permanent recipe, in eval mode and without gradients.
 
     Raises:
         FileNotFoundError: `folder` holds no finished run.
@@ -53,14 +55,16 @@ def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
         if not path.is_file():
             raise FileNotFoundError(f"teacher: expected the folder of a finished run, got {folder} without {path.name}")
     try:
-        name, state = read_json(run.config)["model"], run.load_model()
+        config, state = Config.from_dict(read_json(run.config)), run.load_model()
         channels, height, width = dataset.input_shape
-        teacher = models.build(name, dataset.num_classes, channels, (height, width))
-    except (ValueError, KeyError, TypeError) as error:
+        teacher = models.build(config.model, dataset.num_classes, channels, (height, width))
+        if config.recipe.permanent and is_rewired(config):
+            teacher = add_ghosts(teacher, config.recipe, inplace=True)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"teacher: {folder} is damaged: {error}") from error
     try:
         teacher.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"teacher: the network in {folder} does not fit {name} for {dataset.name}: {reason}") from error
+        raise ValueError(f"teacher: the network in {folder} does not fit {config.model} for {dataset.name}: {reason}") from error
     return teacher.eval().requires_grad_(False)

@@ -39,19 +39,22 @@ from tost.callbacks import (
     TensorBoard,
 )
 from tost.config import Config
-from tost.data import Dataset, TrainBatches, eval_batches, load, validation_split
+from tost.data import Dataset, TrainBatches, eval_batches, load
 from tost.ghosts import finalize
 from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
 from tost.preparation import (
+    LAYOUTS,
     Prepared,
     forced_backend,
     initial_model,
-    input_form,
     kernels_of,
+    layout_of,
     plain_form,
     prepare,
+    set_layout,
+    split_images,
     training_form,
     tune_layers,
     weights_fingerprint,
@@ -134,7 +137,7 @@ def _train(
 ) -> Result:
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
-    subset, held_out = validation_split(dataset, config.validation) if config.validation else (None, None)
+    subset, held_out = split_images(config, dataset)
     batches = TrainBatches(
         dataset,
         config.batch_size,
@@ -153,14 +156,13 @@ def _train(
     prepared = _prepare_everywhere(config, dataset, folder, me, resumed=state is not None)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
-    net = training_form(config, prepared).to(me.device)
-    tune_layers(config, net, dataset.input_shape)
+    layout = layout_of(config, me.device)
+    net = set_layout(training_form(config, prepared).to(me.device), layout)
+    tune_layers(config, net, (config.batch_size // parts, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 
-    to_device = input_form(config)
-
     def to_input(inputs: Tensor) -> Tensor:
-        return to_device(inputs.to(me.device, non_blocking=True))
+        return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
         return lambda net: evaluate(net, dataset, config.batch_size, to_input, part, images, workers)
@@ -179,7 +181,7 @@ def _train(
     def save() -> None:
         if me.is_main:
             elapsed = before + time.perf_counter() - started
-            folder.save_checkpoint(state_of(run, batches, update, around, prepared.weights_fingerprint, elapsed))
+            folder.save_checkpoint(state_of(run, batches, update, around, fingerprint, elapsed))
 
     around: list[Callback] = [LearningRate()]
     around += [fade] if config.recipe.has_ghosts else []
@@ -191,15 +193,16 @@ def _train(
     around += [TensorBoard(folder.path / "tensorboard", record)] if tensorboard and me.is_main else []
     around += [StopAtNonFinite(), stop, Checkpoint(save, checkpoint_seconds, lambda: stop.number)]
 
-    before = restore(state, run, batches, update, around) if state is not None else 0.0
+    before, fingerprint = 0.0, prepared.weights_fingerprint
+    if state is not None:
+        before, fingerprint = restore(state, run, batches, update, around)
     steps(run, batches, update, around)
 
     final = finalize(run.result_net, inplace=True, warn=run.averaged is None)
     accuracy, test_loss = measured["test"](final)
     if not math.isfinite(test_loss):
         raise NonFiniteLoss(f"the test loss of the finalized network is {test_loss}: lower lr or add warmup_steps")
-    live = fade.live_seconds
-    rest = run.step_seconds[len(live) :] or run.step_seconds
+    live, rest = run.step_seconds[: fade.live_steps], run.step_seconds[fade.live_steps :]
     result = Result(
         config=config,
         run_dir=folder.path,
@@ -210,13 +213,13 @@ def _train(
         accounting=account(final),
         ghost_weights_at_start=ghost_weights,
         masks_fingerprint=prepared.masks.fingerprint[:16] if prepared.masks is not None else None,
-        weights_fingerprint=prepared.weights_fingerprint,
+        weights_fingerprint=fingerprint,
         batches_fingerprint=batches.fingerprint,
         seconds=before + time.perf_counter() - started,
-        ms_per_step=1e3 * statistics.median(rest),
+        ms_per_step=1e3 * statistics.median(rest or live),
         ms_per_step_with_ghosts=1e3 * statistics.median(live) if live else None,
         images_per_second=statistics.median(line["images_per_second"] for line in record.history),
-        kernels=kernels_of(config),
+        kernels=kernels_of(config, me.device),
         device=str(me.device),
         processes=me.world,
         threads=torch.get_num_threads(),

@@ -14,7 +14,7 @@ import tost_kernels as tk
 from tost import distributed
 from tost.config import Config
 
-__all__ = ["LossOf", "Update", "optimizer_of"]
+__all__ = ["LossOf", "Update", "optimizer_of", "precision_of"]
 
 LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs, inputs, targets) -> 0-dim loss, the mean over the samples."""
@@ -37,6 +37,11 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
     return adam(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
+def precision_of(config: Config, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which the network of `config` is trained on `device`: autocast, or nothing."""
+    return nullcontext() if config.amp == "none" else torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
+
+
 class Update:
     """Calling it with this process's share of a batch updates `net` once and returns the mean loss over all processes.
 
@@ -49,8 +54,8 @@ class Update:
         net: the network.
         optimizer: of its parameters.
         loss_of: see `LossOf`.
-        to_input: what is done to inputs before the network sees them.
-        device: where `net` is.
+        to_input: what is done to inputs before the network sees them; on `device`.
+        device: where `net` is, and where each batch is brought.
     """
 
     def __init__(
@@ -65,9 +70,6 @@ class Update:
         self.config, self.net, self.optimizer = config, net, optimizer
         self.loss_of, self.to_input, self.device = loss_of, to_input, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        self._precision: Callable[[], AbstractContextManager[object]] = nullcontext
-        if config.amp != "none":
-            self._precision = lambda: torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
         self.forward = net
         self.rewrap()
 
@@ -93,12 +95,13 @@ class Update:
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> float:
         """The mean loss; the gradients are those of the mean loss over all parts, and over all processes."""
+        inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in (inputs, targets))
         parts = list(zip(inputs.chunk(self.config.accumulate), targets.chunk(self.config.accumulate), strict=True))
         total = torch.zeros((), device=self.device)
         for number, (part, wanted) in enumerate(parts):
             # processes exchange gradients once, with the last part
             with nullcontext() if number == len(parts) - 1 else distributed.no_sync(self.forward):
-                with self._precision():
+                with precision_of(self.config, self.device):
                     outputs = self.forward(self.to_input(part))
                     loss = self.loss_of(outputs, part, wanted) / len(parts)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

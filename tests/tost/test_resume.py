@@ -157,18 +157,41 @@ def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], num
     assert RunFolder.of(config()).load_checkpoint()["position"]["step"] == 5
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_the_second_signal_ends_it_at_once(config: Callable[..., Config]) -> None:
-    class Twice(Callback):
-        def before_step(self, run: Run) -> None:
-            if run.step == 4:
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
+class Twice(Callback):
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
 
+    def before_step(self, run: Run) -> None:
+        if run.step == 4:
+            for number in self.numbers:
+                signal.raise_signal(number)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_a_signal_ends_it_at_once(config: Callable[..., Config], first: int) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
-        train(config(), callbacks=[Twice()])
+        train(config(), callbacks=[Twice(first, signal.SIGINT, signal.SIGINT)])
     assert not isinstance(stopped.value, Stopped)
     train(config())
+
+
+def test_the_second_sigterm_does_not_disturb_the_save(config: Callable[..., Config]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped after step 5 of 8, which is saved"):
+        train(config(), callbacks=[Twice(signal.SIGTERM, signal.SIGTERM)])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_end_that_fails_keeps_no_other_from_ending(config: Callable[..., Config]) -> None:
+    class Failing(Callback):
+        def on_end(self, run: Run) -> None:
+            raise OSError("no space for the last curve")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="no space for the last curve"):
+        train(config(), callbacks=[Failing()])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_runs_in_other_threads_leave_signals_alone(config: Callable[..., Config]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.tost.finished_run import finished
 from tost.config import Config
+from tost.files import FolderInUse
 from tost.runs import RunFolder, find_runs
 
 
@@ -80,3 +81,19 @@ def test_a_count_of_another_type_is_named(tmp_path: Path) -> None:
     (Path(values["run_dir"]) / "result.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"result\.json: not a run's result: parameters: expected .*int.*, got 1\.5"):
         find_runs(tmp_path)
+
+
+def test_who_is_refused_leaves_the_folder_to_its_owner(tmp_path: Path) -> None:
+    folder = RunFolder.of(Config(out=str(tmp_path)))
+    with folder.held():  # choosing the masks takes minutes, and nothing is written before
+        with pytest.raises(FolderInUse, match="another process is training this run"), folder.held():
+            pass
+        folder.start(Config(), None)
+    assert folder.config.is_file()
+
+
+def test_a_run_that_began_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    folder = RunFolder.of(Config(out=str(tmp_path)))
+    with pytest.raises(ValueError, match="wrong"), folder.held():
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []

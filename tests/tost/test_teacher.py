@@ -51,6 +51,14 @@ def test_a_student_is_trained_from_its_teacher(teacher: training.Result, tmp_pat
     assert taught.weights_fingerprint == alone.weights_fingerprint
 
 
+@pytest.mark.parametrize(("backend", "swish"), [("dense", "mish"), ("sparse", "swish")])
+def test_a_teacher_keeps_its_permanent_ghosts(teacher: training.Result, toy_images: Dataset, backend: str, swish: str) -> None:
+    recipe = Recipe(rescale_init=False, permanent=True, swish=swish)
+    kept = train(dataclasses.replace(teacher.config, recipe=recipe, backend=backend, density=0.5))
+    accuracy, loss = training.evaluate(load_teacher(kept.run_dir, toy_images), toy_images, 16)
+    assert (accuracy, loss) == (kept.test_accuracy, pytest.approx(kept.test_loss, rel=1e-4))
+
+
 def test_a_wrong_teacher_is_told(teacher: training.Result, toy_images: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="teacher: expected the folder of a finished run, got nowhere without config"):
         load_teacher("nowhere", toy_images)

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from safetensors.torch import load_file
 import tost
 import tost_kernels as tk
 import tost_kernels.plan
-from tost import Config, Masks, Recipe, preparation, training
+from tost import Config, Masks, Recipe, distributed, preparation, training
 from tost.callbacks import Callback, Run
-from tost.data import Dataset, eval_batches
+from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.models.resnet import ResNet
 from tost.seeds import derive_seed
 from tost.training import NonFiniteLoss, evaluate, train
@@ -239,9 +240,34 @@ def test_initial_weights_leave_every_generator_alone(config: Callable[..., Confi
 
 def test_kernels_are_named_truly_where_none_is_compiled(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: "no compiler")
+    cpu = torch.device("cpu")
     wanted = {"sparse": "dense", "reference": "reference", "masked-dense": "dense", "dense": "dense"}
-    assert {backend: preparation.kernels_of(config(backend=backend)) for backend in wanted} == wanted
-    assert all(preparation.input_form(config(backend=backend))(x := torch.ones(2, 1, 8, 8)) is x for backend in wanted)
+    assert {backend: preparation.kernels_of(config(backend=backend), cpu) for backend in wanted} == wanted
+    assert {preparation.layout_of(config(backend=backend), cpu) for backend in wanted} == {"channels_last"}
+
+
+def test_held_out_images_choose_neither_masks_nor_scales(
+    config: Callable[..., Config], toy_images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    class Seen(TrainBatches):
+        def __init__(self, *args: Any, subset: torch.Tensor, **kwargs: Any) -> None:
+            super().__init__(*args, subset=subset, **kwargs)
+            seen[self.stream] = subset.tolist()
+
+    monkeypatch.setattr(preparation, "TrainBatches", Seen)
+    preparation.prepare(config(method="snip", validation=0.25, recipe=Recipe(rescale_iterations=1)), toy_images)
+    training, _ = validation_split(toy_images, 0.25)
+    assert seen == {"prune": training.tolist(), "rescale": training.tolist()}
+
+
+def test_kernels_are_those_of_the_device(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk.backend, "why_not", lambda op, backend: None if backend == "cpu" else "none yet")
+    where = {"cpu": ("cpu", "batch_last"), "cuda": ("dense", "channels_last"), "mps": ("dense", "channels_last")}
+    for name, wanted in where.items():
+        device = torch.device(name)
+        assert (preparation.kernels_of(config(), device), preparation.layout_of(config(), device)) == wanted
 
 
 def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:
@@ -279,6 +305,13 @@ def test_batches_larger_than_the_data(config: Callable[..., Config]) -> None:
         train(config(batch_size=49))
 
 
+def test_batches_that_processes_and_parts_cannot_share(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    two = nullcontext(distributed.Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(distributed, "processes", lambda device: two)
+    with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 4 \(accumulate x processes\), got 18"):
+        train(config(batch_size=18, accumulate=2))
+
+
 def test_evaluation_restores_the_mode(toy_images: Dataset) -> None:
     net = ResNet((1,), (4,), 3, 1)
     assert net.training
@@ -300,7 +333,7 @@ def test_tuning_is_for_sparse_layers_and_ends_with_the_run(
 
     def quick(net: torch.nn.Module, inputs: torch.Tensor) -> tk.TuneReport:
         met.append(tuple(inputs.shape))
-        assert tk.is_batch_last(inputs) == (preparation.kernels_of(config(tune=True)) == "cpu")
+        assert tk.is_batch_last(inputs) == (preparation.kernels_of(config(tune=True), torch.device("cpu")) == "cpu")
         return tune(net, inputs, cache=False, timer=lambda trials, rounds: [float(t.plan.backend != "dense") for t in trials])
 
     monkeypatch.setattr(tk, "tune", quick)
@@ -311,3 +344,10 @@ def test_tuning_is_for_sparse_layers_and_ends_with_the_run(
     assert tuned.test_loss == pytest.approx(untuned.test_loss, rel=1e-3)
     train(config(tune=True, steps=2, backend="masked-dense"))
     assert len(met) == 1
+
+
+def test_tuning_meets_what_training_will(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[int, bool]] = []
+    monkeypatch.setattr(tk, "tune", lambda net, inputs: met.append((len(inputs), torch.is_autocast_enabled("cpu"))))
+    train(config(tune=True, steps=1, accumulate=4, amp="bf16", recipe=Recipe.vanilla()))
+    assert met == [(4, True)]

@@ -111,6 +111,20 @@ def test_a_gradient_without_a_number_is_skipped_where_it_is_looked_at() -> None:
     assert equal(before, state(net))
 
 
+def test_network_and_loss_meet_the_batch_on_the_networks_device() -> None:
+    class Seen(Exception):
+        pass
+
+    def loss_of(*tensors: Tensor) -> Tensor:
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        raise Seen
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to("meta")
+    config = Config(batch_size=8, recipe="vanilla")
+    with pytest.raises(Seen):
+        Update(config, net, torch.optim.SGD(net.parameters()), loss_of, lambda x: x, torch.device("meta"))(*batch())
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_is_close_to_single(amp: str) -> None:
     single, mixed = network(), network()

@@ -21,11 +21,11 @@ class GhostFade(Callback):
         died: called when they have.
 
     Attributes:
-        live_seconds: durations of the steps with living ghosts.
+        live_steps: steps done with living ghosts.
     """
 
     def __init__(self, died: Callable[[], None] = lambda: None) -> None:
-        self.live_seconds: list[float] = []
+        self.live_steps = 0
         self.alive = True
         self._died = died
 
@@ -38,15 +38,15 @@ class GhostFade(Callback):
 
     def after_step(self, run: Run) -> None:
         if self.alive:
-            self.live_seconds.append(run.step_seconds[-1])
+            self.live_steps = run.step
         if run.finished:
             self._move(run)  # a fade over the whole training ends here, before anything is finalized
 
     def state_dict(self) -> dict[str, Any]:
-        return {"alive": self.alive, "live_seconds": list(self.live_seconds)}
+        return {"alive": self.alive, "live_steps": self.live_steps}
 
     def load_state_dict(self, state: dict[str, Any], run: Run) -> None:
-        self.live_seconds = list(state["live_seconds"])
+        self.live_steps = int(state["live_steps"])
         if not state["alive"]:
             self._end(run)
 

@@ -38,7 +38,10 @@ class StopAtNonFinite(Callback):
 
 
 class StopAtSignal(Callback):
-    """SIGINT (Ctrl-C) and SIGTERM end the run after the step in progress; a second one ends it at once.
+    """SIGINT (Ctrl-C) and SIGTERM end the run after the step in progress; a second Ctrl-C ends it at once.
+
+    A second SIGTERM changes nothing: batch systems send it to a process and to the launcher, which passes it on, and torchrun
+    sends it to those that still save when the first process has left.
 
     Handlers can only be set in the main thread; elsewhere, and where a signal is ignored, nothing changes.
 
@@ -56,7 +59,8 @@ class StopAtSignal(Callback):
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.number, run.stop_wanted = number, True
-            self._restore()
+            if number == signal.SIGINT:
+                self._restore()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
