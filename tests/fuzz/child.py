@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from tests.fuzz.mutations import Mutation
-from tests.fuzz.targets import Target
+from tests.fuzz.targets import Target, valid_files
 
 HEADROOM = 1 << 30  # bytes of address space; an allocation beyond fails at once instead of taking the machine down
 
@@ -56,8 +56,7 @@ def fuzz(name: str, target: Target, seeds: range, seconds: float, started: Calla
     wrong: list[tuple[int, str, str]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        target.write(folder)
-        files = [(path, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = valid_files(target, folder)
         valid = target.load(folder)
         for seed in range(20):  # everything is imported and every cache filled before memory is measured
             path, content = files[seed % len(files)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -48,6 +51,13 @@ class Target:
     sealed: bool = False
     count: int = 10_000
     memory: int = 64 << 20
+
+
+def valid_files(target: Target, folder: Path) -> list[tuple[Path, bytes]]:
+    """Write the valid files of `target` into an empty folder: path and content of each, the same bytes at any time."""
+    with mock.patch("time.time", return_value=0.0):  # gzip writes down when
+        target.write(folder)
+    return [(path, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _write_masks(folder: Path) -> None:
@@ -104,8 +114,10 @@ def _write_json(folder: Path) -> None:
 
 
 def _write_run(folder: Path) -> None:
-    finished(folder, density=0.05, milestones=[0.5, 0.75], recipe="tost")
-    next(folder.rglob("config.json")).unlink()  # nobody reads it again
+    result = finished(folder / "made", density=0.05, milestones=[0.5, 0.75], recipe="tost")
+    shutil.rmtree(folder / "made")
+    anywhere = dataclasses.replace(result, run_dir=Path("runs/x"), config=dataclasses.replace(result.config, out="runs"))
+    RunFolder(folder).finish(anywhere)
 
 
 def _load_run(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz import mutations
 from tests.fuzz.bad_targets import SINS
 from tests.fuzz.harness import fuzz
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, valid_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads the memory of a process from /proc")
 
@@ -33,9 +33,14 @@ def test_the_harness_sees_what_goes_wrong() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_same_seed_does_the_same_damage(name: str, tmp_path: Path) -> None:
-    TARGETS[name].write(tmp_path)
-    content = next(path for path in sorted(tmp_path.rglob("*")) if path.is_file()).read_bytes()
-    damaged = [[TARGETS[name].mutate(content, str(seed)) for seed in range(200)] for _ in range(2)]
+    target, folders = TARGETS[name], [tmp_path / "a", tmp_path / "b"]
+    sets = []
+    for folder in folders:
+        folder.mkdir()
+        sets.append([(str(path.relative_to(folder)), content) for path, content in valid_files(target, folder)])
+    assert sets[0] == sets[1]
+    content = sets[0][0][1]
+    damaged = [[target.mutate(content, str(seed)) for seed in range(200)] for _ in range(2)]
     assert damaged[0] == damaged[1]
     assert sum(mutation.data != content for mutation in damaged[0]) > 180
     assert len({mutation.data for mutation in damaged[0]}) > 150
