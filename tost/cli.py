@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from tost.choices import check_choice
-from tost.config import RECIPES, Config
+from tost.config import CHECKPOINT_SECONDS, RECIPES, Config
+from tost.files import read_yaml
 from tost.recipe import Recipe
 
 # torch and the kernels are imported inside the commands: --help and typos answer at once
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's) and return its exit code."""
     words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
+        words = _with_recipe_spelled_out(words)
         options = _parser().parse_args(words)
         with warnings.catch_warnings(), _sigterm_raises():
             warnings.showwarning = _print_warning
@@ -51,8 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArithmeticError, RuntimeError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt as stop:  # a training that was stopped says where it will go on, and which signal it was
-        return _complain(str(stop) or "interrupted", 128 + (getattr(stop, "signal", None) or signal.SIGINT))
+        code = 128 + (getattr(stop, "signal", None) or signal.SIGINT)
+        # under torchrun one process speaks
+        return code if os.environ.get("RANK", "0") != "0" else _complain(str(stop) or "interrupted", code)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, outside of a training's steps."""
+
+    signal = signal.SIGTERM
+
+    def __str__(self) -> str:
+        return "terminated"
 
 
 @contextmanager
@@ -63,7 +76,7 @@ def _sigterm_raises() -> Iterator[None]:
         return
 
     def leave(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -95,9 +108,12 @@ def _train(options: Namespace) -> None:
     if options.json:
         _print_json(result.as_dict())
         return
-    counts = result.accounting
-    lines = [
-        f"test accuracy    {100 * result.test_accuracy:.2f}%  (loss {result.test_loss:.4f})",
+    counts, best = result.accounting, result.best
+    lines = [f"test accuracy    {100 * result.test_accuracy:.2f}%  (loss {result.test_loss:.4f})"]
+    if best is not None:
+        percent = f"{100 * best['test_accuracy']:.2f}%, {100 * best['validation_accuracy']:.2f}% of the images held out"
+        lines.append(f"best epoch       {best['epoch']}: {percent}")
+    lines += [
         f"weights kept     {counts.weights_kept:,} of {counts.weights_prunable:,} ({100 * counts.density:.3g}%)",
         f"ghost weights    {result.ghost_weights_at_start:,} while training, {counts.ghost_weights:,} left",
         f"ms a step        {result.ms_per_step:.1f}"
@@ -274,7 +290,10 @@ def _parser() -> ArgumentParser:
     train.add_argument("--workers", type=int, default=0, help="processes that decode pictures (data sets read from folders)")
     train.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard into the run folder")
     train.add_argument(
-        "--checkpoint_seconds", type=float, default=600.0, help="save amid an epoch when this much time has passed"
+        "--checkpoint_seconds",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        help="save amid an epoch when this much time has passed",
     )
     _add_running(train)
     commands.add_subcommand("train", train, help="train one network")
@@ -366,6 +385,31 @@ def _with_underscores(word: str) -> str:
     """--batch-size is --batch_size."""
     name, equals, value = word.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _with_recipe_spelled_out(words: list[str]) -> list[str]:
+    """`--recipe NAME` (or that of a YAML file) beside single settings: all settings of NAME, and behind them the single ones.
+
+    The parser would forget the name, and take what is not set from the default recipe.
+    """
+    named = [i for i, word in enumerate(words[:-1]) if word == "--recipe" and words[i + 1] in RECIPES]
+    glued = [i for i, word in enumerate(words) if word.partition("=")[0] == "--recipe" and word.partition("=")[2] in RECIPES]
+    files = [i for i, word in enumerate(words[:-1]) if word == "--config"]
+    if not any(word.startswith("--recipe.") for word in words):
+        return words
+    names = {i: words[i + 1] for i in named} | {i: words[i].partition("=")[2] for i in glued}
+    name = names[max(names)] if names else None
+    if name is None and files and Path(words[files[-1] + 1]).is_file():
+        in_file = read_yaml(words[files[-1] + 1]).get("recipe")
+        name = in_file if in_file in RECIPES else None
+    if name is None:
+        return words
+    gone = {*glued, *named, *(i + 1 for i in named)}
+    settings = Config(recipe=name).recipe.as_dict()  # type: ignore[arg-type]
+    spelled_out = [f"--recipe.{key}={json.dumps(value).strip(chr(34))}" for key, value in settings.items()]
+    start = files[-1] + 2 if files else 1  # behind the file, which would override them
+    head = [word for i, word in enumerate(words[:start]) if i not in gone]
+    return head + spelled_out + [word for i, word in enumerate(words[start:], start) if i not in gone]
 
 
 def _set_threads(threads: int | None) -> None:

@@ -22,6 +22,7 @@ RECIPES = ("tost", "vanilla")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("multistep", "step", "cosine", "constant")
 AMP = ("none", "bf16", "fp16")
+CHECKPOINT_SECONDS = 600.0  # between two checkpoints amid an epoch; how a run is watched, no part of the configuration
 
 
 def _option(default: Any, help: str) -> Any:

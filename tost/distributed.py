@@ -53,7 +53,7 @@ __all__ = [
 
 # How long a process waits for one that is alive but does not answer. It must be longer than anything that one process does
 # while the others wait for it: pruning a large network, a final evaluation. A dead process is noticed at once.
-TIMEOUT_SECONDS = 600.0
+TIMEOUT_SECONDS = 3600.0
 
 # What torchrun tells each of its processes.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -117,7 +117,7 @@ def processes(device: str | torch.device | None = None, timeout_seconds: float =
     Once all is done the processes wait for each other, so that none leaves while another still reads from it.
     """
     seconds = number("processes: timeout_seconds", timeout_seconds, above=0.0)
-    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = _checked_device(device)
     if _joined():
         with peer_errors():
             yield Processes(dist.get_rank(), dist.get_world_size(), _current(chosen))
@@ -351,6 +351,21 @@ def _joined() -> bool:
 
 def _world() -> int:
     return dist.get_world_size() if _joined() else 1
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {str(device)!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        here = torch.cuda.device_count()
+        raise ValueError(f"device: expected 'cpu' or one of the {here} CUDA devices that are here, got {str(device)!r}")
+    return chosen
 
 
 def _current(device: torch.device) -> torch.device:

@@ -86,7 +86,12 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
 
 def split_images(config: Config, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
     """Indices, int64 (n,), of the training images that are trained on (None: all) and of those held out (None: none)."""
-    return validation_split(dataset, config.validation) if config.validation else (None, None)
+    if not config.validation:
+        return None, None
+    try:
+        return validation_split(dataset, config.validation)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from error
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -102,6 +102,8 @@ class Recipe:
                 "Recipe.swish: expected 'swish', or 'mish' with permanent=True and ghost_swish=True (Mish has no sharpness to "
                 f"fade), got 'mish' with permanent={self.permanent} and ghost_swish={self.ghost_swish}"
             )
+        if self.permanent and not self.has_ghosts:
+            raise ValueError("Recipe.permanent: expected ghost_skip or ghost_swish with it, got neither")
         # At beta_end the activation becomes ReLU, so a fade that starts there would have no swish at all.
         if self.ghost_swish and not self.permanent and self.beta_end <= self.beta_start:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,16 +13,28 @@ from tost.loop import Callback, Run
 from tost.random_state import random_state, set_random_state
 from tost.update import Update
 
-__all__ = ["restore", "state_of"]
+__all__ = ["Fingerprints", "restore", "state_of"]
+
+
+class Fingerprints(NamedTuple):
+    """Of the initial weights, and of the masks (None: a dense run)."""
+
+    weights: str
+    masks: str | None
 
 
 def state_of(
-    run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback], weights_fingerprint: str, seconds: float
+    run: Run,
+    batches: TrainBatches,
+    update: Update,
+    callbacks: Sequence[Callback],
+    fingerprints: Fingerprints,
+    seconds: float,
 ) -> dict[str, Any]:
     """Everything that decides how the run goes on, and what it has measured so far."""
     return {
         "config": run.config.hash,
-        "weights_fingerprint": weights_fingerprint,
+        "fingerprints": fingerprints._asdict(),
         "seconds": seconds,
         "position": {"step": run.step, "epoch": run.epoch, "batch": run.batch},
         "line": run.line,
@@ -37,10 +49,17 @@ def state_of(
 
 
 def restore(
-    state: dict[str, Any], run: Run, batches: TrainBatches, update: Update, callbacks: Sequence[Callback]
-) -> tuple[float, str]:
-    """Put `run` and what belongs to it where `state_of` found them; returns the seconds spent by then, and the fingerprint of
-    the weights that the run began with (another version of torch may draw others).
+    state: dict[str, Any],
+    run: Run,
+    batches: TrainBatches,
+    update: Update,
+    callbacks: Sequence[Callback],
+    masks: str | None,
+) -> tuple[float, Fingerprints]:
+    """Put `run` and what belongs to it where `state_of` found them; returns the seconds spent by then, and the fingerprints of
+    what the run began with (another version of torch may draw other weights).
+
+    `masks` is the fingerprint of those that `run.net` has.
 
     Raises:
         ValueError: the state is not one of this run. PeerLost: another process is gone.
@@ -48,6 +67,9 @@ def restore(
     try:
         if state["config"] != run.config.hash:
             raise KeyError(f"that of run {state['config']}")
+        fingerprints = Fingerprints(**state["fingerprints"])
+        if fingerprints.masks != masks:
+            raise ValueError(f"with the masks {fingerprints.masks}, not {masks} as in masks.safetensors")
         for name in ("step", "epoch", "batch"):
             setattr(run, name, int(state["position"][name]))
         run.line = dict(state["line"])
@@ -61,11 +83,12 @@ def restore(
         _match_strides(run.optimizer)
         update.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], update.device)
-        return float(state["seconds"]), str(state["weights_fingerprint"])
+        return float(state["seconds"]), fingerprints
     except PeerLost:
         raise  # a RuntimeError: the ghosts' end wraps the network anew, with the others
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"checkpoint: expected the state of run {run.config.hash}, got another: {error}") from error
+        wrong = f"expected the state of run {run.config.hash}, got another: {error}"
+        raise ValueError(f"checkpoint: {wrong}; to begin anew overwrite it (--overwrite)") from error
 
 
 def _match_strides(optimizer: torch.optim.Optimizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,18 @@ class RunFolder:
         Raises:
             ValueError: the file is damaged.
         """
-        state: dict[str, Any] = checkpoint.load(self.checkpoint)
+        with _advice("to begin anew overwrite the run (--overwrite)"):
+            state: dict[str, Any] = checkpoint.load(self.checkpoint)
         return state
+
+    def load_masks(self) -> Masks:
+        """The masks of a run that goes on.
+
+        Raises:
+            FileNotFoundError: they are gone. ValueError: the file is damaged.
+        """
+        with _advice("a run cannot go on without its masks; to begin anew overwrite it (--overwrite)"):
+            return Masks.load(self.masks)
 
     def save_model(self, net: nn.Module) -> None:
         """The plain network after the last step."""
@@ -185,6 +196,10 @@ class RunFolder:
         """
         if not self.finished:
             raise FileNotFoundError(f"no finished run in {self.path} (no {self.result.name})")
+        with _advice("to repeat the run overwrite it (--overwrite)"):
+            return self._read()
+
+    def _read(self) -> Result:
         values = read_json(self.result)
         try:
             values["config"] = Config.from_dict(values["config"])
@@ -236,16 +251,39 @@ def _save_weights(path: Path, net: nn.Module) -> None:
     tensor_file.write(path, net.state_dict(), {"format": "pt", "version": "1"})  # other programs look for "pt"
 
 
+@contextlib.contextmanager
+def _advice(todo: str) -> Iterator[None]:
+    """Adds to the error about a file what to do."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise DamagedFile(error.path, f"{error.reason}; {todo}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {todo}") from error
+
+
 def find_runs(folder: str | Path) -> list[Result]:
     """Every finished run in `folder`: the folder itself, or those inside it; sorted by configuration.
 
+    Warns of a damaged result beside good ones.
+
     Raises:
-        FileNotFoundError: no such folder, or no finished run in it.
+        FileNotFoundError: no such folder, or no finished run in it. ValueError: none that is not damaged.
     """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"runs: no such folder: {root}")
-    results = [RunFolder(path.parent).load() for path in sorted(root.rglob("result.json"))]
+    results: list[Result] = []
+    damaged: list[DamagedFile] = []
+    for path in sorted(root.rglob("result.json")):
+        try:
+            results.append(RunFolder(path.parent).load())
+        except DamagedFile as error:
+            damaged.append(error)
+    if damaged and not results:
+        raise damaged[0]
+    for reason in damaged:
+        warnings.warn(f"runs: left out: {reason}", UserWarning, stacklevel=2)
     if not results:
         raise FileNotFoundError(f"runs: no finished run in {root}")
     return sorted(results, key=lambda r: json.dumps(r.config.as_dict(), sort_keys=True))

@@ -8,6 +8,7 @@ they are callbacks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -38,7 +39,7 @@ from tost.callbacks import (
     Stopped,
     TensorBoard,
 )
-from tost.config import Config
+from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, TrainBatches, eval_batches, load
 from tost.ghosts import finalize
 from tost.isolation import isolated
@@ -59,7 +60,7 @@ from tost.preparation import (
     tune_layers,
     weights_fingerprint,
 )
-from tost.run_state import restore, state_of
+from tost.run_state import Fingerprints, restore, state_of
 from tost.runs import Result, RunFolder
 from tost.seeds import derive_seed
 from tost.teacher import loss_of
@@ -69,7 +70,7 @@ from tost_kernels.plan import own_plans
 
 __all__ = ["NonFiniteLoss", "Result", "Stopped", "evaluate", "train"]
 
-CHECKPOINT_SECONDS = 600.0
+EVAL_BATCH = 128  # images at a time at least: without gradients more of them fit than in training
 
 
 def train(
@@ -112,7 +113,8 @@ def train(
     folder = RunFolder.of(config)
     with distributed.processes(device) as me:
         if distributed.from_main(folder.finished and not overwrite):
-            folder.checkpoint.unlink(missing_ok=True)  # of a process that was killed between the result and this
+            with contextlib.suppress(OSError):  # finished runs may lie in a place that is read-only now
+                folder.checkpoint.unlink(missing_ok=True)  # of a process that was killed between the result and this
             return dataclasses.replace(folder.load(), config=config)  # `out` may be spelled differently now
         keep_freed_memory()
         with (
@@ -151,6 +153,8 @@ def _train(
     if config.batch_size % parts:
         raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
     loss = loss_of(config, dataset, me.device)
+    record = Record(folder.record if me.is_main else None)
+    board = [TensorBoard(folder.path / "tensorboard", record)] if tensorboard and me.is_main else []
 
     state = folder.load_checkpoint() if distributed.from_main(folder.can_go_on and not overwrite) else None
     prepared = _prepare_everywhere(config, dataset, folder, me, resumed=state is not None)
@@ -165,13 +169,12 @@ def _train(
         return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
-        return lambda net: evaluate(net, dataset, config.batch_size, to_input, part, images, workers)
+        return lambda net: evaluate(net, dataset, max(config.batch_size, EVAL_BATCH), to_input, part, images, workers)
 
     optimizer = optimizer_of(config, net)
     run = Run(config, net, optimizer, config.total_steps(len(batches)))
     update = Update(config, net, optimizer, loss, to_input, me.device)
     fade = GhostFade(update.rewrap)
-    record = Record(folder.record if me.is_main else None)
     best = KeepBest(lambda net: folder.save_best(finished_form(net, prepared.masks)) if me.is_main else None)
     stop = StopAtSignal()
     measured = {"test": measure("test", None)}
@@ -181,7 +184,7 @@ def _train(
     def save() -> None:
         if me.is_main:
             elapsed = before + time.perf_counter() - started
-            folder.save_checkpoint(state_of(run, batches, update, around, fingerprint, elapsed))
+            folder.save_checkpoint(state_of(run, batches, update, around, fingerprints, elapsed))
 
     around: list[Callback] = [LearningRate()]
     around += [fade] if config.recipe.has_ghosts else []
@@ -190,12 +193,12 @@ def _train(
     around += [Evaluate(measured, alive=lambda: config.recipe.has_ghosts and fade.alive and not config.recipe.permanent), best]
     around += [ProgressBar(f"{config.hash} {config.model}")] if progress and me.is_main else []
     around += [*callbacks, record]
-    around += [TensorBoard(folder.path / "tensorboard", record)] if tensorboard and me.is_main else []
-    around += [StopAtNonFinite(), stop, Checkpoint(save, checkpoint_seconds, lambda: stop.number)]
+    around += [*board, StopAtNonFinite(), stop, Checkpoint(save, checkpoint_seconds, lambda: stop.number)]
 
-    before, fingerprint = 0.0, prepared.weights_fingerprint
+    masks_fingerprint = prepared.masks.fingerprint[:16] if prepared.masks is not None else None
+    before, fingerprints = 0.0, Fingerprints(prepared.weights_fingerprint, masks_fingerprint)
     if state is not None:
-        before, fingerprint = restore(state, run, batches, update, around)
+        before, fingerprints = restore(state, run, batches, update, around, masks_fingerprint)
     steps(run, batches, update, around)
 
     final = finalize(run.result_net, inplace=True, warn=run.averaged is None)
@@ -212,8 +215,8 @@ def _train(
         history=tuple(record.history),
         accounting=account(final),
         ghost_weights_at_start=ghost_weights,
-        masks_fingerprint=prepared.masks.fingerprint[:16] if prepared.masks is not None else None,
-        weights_fingerprint=fingerprint,
+        masks_fingerprint=fingerprints.masks,
+        weights_fingerprint=fingerprints.weights,
         batches_fingerprint=batches.fingerprint,
         seconds=before + time.perf_counter() - started,
         ms_per_step=1e3 * statistics.median(rest or live),
@@ -239,7 +242,7 @@ def _prepare_everywhere(
         prepared = prepare(config, dataset)
     else:
         model = initial_model(config, dataset)
-        masks = Masks.load(folder.masks) if me.is_main and folder.masks.is_file() else None
+        masks = folder.load_masks() if me.is_main and config.backend != "dense" else None
         prepared = Prepared(model, masks, weights_fingerprint(model))
     distributed.assert_same("initial weights", prepared.weights_fingerprint)
     return dataclasses.replace(prepared, masks=distributed.broadcast_masks(prepared.masks))

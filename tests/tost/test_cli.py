@@ -8,11 +8,13 @@ import sys
 import time
 import warnings
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from tost import Masks, experiment, training
+from tost import Config, Masks, Recipe, experiment, training
 from tost.cli import main
 from tost.data import Dataset
 
@@ -79,6 +81,11 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--recipe", "tots"], "tost: error: recipe: unknown name 'tots'; did you mean tost?"),
         (["train", "--recipe.label_smoothing", "2"], "tost: error: Recipe.label_smoothing: expected"),
         (["train", "--recipe.ghost_skp", "true"], "tost: error: Option 'ghost_skp' is not accepted; did you mean"),
+        (["train", "--device", "mps"], "tost: error: device: expected 'cpu' or 'cuda', got 'mps'"),
+        (["train", "--device", "nonsense"], "tost: error: device: expected 'cpu' or 'cuda', got 'nonsense'"),
+        (["train", "--device", "cuda:99"], "tost: error: device: expected 'cpu' or one of the"),
+        (["train", "--validation", "0.9999"], "tost: error: validation: fraction: expected at least one image of each"),
+        (["train", "--recipe", "vanilla", "--recipe.permanent", "true"], "tost: error: Recipe.permanent: expected ghost_skip or"),
         (["train", "--threads", "0"], "tost: error: threads: expected 1 to 1024, got 0"),
         (["train", "--threads", "100000"], "tost: error: threads: expected 1 to 1024, got 100000"),
         (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
@@ -122,6 +129,34 @@ def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]
         text = capsys.readouterr().out
         assert "--json" in text
         assert "--seed" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--recipe", "vanilla", "--recipe.label_smoothing", "0.2"], replace(Recipe.vanilla(), label_smoothing=0.2)),
+        (["--recipe.label_smoothing", "0.2", "--recipe=vanilla"], replace(Recipe.vanilla(), label_smoothing=0.2)),
+        (["--recipe", "tost", "--recipe.fade_end", "0.2"], replace(Recipe.tost(), fade_end=0.2)),
+        (["--recipe.fade-end", "0.2"], replace(Recipe.tost(), fade_end=0.2)),
+        (["--config", "c.yaml", "--recipe.label_smoothing", "0.3"], replace(Recipe.vanilla(), label_smoothing=0.3)),
+        (["--config", "c.yaml", "--recipe", "tost", "--recipe.swish=swish"], Recipe.tost()),
+        (["--config", "c.yaml"], Recipe.vanilla()),
+    ],
+)
+def test_single_settings_change_the_recipe_that_is_named(
+    words: list[str], expected: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("recipe: vanilla\nmodel: lenet300100\n")
+    seen: list[Config] = []
+
+    def no_training(config: Config, **options: object) -> NoReturn:
+        seen.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", no_training)
+    assert main(["train", *words]) == 2
+    assert [config.recipe for config in seen] == [expected]
 
 
 def test_train_in_a_process_of_its_own(tmp_path: Path) -> None:

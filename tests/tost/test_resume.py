@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import tost
-from tost import Config, Recipe, checkpoint, training
+from tost import Config, Masks, Recipe, checkpoint, training
 from tost.callbacks import Callback, Run, Stopped
 from tost.data import Dataset
 from tost.files import DamagedFile
@@ -95,6 +95,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "cutout": 3,
     },
     "fp16": {"amp": "fp16", "optimizer": "adam", "schedule": "step"},
+    "fp16 and more": {"amp": "fp16", "ema": 0.9, "accumulate": 3, "validation": 0.25, "batch_size": 12, "clip_norm": 1.0},
 }
 
 
@@ -109,7 +110,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
             train(again, callbacks=[StopAt(step)])
         folder = RunFolder.of(again)
         assert folder.can_go_on
-        assert len(folder.record.read_text().splitlines()) == step // (48 // 16 if name != "everything" else 36 // 12)
+        assert len(folder.record.read_text().splitlines()) == step // 3
     result = train(again)
     assert outcome(result) == wanted
     assert not folder.checkpoint.exists()
@@ -141,7 +142,7 @@ def test_overwrite_begins_anew(config: Callable[..., Config]) -> None:
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_the_step(config: Callable[..., Config], number: int) -> None:
     class Raise(Callback):
         def before_step(self, run: Run) -> None:
@@ -212,6 +213,44 @@ def test_a_damaged_checkpoint_is_told(config: Callable[..., Config]) -> None:
     with pytest.raises(DamagedFile, match=r"checkpoint\.safetensors"):
         train(config())
     train(config(), overwrite=True)
+
+
+def test_masks_that_are_gone_or_others_are_told(config: Callable[..., Config]) -> None:
+    with pytest.raises(Stopped):
+        train(config(), callbacks=[StopAt(4)])
+    folder = RunFolder.of(config())
+    masks = Masks.load(folder.masks)
+    folder.masks.unlink()
+    with pytest.raises(FileNotFoundError, match=r"masks\.safetensors.*cannot go on without its masks; to begin anew overwrite"):
+        train(config())
+    Masks({name: ~mask for name, mask in masks.items()}).save(folder.masks)
+    with pytest.raises(ValueError, match=r"with the masks .* as in masks\.safetensors; to begin anew overwrite it"):
+        train(config())
+    masks.save(folder.masks)
+    train(config())
+
+
+def test_a_finished_run_is_read_back_from_a_place_that_is_read_only(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train(config())
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert train(config()) == result
+
+
+def test_a_stop_amid_weights_that_are_not_finite_does_not_say_that_they_are_saved(config: Callable[..., Config]) -> None:
+    class Spoil(Callback):
+        def after_step(self, run: Run) -> None:
+            if run.step == 5:
+                next(run.net.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(Stopped, match=r"step 5 of 8, whose weights are not finite: .* from the last good checkpoint"):
+        train(config(), callbacks=[StopAt(4), Spoil()])
+    assert RunFolder.of(config()).load_checkpoint()["position"]["step"] == 3
 
 
 def test_a_checkpoint_of_another_run_is_told(config: Callable[..., Config]) -> None:

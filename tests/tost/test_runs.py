@@ -33,6 +33,13 @@ def test_a_moved_folder_knows_its_new_place(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == [dataclasses.replace(result, run_dir=tmp_path / "new" / result.config.hash)]
 
 
+def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    good, bad = (finished(tmp_path, seed=seed) for seed in (0, 1))
+    (bad.run_dir / "result.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"runs: left out: .*result\.json: .*; to repeat the run overwrite it"):
+        assert find_runs(tmp_path) == [good]
+
+
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="runs: no such folder"):
         find_runs(tmp_path / "none")

@@ -42,18 +42,19 @@ class Checkpoint(Callback):
 
     def after_step(self, run: Run) -> None:
         if run.stopping:
-            self._save_if_good(run)
-            raise Stopped(
-                f"stopped after step {run.step} of {run.total_steps}, which is saved: the same command goes on from there",
-                self._signal(),
-            )
+            saved = "which is saved: the same command goes on from there"
+            if not self._save_if_good(run):
+                saved = "whose weights are not finite: the same command goes on from the last good checkpoint"
+            raise Stopped(f"stopped after step {run.step} of {run.total_steps}, {saved}", self._signal())
         if time.monotonic() - self._last >= self._seconds:
             self._save_if_good(run)
 
     def on_epoch_end(self, run: Run) -> None:
         self._save_if_good(run)
 
-    def _save_if_good(self, run: Run) -> None:
-        if all(bool(torch.isfinite(parameter).all()) for parameter in run.net.parameters()):
+    def _save_if_good(self, run: Run) -> bool:
+        good = all(bool(torch.isfinite(parameter).all()) for parameter in run.net.parameters())
+        if good:
             self._save()
         self._last = time.monotonic()
+        return good

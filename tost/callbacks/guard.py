@@ -37,6 +37,10 @@ class StopAtNonFinite(Callback):
         self.in_a_row = state["in_a_row"]
 
 
+# the last one comes when a terminal is closed; Windows has none
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class StopAtSignal(Callback):
     """SIGINT (Ctrl-C) and SIGTERM end the run after the step in progress; a second Ctrl-C ends it at once.
 
@@ -62,7 +66,7 @@ class StopAtSignal(Callback):
             if number == signal.SIGINT:
                 self._restore()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, stop)
 
