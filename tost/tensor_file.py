@@ -36,6 +36,7 @@ DTYPES = {
 }
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes; what readers of the format accept
+_METADATA = "__metadata__"
 _UNSEALED = "0" * 64
 _NO_SUCH_FILE = "damaged, or no safetensors file at all"
 
@@ -48,12 +49,14 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
     there is a copy of more than one. The checksum is that of the file with 64 zeros in the checksum's own place.
 
     Raises:
-        ValueError: the header would be larger than readers accept.
+        ValueError: the header would be larger than readers accept, or a tensor has the name that the format keeps for itself.
         OSError: see `tost.files.replacing`.
     """
+    if _METADATA in tensors:
+        raise ValueError(f"{path}: expected another name than {_METADATA!r} for a tensor: the file format keeps it for itself")
     # Large elements first: each tensor begins at a multiple of its element size, as readers that map the file need it.
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    header: dict[str, Any] = {"__metadata__": {**metadata, "sha256": _UNSEALED}}
+    header: dict[str, Any] = {_METADATA: {**metadata, "sha256": _UNSEALED}}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -115,7 +118,7 @@ def read(
         # The library compares lengths and offsets with the file's size before it allocates anything.
         parts = deserialize(content)  # type: ignore[no-untyped-call]  # it has no annotations
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        metadata: dict[str, str] = json.loads(header).get("__metadata__") or {}
+        metadata: dict[str, str] = json.loads(header).get(_METADATA) or {}
     except (SafetensorError, ValueError, RecursionError) as error:  # JSON of which the library passes over the odd parts
         raise DamagedFile(path, f"{_NO_SUCH_FILE}: {_line(error)}") from error
     if metadata.get("format") != format:
