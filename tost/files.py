@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import re
+import secrets
+import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,21 @@ _ADVICE = {
 }
 
 
+def _mode(path: Path) -> int | None:
+    """The permissions of the file at `path`, None where there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _new_file(path: Path, mode: int) -> BinaryIO:
+    """A hidden file beside `path`, with at most the permissions `mode`."""
+    # 50 characters have at most 200 bytes: the name fits wherever `path.name` does, 255 bytes on most file systems
+    name = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
+    return open(name, "xb", opener=lambda file, flags: os.open(file, flags, mode))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file to write into, beside `path`; at the end of the block it is flushed to the disk and renamed over `path`.
@@ -58,23 +74,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     A reader, or a run after a crash, sees the old content or the new, never a part. If the block ends in an error, the old
     file stays and the new one is deleted; a killed process leaves a temporary file, which `remove_stale` deletes.
 
+    The new file has the permissions of the one it replaces, a first one those that `open` gives (0o666 without the umask).
+    Where `path` is a symbolic link, the link is replaced; the file that it leads to stays as it is.
+
     Raises:
         OSError: the file system refuses. Of the class that the system raised (PermissionError, FileNotFoundError, ...); one
             line names the path and what to do.
     """
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
+        mode = _mode(path)
+        with _new_file(path, 0o666 if mode is None else mode) as file:
+            temporary = Path(file.name)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from the group
+        if mode is not None:
+            temporary.chmod(mode)  # the umask took some of it
         os.replace(temporary, path)
         flush_folder(path.parent)  # the rename itself must reach the disk too
     except BaseException as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             advice = _ADVICE.get(error.errno) or error.strerror or "the file system refuses"
             raise OSError(error.errno, f"cannot write {path}: {advice}") from error  # errno decides the class
@@ -96,7 +117,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-_STALE = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # `replacing`'s names, with the eight characters of tempfile
+_STALE = re.compile(
+    r"\..+\.[a-z0-9_]{8}\.tmp", re.DOTALL
+)  # `replacing`'s names, also with the random characters of older versions
 
 
 def remove_stale(folder: Path) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from tost.files import DamagedFile, replacing
@@ -34,8 +34,11 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes; what readers of the format accept
+_METADATA = "__metadata__"
 _UNSEALED = "0" * 64
+_NO_SUCH_FILE = "damaged, or no safetensors file at all"
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -46,12 +49,14 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
     there is a copy of more than one. The checksum is that of the file with 64 zeros in the checksum's own place.
 
     Raises:
-        ValueError: the header would be larger than readers accept.
+        ValueError: the header would be larger than readers accept, or a tensor has the name that the format keeps for itself.
         OSError: see `tost.files.replacing`.
     """
+    if _METADATA in tensors:
+        raise ValueError(f"{path}: expected another name than {_METADATA!r} for a tensor: the file format keeps it for itself")
     # Large elements first: each tensor begins at a multiple of its element size, as readers that map the file need it.
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    header: dict[str, Any] = {"__metadata__": {**metadata, "sha256": _UNSEALED}}
+    header: dict[str, Any] = {_METADATA: {**metadata, "sha256": _UNSEALED}}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -92,7 +97,8 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors (on the CPU, in memory of their own) and the metadata of a file that `write` wrote.
 
-    Memory is bounded by a small multiple of the file's size, whatever the file says of itself.
+    The file is opened and read once: also while a writer replaces it, what comes back is one whole version of it. Memory is
+    bounded by a small multiple of the file's size, whatever the file says of itself.
 
     Args:
         path: the file.
@@ -107,48 +113,67 @@ def read(
         OSError: it cannot be read.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such {what}")
-    if not path.is_file():
-        raise DamagedFile(path, f"expected a {what}, got a directory or device")
+    content = _content(path, what)
     try:
-        # The library compares lengths and offsets with the file's size before it reads or allocates anything.
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != format:
-                got = repr(metadata.get("format"))[:100]
-                raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {got}{hint}")
-            if metadata.get("version") != str(version):
-                got = repr(metadata.get("version"))[:100]
-                reason = f"expected version {version} of the {what}'s format, got {got} (was it written by a later tost?)"
-                raise DamagedFile(path, reason)
-            if sealed or "sha256" in metadata:
-                _check_seal(path, metadata.get("sha256"))
-            # a clone is aligned and needs the file no more; what the library hands out is the file itself, mapped
-            tensors = {name: _mapped(file, name, path).clone() for name in file.keys()}  # noqa: SIM118 (not iterable)
-    except SafetensorError as error:
-        raise DamagedFile(path, f"damaged, or no safetensors file at all: {' '.join(str(error).split())[:200]}") from error
+        # The library compares lengths and offsets with the file's size before it allocates anything.
+        parts = deserialize(content)  # type: ignore[no-untyped-call]  # it has no annotations
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        metadata: dict[str, str] = json.loads(header).get(_METADATA) or {}
+    except (SafetensorError, ValueError, RecursionError) as error:  # JSON of which the library passes over the odd parts
+        raise DamagedFile(path, f"{_NO_SUCH_FILE}: {_line(error)}") from error
+    if metadata.get("format") != format:
+        got = repr(metadata.get("format"))[:100]
+        raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {got}{hint}")
+    if metadata.get("version") != str(version):
+        got = repr(metadata.get("version"))[:100]
+        reason = f"expected version {version} of the {what}'s format, got {got} (was it written by a later tost?)"
+        raise DamagedFile(path, reason)
+    if sealed or "sha256" in metadata:
+        _check_seal(path, content, header, metadata.get("sha256"))
+    del content  # parts are copies
+    tensors = {}
+    while parts:
+        name, part = parts.pop()
+        tensors[name] = _tensor(path, name, part)
     return tensors, metadata
 
 
-def _mapped(file: Any, name: str, path: Path) -> Tensor:
+def _content(path: Path, what: str) -> bytes:
+    if path.exists() and not path.is_file():
+        raise DamagedFile(path, f"expected a {what}, got a directory or device")  # to open a pipe would wait for its writer
     try:
-        tensor: Tensor = file.get_tensor(name)
-    except (SafetensorError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        with path.open("rb", buffering=0) as file:  # a buffer would join pieces: twice the memory
+            start = file.read(9)
+            # what is no such file, however large, is mostly seen here
+            if len(start) < 9 or start[8:] != b"{" or int.from_bytes(start[:8], "little") > MAX_HEADER:
+                raise DamagedFile(path, f"{_NO_SUCH_FILE}: it does not begin with a header")
+            file.seek(0)
+            return file.readall()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such {what}") from None
+
+
+def _tensor(path: Path, name: str, part: Mapping[str, Any]) -> Tensor:
+    try:
+        dtype, shape, data = _DTYPES[part["dtype"]], part["shape"], part["data"]
+        if not data:
+            return torch.empty(shape, dtype=dtype)  # frombuffer refuses no bytes
+        # a clone is aligned, and its storage may grow
+        return torch.frombuffer(data, dtype=dtype).reshape(shape).clone()
+    except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         # shapes and types that the format allows and torch does not, such as 2**63 times 0 elements
-        raise DamagedFile(path, f"damaged: {name!r} is no tensor: {' '.join(str(error).split())[:200]}") from error
-    return tensor
+        raise DamagedFile(path, f"damaged: {name!r} is no tensor: {_line(error)}") from error
 
 
-def _check_seal(path: Path, expected: str | None) -> None:
-    with path.open("rb") as file:
-        length = file.read(8)
-        header = file.read(int.from_bytes(length, "little"))
-        if expected is None or header.count(expected.encode()) != 1:
-            raise DamagedFile(path, "damaged: it has no checksum")
-        seal = hashlib.sha256(length)
-        seal.update(header.replace(expected.encode(), _UNSEALED.encode()))
-        while chunk := file.read(1 << 20):
-            seal.update(chunk)
+def _check_seal(path: Path, content: bytes, header: bytes, expected: str | None) -> None:
+    if expected is None or header.count(expected.encode()) != 1:
+        raise DamagedFile(path, "damaged: it has no checksum")
+    seal = hashlib.sha256(content[:8])
+    seal.update(header.replace(expected.encode(), _UNSEALED.encode()))
+    seal.update(memoryview(content)[8 + len(header) :])
     if seal.hexdigest() != expected:
         raise DamagedFile(path, "damaged: its content does not match its checksum")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,10 +1,13 @@
 """Checkpoints come back to the bit, or a clear error does."""
 
+import itertools
 import json
 import math
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,8 @@ from tests.fuzz.mutations import sealed
 from tost import checkpoint, tensor_file
 from tost.files import DamagedFile
 from tost.masks import Masks
+
+ROOT = Path(__file__).parents[2]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -262,6 +267,74 @@ def test_a_shape_that_torch_cannot_hold(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(sealed(len(header).to_bytes(8, "little") + header))
     with pytest.raises(DamagedFile, match="c: damaged: 'state' is no tensor: "):
         checkpoint.load(tmp_path / "c")
+
+
+WRITER = """
+import sys
+import torch
+from tost import checkpoint
+number = 0
+while True:
+    checkpoint.save(sys.argv[1], {"number": number, "weights": torch.full((20_000 + number % 3,), float(number))})
+    if number == 0:
+        print("started", flush=True)
+    number += 1
+"""
+
+
+def test_a_reader_beside_a_writer_sees_whole_files(tmp_path: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "c")], cwd=ROOT, stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    seen = set()
+    try:
+        writer.stdout.readline()
+        for _ in range(500):
+            loaded = checkpoint.load(tmp_path / "c")
+            assert loaded["weights"].unique().tolist() == [loaded["number"]]
+            seen.add(loaded["number"])
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(seen) > 1  # it was replaced meanwhile
+
+
+def test_what_is_replaced_while_it_is_opened_is_read_as_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    checkpoint.save(path, torch.zeros(1))
+    opened = Path.open
+    versions = itertools.count(1)
+
+    def replace_and_open(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            checkpoint.save(path, torch.full((100,), next(versions)))
+        file = opened(self, *args, **options)
+        if self == path:
+            checkpoint.save(path, torch.full((100,), next(versions)))
+        return file
+
+    monkeypatch.setattr(Path, "open", replace_and_open)
+    assert checkpoint.load(path).tolist() == [1] * 100
+
+
+def test_memory_is_twice_the_file(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("reads the memory of a process from /proc")
+    checkpoint.save(tmp_path / "c", [torch.zeros(1 << 20) for _ in range(16)])  # 64 MB
+    most = int(
+        subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "c")], capture_output=True, text=True, check=True).stdout
+    )
+    assert most < 2.2 * (64 << 10)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from tost import checkpoint
+now = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = now("VmRSS")
+state = checkpoint.load(sys.argv[1])
+print(now("VmHWM") - before)
+"""
 
 
 def test_the_error_travels_between_processes(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from tost.files import DamagedFile, FolderInUse, locked, read_json, read_yaml, remove_stale, write_atomic, write_json
+from tost import files
+from tost.files import DamagedFile, FolderInUse, locked, read_json, read_yaml, remove_stale, replacing, write_atomic, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +32,54 @@ def test_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_new_file_has_the_permissions_that_open_gives(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", "new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("mode", [0o600, 0o666, 0o444])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    with replacing(path) as file:
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert temporary.stat().st_mode & 0o777 & ~mode == 0  # at no time more than that
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "nowhere").symlink_to("no such file")
+    for name in ("link", "nowhere"):
+        write_atomic(tmp_path / name, "new")
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "target").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{EURO SIGN}" * 85, "\N{PILE OF POO}" * 63 + "..."], ids=len)
+def test_names_as_long_as_they_may_be(tmp_path: Path, name: str) -> None:
+    with replacing(tmp_path / name) as file:
+        file.write(b"x")
+        (temporary,) = tmp_path.iterdir()
+        assert remove_stale(tmp_path) == (temporary,)  # as if this writer had been killed
+        temporary.write_bytes(b"x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,14 +124,16 @@ def test_errors_name_the_path_and_what_to_do(
 @pytest.mark.parametrize("size", [10, 10_000_000], ids=["noticed at the end", "noticed while writing"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     write_atomic(tmp_path / "a", "old")
-    make = tempfile.mkstemp
+    make = files._new_file
 
-    def on_full_disk(**place: str) -> tuple[int, str]:
-        descriptor, name = make(**place)
-        os.close(descriptor)
-        return os.open("/dev/full", os.O_WRONLY), name
+    def on_full_disk(path: Path, mode: int) -> BinaryIO:
+        file = make(path, mode)
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, file.fileno())
+        os.close(full)
+        return file
 
-    monkeypatch.setattr(tempfile, "mkstemp", on_full_disk)
+    monkeypatch.setattr(files, "_new_file", on_full_disk)
     with pytest.raises(
         OSError, match=r"/a: no space left on the device: free some space and run the same command again$"
     ) as error:

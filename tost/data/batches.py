@@ -27,7 +27,7 @@ class TrainBatches:
         stream: name of the random stream ("train", "rescale", ...): streams of one seed are independent.
         augment: random crops and mirrors as the data set declares them.
         cutout: side in pixels of the square that is filled with the mean colour; 0: none. Only with `augment`.
-        subset: int64 (n,), the training images to use; None: all.
+        subset: int64 (n,), the training images to use, each once; None: all.
         shard: (rank, world): this object yields the rank-th of `world` equal slices of each batch. All ranks draw the same.
         workers: processes that read and decode files; the bits do not depend on it.
 
@@ -56,7 +56,8 @@ class TrainBatches:
     ) -> None:
         self._index = _checked_subset(subset, dataset.train)
         images = len(self._index)
-        if not 1 <= batch_size <= images:
+        batch_size = integer("batch_size", batch_size, 1)
+        if batch_size > images:
             raise ValueError(f"batch_size: expected 1 to {images} (the training images of {dataset.name}), got {batch_size}")
         rank, world = shard
         integer("shard: world", world, 1)
@@ -65,10 +66,12 @@ class TrainBatches:
             raise ValueError(f"batch_size: expected a multiple of {world} (shards), got {batch_size}")
         self.dataset = dataset
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = integer("seed", seed, 0)
         self.stream = stream
         self.augment = augment
         self.cutout = integer("cutout", cutout, 0)
+        if cutout and not augment:
+            raise ValueError(f"cutout: expected 0 without augment, got {cutout}")
         self.workers = integer("workers", workers, 0)
         each = batch_size // world
         self._shard = slice(rank * each, (rank + 1) * each)
@@ -86,6 +89,7 @@ class TrainBatches:
             number: which epoch, from 0.
             start: the batch to begin with; it and those after it have the bits they have in the whole epoch.
         """
+        integer("number", number, 0)
         integer("start", start, 0, below=len(self) + 1)
         data = self.dataset
         drawn, ahead = tee(self._draws(number, start))
@@ -198,8 +202,13 @@ def _checked_subset(subset: Tensor | None, images: Images) -> Tensor:
     """Positions of the images to use."""
     if subset is None:
         return torch.arange(len(images))
+    if not isinstance(subset, Tensor):
+        raise TypeError(f"subset: expected an int64 tensor (n,), got {type(subset).__name__}")
     if subset.dtype != torch.int64 or subset.dim() != 1:
         raise TypeError(f"subset: expected an int64 tensor (n,), got {subset.dtype} {tuple(subset.shape)}")
     if len(subset) == 0 or int(subset.min()) < 0 or int(subset.max()) >= len(images):
         raise ValueError(f"subset: expected at least one index, all of 0 to {len(images) - 1}, got {subset.tolist()[:8]}")
+    repeated = subset.bincount() > 1
+    if repeated.any():
+        raise ValueError(f"subset: expected each index once, got {int(repeated.nonzero()[0])} more often")
     return subset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import http.client
 import os
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -143,12 +145,13 @@ def _receive(url: str, file: File, part: Path, report: Report) -> int:
         while (have := out.seek(0, os.SEEK_END)) < file.size:
             problem = "the connection was cut"
             try:
-                with _open(url, have) as (response, goes_on):
+                with _open(url, have, file.size) as (response, goes_on):
                     if have and not goes_on:
                         out.truncate(0)  # the server sends the whole file, whatever was asked for
                         have = 0
                     report(file.name, have, file.size)
-                    while chunk := response.read(min(_CHUNK, file.size - have)):
+                    # read1: what `read` has collected when a connection stalls would be lost
+                    while chunk := response.read1(min(_CHUNK, file.size - have)):
                         _write(out, chunk, file)
                         have += len(chunk)
                         downloaded += len(chunk)
@@ -173,21 +176,41 @@ def _receive(url: str, file: File, part: Path, report: Report) -> int:
 
 
 class _Cut(Exception):
-    """The connection ended early: worth another try."""
+    """The connection ended early, or brought something else: worth another try."""
 
 
 class _NoSuchRange(Exception):
     """The server's file is shorter than what is there: that is not the beginning of it."""
 
 
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, not to ftp."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Called by urllib for every redirect."""
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise urllib.error.HTTPError(req.full_url, code, f"{msg}: {newurl}, which is not followed", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @contextmanager
-def _open(url: str, start: int) -> Iterator[tuple[Any, bool]]:
-    """The response to a request for the bytes from `start` on, and whether it begins there."""
-    headers = {"User-Agent": "tost", **({"Range": f"bytes={start}-"} if start else {})}
+def _open(url: str, start: int, size: int) -> Iterator[tuple[Any, bool]]:
+    """The response to a request for the bytes from `start` on of a file of `size`, and whether it begins there, else at 0.
+
+    A login page of a network, or another part of the file, is a _Cut: it must not replace what is there, nor become its
+    beginning.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "tost", **({"Range": f"bytes={start}-"} if start else {})})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
-            ranged = response.headers.get("Content-Range", "")
-            yield response, response.status == http.HTTPStatus.PARTIAL_CONTENT and ranged.startswith(f"bytes {start}-")
+        with urllib.request.build_opener(_WebOnly).open(request, timeout=_TIMEOUT) as response:
+            length, part = response.headers.get("Content-Length"), response.headers.get("Content-Range", "")
+            goes_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
+            whole = length == str(size) or (length is None and not start)
+            if not (part.startswith(f"bytes {start}-") if goes_on else whole):
+                raise _Cut("the server answered with something else than the file")
+            yield response, goes_on
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise _NoSuchRange from None
@@ -240,11 +263,25 @@ def _unpack(archive: Path, folder: Path, source: Source, report: Report) -> None
         os.sync()  # the content before the name: a hundred thousand files, each flushed alone, would take minutes
         os.replace(aside / source.folder, folder / source.folder)
         flush_folder(folder)
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
+    except _BAD_ARCHIVE as error:
         raise ValueError(f"{archive}: cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     archive.unlink()
+
+
+# a damaged stream; (zip) a password, or a compression that Python does not know; a name that stands for a file and a folder
+_BAD_ARCHIVE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 def _checked(members: list[tuple[str, int]], archive: Path, source: Source, report: Report) -> Iterator[int]:

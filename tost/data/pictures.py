@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import stat
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ class PictureImages:
     """Images in files of any size (or, if `exact`, of size x size), read as size x size RGB.
 
     With a crop seed an image is a random-resized crop: 8 to 100% of its area, aspect ratio 3/4 to 4/3. Without one it is
-    the middle, 7/8 of the shorter side (of 256 pixels: 224). Grey pictures become RGB.
+    the middle, 7/8 of the shorter side (of 256 pixels: 224). Grey pictures become RGB; those of 16 bits a pixel are refused.
 
     Args:
         root: the folder that `files` are relative to.
@@ -91,11 +92,15 @@ class PictureImages:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, on odd metadata of pictures that are fine
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise ValueError("expected a file, got a folder, pipe or device")  # to open a pipe would wait for its writer
                 with Image.open(path, formats=_FORMATS) as image:
                     if self._exact and image.size != (self._size, self._size):
                         raise ValueError(f"expected {self._size} x {self._size} pixels, got {image.width} x {image.height}")
                     if image.width * image.height > _MOST_PIXELS:
                         raise ValueError(f"{image.width} x {image.height} pixels are more than {_MOST_PIXELS:,}")
+                    if image.mode[0] in "IF":  # Pillow would make all of it white
+                        raise ValueError(f"expected 8 bits a channel, got more (Pillow's mode {image.mode})")
                     colours = image.convert("RGB")
                 pixels: NDArray[np.uint8] = np.asarray(self._framed(colours, crop_seed)).transpose(2, 0, 1)
         except FileNotFoundError:
@@ -103,7 +108,8 @@ class PictureImages:
         except PermissionError:
             raise
         except Exception as error:  # Pillow's decoders fail in many ways
-            raise ValueError(f"data_dir: cannot read the picture {path}: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__  # a MemoryError says nothing
+            raise ValueError(f"data_dir: cannot read the picture {path}: {reason}") from error
         return pixels
 
     def _framed(self, image: Image.Image, crop_seed: int | None) -> Image.Image:

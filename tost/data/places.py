@@ -62,7 +62,7 @@ def read_members(archive: Path, names: Collection[str], most: int) -> Iterator[t
     Nothing is written to the disk, and no more than `most` bytes are unpacked.
 
     Raises, while iterating:
-        ValueError: damaged, larger than `most`, or not all of `names` are in it.
+        ValueError: damaged, larger than `most`, or not all of `names` are in it, or one of them twice (in two folders).
     """
     left = set(names)
     with gzip.open(archive) as unpacked:
@@ -72,14 +72,16 @@ def read_members(archive: Path, names: Collection[str], most: int) -> Iterator[t
                 for member in tar:
                     name = Path(member.name).name
                     # a sparse member says how long it is and need not hold that much
-                    if name in left and member.isreg() and not member.issparse():
+                    if name in names and member.isreg() and not member.issparse():
+                        if name not in left:
+                            raise _OtherArchive(f"data_dir: {archive} has two files {name}: not the archive of this data set")
                         file = tar.extractfile(member)
                         assert file is not None
                         left.remove(name)
                         yield name, file.read(min(member.size, most))
             while limited.read(1 << 20):
                 pass  # the checksum comes last
-        except _TooLong:
+        except _OtherArchive:
             raise
         except Exception as error:  # damaged headers fail in many ways
             raise ValueError(f"data_dir: {archive} is damaged or cut short ({type(error).__name__}: {error})") from error
@@ -89,7 +91,7 @@ def read_members(archive: Path, names: Collection[str], most: int) -> Iterator[t
         )
 
 
-class _TooLong(ValueError):
+class _OtherArchive(ValueError):
     """An archive holds more than the data set has."""
 
 
@@ -103,5 +105,5 @@ class _Limited(io.RawIOBase):
         content = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(content)
         if self._left < 0:
-            raise _TooLong(f"data_dir: {self._path} unpacks to more than it should: not the archive of this data set")
+            raise _OtherArchive(f"data_dir: {self._path} unpacks to more than it should: not the archive of this data set")
         return content

@@ -2,6 +2,7 @@
 
 import hashlib
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -182,11 +183,11 @@ def test_a_subset_only(dataset: Dataset) -> None:
 
 
 def test_cutout_fills_with_the_mean_colour(colours: Dataset) -> None:
-    plain = next(iter(TrainBatches(colours, 6, seed=1, augment=False)))[0]
-    assert torch.equal(next(iter(TrainBatches(colours, 6, seed=1, augment=False, cutout=3)))[0], plain)
     inputs = next(iter(TrainBatches(colours, 6, seed=1, cutout=3)))[0]
     empty = (inputs == 0).all(1).flatten(1).sum(1)
     assert ((empty >= 4) & (empty <= 9)).all()  # a corner clips a hole of 3 x 3 to 2 x 2
+    with pytest.raises(ValueError, match=r"^cutout: expected 0 without augment, got 3"):
+        TrainBatches(colours, 6, seed=1, augment=False, cutout=3)
 
 
 def test_test_images_come_once_in_order(dataset: Dataset) -> None:
@@ -197,10 +198,28 @@ def test_test_images_come_once_in_order(dataset: Dataset) -> None:
         eval_batches(dataset, 3, "validation")
 
 
-@pytest.mark.parametrize("size", [0, 21])
-def test_impossible_batch_size(dataset: Dataset, size: int) -> None:
-    with pytest.raises(ValueError, match=f"batch_size: expected 1 to 20 .* got {size}"):
-        TrainBatches(dataset, size, seed=0)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 21}, ValueError, r"batch_size: expected 1 to 20 \(the training images of toy\), got 21"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size: expected a whole number of at least 1, got float"),
+        ({"batch_size": True}, TypeError, "batch_size: expected a whole number of at least 1, got bool"),
+        ({"seed": "a"}, TypeError, "seed: expected a whole number of at least 0, got str"),
+        ({"seed": -1}, ValueError, "seed: expected a whole number of at least 0, got -1"),
+        ({"subset": [0, 1]}, TypeError, r"subset: expected an int64 tensor \(n,\), got list"),
+        ({"subset": torch.tensor([5, 3, 5, 3])}, ValueError, "subset: expected each index once, got 3 more often"),
+    ],
+)
+def test_wrong_arguments_are_named(dataset: Dataset, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        TrainBatches(dataset, **{"batch_size": 2, "seed": 0, **options})
+
+
+@pytest.mark.parametrize(("number", "error"), [("x", TypeError), (1.0, TypeError), (-1, ValueError)])
+def test_epochs_are_numbered_from_0(dataset: Dataset, number: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^number: expected a whole number of at least 0, got "):
+        next(TrainBatches(dataset, 2, seed=0).epoch(number))
 
 
 def of_classes(targets: list[int]) -> Dataset:

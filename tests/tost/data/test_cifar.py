@@ -1,6 +1,8 @@
 """CIFAR's binary and python versions, on tiny files of the same layout."""
 
+import io
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +141,23 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     del files["test_batch.bin"]
     archive.write_bytes(tar_of(files, "cifar-10-batches-bin"))
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz has no file test_batch\.bin"):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("again", ["old/test_batch.bin", "test_batch.bin"])
+def test_an_archive_with_two_files_of_one_name_is_refused(again: str, tmp_path: Path) -> None:
+    files = cifar_files("cifar10", cifar_binary)
+    members = [*files.items(), (again, files["test_batch.bin"])]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(out.getvalue())
+    with pytest.raises(
+        ValueError, match=r"cifar-10-binary\.tar\.gz has two files test_batch\.bin: not the archive of this data set"
+    ):
         load("cifar10", tmp_path)
 
 

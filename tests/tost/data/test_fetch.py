@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import os
+import random
 import socket
+import struct
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,6 +39,7 @@ class Server(ThreadingHTTPServer):
         self.knows_ranges = True
         self.cut_after = 0  # bytes of each answer; 0: all of it
         self.statuses: list[int] = []  # of the next answers, before it serves
+        self.answer: Callable[[Handler, int], None] | None = None  # instead of `content`, to a request from that byte on
         self.ranges: list[str | None] = []
 
     @property
@@ -55,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(server.statuses.pop(0) if server.statuses else 404)
             return
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.knows_ranges else 0
+        if server.answer:
+            server.answer(self, start)
+            return
         if start >= len(server.content):
             self.send_error(416)
             return
@@ -65,6 +71,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         end = start + server.cut_after if server.cut_after else len(server.content)
         self.wfile.write(server.content[start:end])
+
+    def send(self, status: int, headers: dict[str, str | int], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -155,8 +168,69 @@ def test_a_server_with_less_than_it_should_have(server: Server, tmp_path: Path) 
 
 
 def test_a_server_that_sends_without_end_is_cut_off(server: Server, tmp_path: Path) -> None:
-    server.content = CONTENT * 100
+    server.answer = lambda handler, _: handler.send(200, {}, CONTENT * 100)
     assert get(file_of(server), tmp_path) == len(CONTENT)
+
+
+PAGE = b"<html>Please log in</html>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda handler, start: handler.send(200, {"Content-Length": len(PAGE)}, PAGE),
+        lambda handler, start: handler.send(200, {"Content-Length": 3 * len(CONTENT)}, PAGE * 1000),
+        lambda handler, start: handler.send(200, {}, PAGE) if start else handler.send_error(503),
+        lambda handler, start: handler.send(206, {"Content-Range": f"bytes {start + 5}-10239/10240"}, CONTENT[start + 5 :]),
+        lambda handler, start: handler.send(206, {}, CONTENT[start:]),
+    ],
+    ids=["short page", "long page", "page of no length", "another part", "some part"],
+)
+@pytest.mark.parametrize("have", [0, 9000])
+def test_something_else_than_the_file_takes_nothing_away(
+    server: Server, tmp_path: Path, answer: Callable[[Handler, int], None], have: int
+) -> None:
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:have])
+    server.answer = answer
+    with pytest.raises(ConnectionError, match=r"(something else than the file|503 .*); [09],?0*0? of 10,240 bytes are in .*"):
+        get(file_of(server), tmp_path)
+    server.answer = None
+    assert get(file_of(server), tmp_path) == len(CONTENT) - have
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_what_came_before_a_connection_stalled_is_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "_CHUNK", 1 << 20)
+    monkeypatch.setattr(fetching, "_TIMEOUT", 0.3)
+    given_up = threading.Event()
+
+    def stall(handler: Handler, start: int) -> None:
+        length = len(CONTENT) - start
+        part = {"Content-Range": f"bytes {start}-10239/10240"} if start else {}
+        handler.send(206 if start else 200, {"Content-Length": length, **part}, CONTENT[start : start + 6000])
+        if length > 6000:
+            given_up.wait(20)
+
+    server.answer = stall
+    assert get(file_of(server), tmp_path) == len(CONTENT)
+    given_up.set()
+    assert server.ranges == [None, "bytes=6000-"]
+
+
+@pytest.mark.parametrize("to", ["ftp://127.0.0.1:1/a.bin", "file:///etc/passwd"])
+def test_redirects_stay_in_the_web(server: Server, tmp_path: Path, to: str) -> None:
+    server.answer = lambda handler, _: handler.send(302, {"Location": to}, b"")
+    with pytest.raises(
+        ConnectionError, match=r"/a\.bin: the server answered 302 Found.* (ftp://.*, which is not followed|'file:.*not allowed)"
+    ):
+        get(file_of(server), tmp_path)
+    server.answer = lambda handler, _: redirect_once(server, handler)
+    assert get(file_of(server), tmp_path) == len(CONTENT)
+
+
+def redirect_once(server: Server, handler: Handler) -> None:
+    server.answer = None
+    handler.send(302, {"Location": f"{server.address}/elsewhere"}, b"")
 
 
 def test_another_file_in_its_place_is_left_alone(server: Server, tmp_path: Path) -> None:
@@ -284,6 +358,37 @@ def test_archives_that_unpack_to_too_much_or_to_something_else(server: Server, t
         with pytest.raises(ValueError, match="cannot be unpacked"):
             fetch_source(packed(server, archive, b"no archive"), tmp_path, lambda *_: None)
     assert not list(tmp_path.glob(".unpacking*"))
+
+
+def changed_zip(files: dict[str, bytes], at_local: int, at_central: int, value: int) -> bytes:
+    """A zip with another flag or compression method in the headers of its first member."""
+    content = bytearray(zip_of(files))
+    struct.pack_into("<H", content, at_local, value)
+    struct.pack_into("<H", content, content.index(b"PK\x01\x02") + at_central, value)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        changed_zip({"inside/a": b"x"}, 6, 8, 1),
+        changed_zip({"inside/a": b"x"}, 8, 10, 97),
+        zip_of({"inside/a": b"x", "inside/a/b": b"x"}),
+        zip_of({"inside/a/b": b"x", "inside/a": b"x"}),
+    ],
+    ids=["a password", "an unknown method", "a file that is also a folder", "a folder that is also a file"],
+)
+def test_odd_zips(server: Server, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"a\.zip: cannot be unpacked: "):
+        fetch_source(packed(server, "a.zip", content), tmp_path, lambda *_: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("cut", [lambda whole: whole[:2500], lambda whole: whole[:60] + b"xxxx" + whole[64:]])
+def test_damaged_streams(server: Server, tmp_path: Path, cut: Callable[[bytes], bytes]) -> None:
+    content = cut(tar_of({"b": random.Random(0).randbytes(5000)}, "inside"))
+    with pytest.raises(ValueError, match=r"a\.tar\.gz: cannot be unpacked: "):
+        fetch_source(packed(server, "a.tar.gz", content), tmp_path, lambda *_: None)
 
 
 # ---- the data sets and the command -----------------------------------------------------------------------------------

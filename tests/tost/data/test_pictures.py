@@ -235,6 +235,37 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
         one(tmp_path / "a.jpg", content).read(0)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_sixteen_bits_a_pixel_are_refused(exact: bool, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 300, np.uint16)).save(out, "PNG")
+    with pytest.raises(
+        ValueError, match=r"cannot read the picture .*a\.png: expected 8 bits a channel, got more \(Pillow's mode I"
+    ):
+        one(tmp_path / "a.png", out.getvalue(), exact=exact).read(0)
+
+
+def test_a_pipe_or_folder_with_the_name_of_a_picture(folder: Path) -> None:
+    odd = folder / "val" / "cat" / "5.jpg"
+    for make in (os.mkfifo, os.mkdir):
+        make(odd)
+        with pytest.raises(
+            ValueError, match=r"cannot read the picture .*cat/5\.jpg: expected a file, got a folder, pipe or device"
+        ):
+            list(eval_batches(dataset(folder), 3))
+        odd.unlink() if odd.is_fifo() else odd.rmdir()
+
+
+def test_too_little_memory_for_a_picture_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    images = one(tmp_path / "a.jpg", picture(16, 16))
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(ValueError, match=r"cannot read the picture .*a\.jpg: MemoryError$"):
+        images.read(0)
+
+
 def test_odd_metadata_is_no_error(tmp_path: Path) -> None:
     plain = picture(16, 16)
     exif = b"\xff\xe1\x00\x12Exif\0\0II*\0\x08\0\0\0\xff\xff"  # an entry table that ends before it begins

@@ -48,6 +48,13 @@ def test_saving_replaces_and_a_failure_leaves_the_old_file(masks, tmp_path, monk
     assert Masks.load(path) == masks
 
 
+def test_a_layer_with_the_name_of_the_metadata(masks, tmp_path):
+    masks.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="m: expected another name than '__metadata__' for a tensor"):
+        Masks({"a": torch.ones(1, 1), "__metadata__": torch.ones(1, 1)}).save(tmp_path / "m")
+    assert Masks.load(tmp_path / "m") == masks
+
+
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Masks.load(tmp_path / "nowhere")
