@@ -91,16 +91,16 @@ def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
         raise ValueError(
             f"add_ghosts: net: expected no attribute {GHOSTS!r}, where the ghosts go; {type(net).__name__} has one: rename it"
         )
+    modules = dict(net.named_modules(remove_duplicate=False))
     try:
         graph = trace(net)
+        settle_inplace(graph, modules)
+        joints = find_joints(graph, modules, recipe)
+        swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
     except Untraceable as error:
         if recipe.has_ghosts:
             raise
         return _Plan(fx.Graph(), [], [], f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}")
-    modules = dict(net.named_modules(remove_duplicate=False))
-    settle_inplace(graph, modules)
-    joints = find_joints(graph, modules, recipe)
-    swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
     missing = []
     if recipe.ghost_skip and not any(joint.has_ghost for joint in joints):
         missing.append("ghost skips (it has no convolution with a kernel larger than 1x1 besides those that read its input)")

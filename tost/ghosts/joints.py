@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tost.ghosts.branch import FUSABLE
-from tost.ghosts.tracer import INPLACE_ADD, where
+from tost.ghosts.tracer import INPLACE_ADD, Untraceable, where
 from tost.recipe import Recipe
 from tost_kernels.nn import SparseConv2d, SparseModule
 
@@ -263,7 +263,7 @@ def _check_aliases(graph: fx.Graph, nodes: list[fx.Node], look: _Look) -> None:
         while front:
             alias = front.pop()
             up = [] if look.makes_new(alias) else alias.all_input_nodes
-            down = [user for user in alias.users if user is not node and not look.makes_new(user)]
+            down = [user for user in alias.users if user is not node and user.op != "output" and not look.makes_new(user)]
             for other in (*up, *down):
                 if other not in aliases and other is not node:
                     aliases.add(other)
@@ -272,7 +272,7 @@ def _check_aliases(graph: fx.Graph, nodes: list[fx.Node], look: _Look) -> None:
         for alias in aliases:
             late = [user for user in alias.users if user in after and user not in aliases]
             if late and alias is not changed:
-                raise ValueError(
+                raise Untraceable(
                     "add_ghosts: net: expected no in-place operation on a tensor that is used under another name too, got one at "
                     f"{where(node)}, and a use at {where(late[0])}; make the ReLU or the sum out of place"
                 )
