@@ -234,6 +234,28 @@ def test_the_signature_stays() -> None:
         net(x, depth=1)
 
 
+def named_like_a_stand_in(self: Base, a_1: Tensor, a: Tensor | None = None) -> Tensor:
+    x = self.body(a_1)
+    return x if a is None else x * a
+
+
+def two_stand_ins(self: Base, x: Tensor, m_1: float, *, m: bool = False, x_1: str = "sum") -> Tensor:
+    x = self.body(x) + m_1
+    return x * 3 if m or x_1 != "sum" else x
+
+
+@pytest.mark.parametrize(("forward", "args"), [(named_like_a_stand_in, ()), (two_stand_ins, (2.0,))])
+def test_arguments_named_as_fx_names_its_own(forward: Callable[..., Any], args: tuple[float, ...]) -> None:
+    plain = network(forward)
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x, *args), plain(x, *args))
+    frozen = "a" if not args else "m"
+    with pytest.raises(ValueError, match=f"forward: {frozen}: expected its default"):
+        net(x, *args, **{frozen: True})
+
+
 def structured(self: Base, x: Tensor) -> Any:
     x = self.body(x) + self.scale
     return {"features": (x, [x.mean()]), "size": x.shape[0]}
