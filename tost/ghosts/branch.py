@@ -127,6 +127,9 @@ class Ghost(nn.Module):
         self.norm: nn.Module | None = None
         # In a tuple: it must not be a submodule of this one, or a checkpoint would have its tensors twice.
         self._first = () if first is None else (first,)
+        self.shared = first is not None
+        if first is not None:
+            first.shared = True
         self.offset, self.stride, self.padding_mode = (0, 0), (1, 1), "constant"
         if across is not None:
             if first is None:
@@ -158,7 +161,8 @@ class Ghost(nn.Module):
             ghost, own_norm = owner.conv(self._under_centres(x, u)), owner.norm
         apart = shortcut is not None and shortcut.shape != u.shape  # the sum broadcasts, which is not the op's business
         u, norm = _apply(u, norm, apart)
-        ghost, own_norm = _apply(ghost, own_norm, apart)
+        # All calls that share it in one way: the op updates the running statistics in place, which torch's BatchNorm has saved.
+        ghost, own_norm = _apply(ghost, own_norm, apart or self.shared)
         shortcut, shortcut_norm = _apply(shortcut, shortcut_norm, apart)
         if apart:
             assert shortcut is not None
