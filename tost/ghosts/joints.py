@@ -29,6 +29,7 @@ __all__ = ["Joint", "convs_of_their_own", "find_joints", "find_swishes", "input_
 _CONV_FORWARDS = (nn.Conv2d.forward, Conv2d.forward, SparseConv2d.forward)
 _RELU_FUNCTIONS = {F.relu, F.relu_, torch.relu, torch.relu_}
 _ADD_FUNCTIONS = {operator.add, torch.add, INPLACE_ADD}
+_INPLACE_ADDS = (INPLACE_ADD, "add_")
 # Calls whose result shares no memory with their arguments; any other may return its argument, or a view of it.
 _NEW_FUNCTIONS = {
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.cat, torch.matmul,
@@ -66,6 +67,13 @@ class Joint:
         end = self.act or self.add or self.norm or self.conv
         assert end is not None
         return end
+
+    @property
+    def keeps_dtype_of(self) -> str | None:
+        """The argument of `Ghost` whose dtype the result has, as the sum is in place: "u" or "shortcut"; None where it is not."""
+        if self.add is None or self.add.target not in _INPLACE_ADDS:
+            return None
+        return "shortcut" if self.main else "u"
 
     @property
     def replaced(self) -> list[fx.Node]:
@@ -195,7 +203,7 @@ class _Look:
             return False
         kind = type_before_parametrizations(conv)
         own_core = getattr(kind, "_conv_forward", None) not in (None, nn.Conv2d._conv_forward)
-        return kind.forward in _CONV_FORWARDS and not own_core
+        return getattr(kind, "forward", None) in _CONV_FORWARDS and not own_core
 
     def is_spatial(self, node: fx.Node) -> bool:
         """Whether `node` is a convolution with a kernel larger than 1x1 that does not read the network's input."""
@@ -255,7 +263,7 @@ class _Look:
                 bool(getattr(module, "inplace", False) or flag) or str(getattr(node.target, "__name__", node.target)) == "relu_"
             )
         operands = self.operands(node)
-        if operands is None or (node.target is not INPLACE_ADD and node.target != "add_"):
+        if operands is None or node.target not in _INPLACE_ADDS:
             return False
         return any(isinstance(self.module(operand), nn.Conv2d | SparseConv2d | nn.BatchNorm2d) for operand in operands)
 

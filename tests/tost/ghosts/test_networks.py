@@ -436,3 +436,35 @@ def test_a_copy_of_a_shared_convolution_has_its_own_ghost() -> None:
     assert torch.equal(net(x), before)
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin(x), before)
+
+
+class Positions(nn.Module):
+    """Adds a parameter to a convolution's result, and the other way round."""
+
+    def __init__(self, method: bool, onto_parameter: bool) -> None:
+        super().__init__()
+        self.stem, self.conv, self.pos = conv(3, 4, 1), conv(4, 4, 3, padding=1), nn.Parameter(torch.randn(2, 4, 8, 8))
+        self.method, self.onto_parameter = method, onto_parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, pos = self.conv(self.stem(x)), self.pos.clone()
+        left, right = (pos, y) if self.onto_parameter else (y, pos)
+        if self.method:
+            return F.relu(left.add_(right))
+        left += right
+        return F.relu(left)
+
+
+@pytest.mark.parametrize("method", [True, False])
+@pytest.mark.parametrize("onto_parameter", [True, False])
+@pytest.mark.parametrize("recipe", [Recipe.vanilla(), Recipe()], ids=["vanilla", "ghosts"])
+def test_an_in_place_sum_keeps_the_dtype_of_what_it_changes(recipe: Recipe, method: bool, onto_parameter: bool) -> None:
+    plain = Positions(method, onto_parameter)
+    net = add_ghosts(plain, recipe)
+    set_strength(net, 0.0, torch.inf)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = net(x), plain(x)
+    assert got.dtype == (torch.float32 if onto_parameter else torch.bfloat16)
+    torch.testing.assert_close(got, want)
+    assert net(x).dtype == torch.float32
