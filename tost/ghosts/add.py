@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from tost.ghosts.joints import Joint, find_joints, find_swishes, settle_inplace
+from tost.ghosts.joints import Joint, convs_of_their_own, find_joints, find_swishes, relus_that_stay, settle_inplace
 from tost.ghosts.strength import ghosts_of
 from tost.ghosts.trace import trace
 from tost.ghosts.tracer import Untraceable
@@ -24,11 +24,11 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
     The forward pass is traced with torch.fx. Then:
 
     * **Ghost skip**: one across each convolution with a kernel larger than 1x1, also grouped and depthwise, but those that read
-      the network's input (no weights lie before them). It is a 1x1 convolution of the same channels, stride and groups, without
-      bias, its weights starting at 1e-4, with a BatchNorm of its own; it reads the pixel under the kernel's centre, and is added
-      behind the convolution's BatchNorm (where its result goes nowhere else) and before the activation:
-      act(bn(conv(x)) + alpha * bn_g(ghost(x)) [+ shortcut]). A convolution that is called more than once has one ghost for all
-      calls.
+      the network's input (no weights lie before them), and subclasses that compute something of their own. It is a 1x1
+      convolution of the same channels, stride and groups, without bias, its weights starting at 1e-4, with a BatchNorm of its
+      own; it reads the pixel under the kernel's centre, and is added behind the convolution's BatchNorm (where its result goes
+      nowhere else) and before the activation: act(bn(conv(x)) + alpha * bn_g(ghost(x)) [+ shortcut]). A convolution that is
+      called more than once has one ghost for all calls.
     * **Ghost swish** in the place of each ReLU that the trace sees, as a module, function or method.
     * **Fusion**, which a recipe without ghosts has too: convolution -> [BatchNorm2d] -> [+ shortcut [ending in a BatchNorm2d]] ->
       [ReLU] is one op behind the convolution. A BatchNorm2d takes part if it is no subclass, has no hooks and is called once.
@@ -48,7 +48,8 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
 
     Returns:
         The network with ghosts, at the strength `alpha_start`, `beta_start`. Warns if one of the two kinds of ghosts the recipe
-        asks for has no place in it, and if a recipe without ghosts meets a network that cannot be traced, which stays as it is.
+        asks for has no place in it, of convolutions and ReLUs that it passes by, and if a recipe without ghosts meets a network
+        that cannot be traced, or has an in-place operation that is seen elsewhere: such a network stays as it is.
 
     Raises:
         TypeError: `net` is no module, or `recipe` no Recipe.
@@ -56,8 +57,8 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
             be the same as a graph (the message names the place and what to do); nothing the recipe asks for has a place in it.
     """
     plan = _plan(net, recipe)
-    if plan.warning:
-        warnings.warn(f"add_ghosts: net: {plan.warning}", UserWarning, stacklevel=2)
+    for message in plan.warnings:
+        warnings.warn(f"add_ghosts: net: {message}", UserWarning, stacklevel=2)
     if not inplace:
         net = duplicate(net)
     if plan.joints or plan.swishes:
@@ -74,7 +75,7 @@ class _Plan(NamedTuple):
     graph: fx.Graph
     joints: list[Joint]
     swishes: list[fx.Node]
-    warning: str
+    warnings: list[str]
 
 
 def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
@@ -91,22 +92,31 @@ def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
         raise ValueError(
             f"add_ghosts: net: expected no attribute {GHOSTS!r}, where the ghosts go; {type(net).__name__} has one: rename it"
         )
+    modules = dict(net.named_modules(remove_duplicate=False))
     try:
         graph = trace(net)
+        settle_inplace(graph, modules)
+        joints = find_joints(graph, modules, recipe)
+        swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
     except Untraceable as error:
         if recipe.has_ghosts:
             raise
-        return _Plan(fx.Graph(), [], [], f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}")
-    modules = dict(net.named_modules(remove_duplicate=False))
-    settle_inplace(graph, modules)
-    joints = find_joints(graph, modules, recipe)
-    swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
-    missing = []
+        return _Plan(fx.Graph(), [], [], [f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}"])
+    missing, messages = [], []
     if recipe.ghost_skip and not any(joint.has_ghost for joint in joints):
         missing.append("ghost skips (it has no convolution with a kernel larger than 1x1 besides those that read its input)")
     if recipe.ghost_swish and not swishes and not any(joint.act for joint in joints):
         missing.append("ghost swish (the trace meets no ReLU)")
-    message = f"{type(net).__name__} has no place for {' and '.join(missing)}" if missing else ""
+    if missing:
+        messages.append(f"{type(net).__name__} has no place for {' and '.join(missing)}")
+    convs = convs_of_their_own(graph, modules) if recipe.ghost_skip else []
+    if convs:
+        kinds = ", ".join(sorted({type(conv).__name__ for conv in convs}))
+        messages.append(f"{len(convs)} of its convolutions have a forward of their own ({kinds}), so they get no ghost skip")
+    relus = relus_that_stay(graph, modules, joints, swishes) if recipe.ghost_swish else []
+    if relus:
+        names = ", ".join(map(repr, relus[:3])) + (", ..." if len(relus) > 3 else "")
+        messages.append(f"{len(relus)} of its ReLUs stay ReLU, being inside layers, with hooks, or of a subclass: {names}")
     if len(missing) == recipe.ghost_skip + recipe.ghost_swish and missing:
-        raise ValueError(f"add_ghosts: net: {message}; use a Recipe that does not ask for what it cannot have")
-    return _Plan(graph, joints, swishes, message)
+        raise ValueError(f"add_ghosts: net: {'; '.join(messages)}; use a Recipe that does not ask for what it cannot have")
+    return _Plan(graph, joints, swishes, messages)

@@ -114,19 +114,31 @@ class Ghost(nn.Module):
         device: where alpha and beta live.
         first: the ghost of an earlier call of the same convolution, whose ghost convolution and BatchNorm serve here too, as the
             calls share their weights.
+        keeps_dtype_of: "u" or "shortcut" where the sum is in place on that one in the network, so that the result has its dtype
+            whatever the other's is.
     """
 
     def __init__(
-        self, recipe: Recipe, across: nn.Module | None, act: bool, device: torch.device | None, first: Ghost | None = None
+        self,
+        recipe: Recipe,
+        across: nn.Module | None,
+        act: bool,
+        device: torch.device | None,
+        first: Ghost | None = None,
+        keeps_dtype_of: str | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.has_act = act
         self.has_skip = across is not None
+        self.keeps_dtype_of = keeps_dtype_of
         self.conv: nn.Module | None = None
         self.norm: nn.Module | None = None
         # In a tuple: it must not be a submodule of this one, or a checkpoint would have its tensors twice.
         self._first = () if first is None else (first,)
+        self.shared = first is not None
+        if first is not None:
+            first.shared = True
         self.offset, self.stride, self.padding_mode = (0, 0), (1, 1), "constant"
         if across is not None:
             if first is None:
@@ -156,16 +168,19 @@ class Ghost(nn.Module):
                     f"expected a batch (N, C, H, W) in front of a ghost skip, got {tuple(u.shape)} behind its convolution"
                 )
             ghost, own_norm = owner.conv(self._under_centres(x, u)), owner.norm
+        kept = {"u": u, "shortcut": shortcut, None: None}[self.keeps_dtype_of]
         apart = shortcut is not None and shortcut.shape != u.shape  # the sum broadcasts, which is not the op's business
         u, norm = _apply(u, norm, apart)
-        ghost, own_norm = _apply(ghost, own_norm, apart)
+        # All calls that share it in one way: the op updates the running statistics in place, which torch's BatchNorm has saved.
+        ghost, own_norm = _apply(ghost, own_norm, apart or self.shared)
         shortcut, shortcut_norm = _apply(shortcut, shortcut_norm, apart)
         if apart:
             assert shortcut is not None
             u, shortcut = torch.broadcast_tensors(u, shortcut)  # type: ignore[no-untyped-call]
             ghost = None if ghost is None else ghost.expand(u.shape)
         out: Tensor = self.tail(u, norm=norm, ghost=ghost, ghost_norm=own_norm, shortcut=shortcut, shortcut_norm=shortcut_norm)
-        return F.mish(out) if self.act == "mish" else out
+        out = F.mish(out) if self.act == "mish" else out
+        return out if kept is None or kept.dtype == out.dtype else out.to(kept.dtype)
 
     def _under_centres(self, x: Tensor, u: Tensor) -> Tensor:
         """`x` cropped or padded, so that a 1x1 convolution reads what is under the kernel's centre for every pixel of `u`."""

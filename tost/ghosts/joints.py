@@ -16,16 +16,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tost.ghosts.branch import FUSABLE
-from tost.ghosts.tracer import INPLACE_ADD, where
+from tost.ghosts.tracer import INPLACE_ADD, Untraceable, where
 from tost.recipe import Recipe
-from tost_kernels.nn import SparseConv2d, SparseModule
+from tost_kernels.nn import Conv2d, SparseConv2d, SparseModule
 
-__all__ = ["Joint", "find_joints", "find_swishes", "input_of", "settle_inplace"]
+__all__ = ["Joint", "convs_of_their_own", "find_joints", "find_swishes", "input_of", "relus_that_stay", "settle_inplace"]
 
+# Convolutions whose every output pixel is known to lie above which input pixel; a subclass may pad or widen its input first.
+_CONV_FORWARDS = (nn.Conv2d.forward, Conv2d.forward, SparseConv2d.forward)
 _RELU_FUNCTIONS = {F.relu, F.relu_, torch.relu, torch.relu_}
 _ADD_FUNCTIONS = {operator.add, torch.add, INPLACE_ADD}
+_INPLACE_ADDS = (INPLACE_ADD, "add_")
 # Calls whose result shares no memory with their arguments; any other may return its argument, or a view of it.
 _NEW_FUNCTIONS = {
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.cat, torch.matmul,
@@ -63,6 +67,13 @@ class Joint:
         end = self.act or self.add or self.norm or self.conv
         assert end is not None
         return end
+
+    @property
+    def keeps_dtype_of(self) -> str | None:
+        """The argument of `Ghost` whose dtype the result has, as the sum is in place: "u" or "shortcut"; None where it is not."""
+        if self.add is None or self.add.target not in _INPLACE_ADDS:
+            return None
+        return "shortcut" if self.main else "u"
 
     @property
     def replaced(self) -> list[fx.Node]:
@@ -123,6 +134,26 @@ def find_swishes(graph: fx.Graph, modules: Mapping[str, nn.Module], joints: list
     return found
 
 
+def convs_of_their_own(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The convolutions that would have a ghost skip, did they not compute something else than their base class."""
+    look = _Look(graph, modules)
+    found = {look.module(node): None for node in graph.nodes if look.is_spatial(node) and not look.may_have_ghost(node)}
+    return [conv for conv in found if conv is not None]
+
+
+def relus_that_stay(graph: fx.Graph, modules: Mapping[str, nn.Module], joints: list[Joint], swishes: list[fx.Node]) -> list[str]:
+    """The names of the nn.ReLU modules that run, but not as nodes that `joints` or `swishes` replace: most are inside layers."""
+    replaced = {*swishes, *(joint.act for joint in joints)}
+    left = [str(node.target) for node in graph.nodes if node.op == "call_module" and node not in replaced]
+    found = {
+        inner: f"{path}.{name}".rstrip(".")
+        for path in left
+        for name, inner in modules[path].named_modules()
+        if isinstance(inner, nn.ReLU)
+    }
+    return list(found.values())
+
+
 def settle_inplace(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Makes the uses of a tensor behind an in-place ReLU or sum uses of its result, which they are.
 
@@ -166,9 +197,19 @@ class _Look:
         return found
 
     def may_have_ghost(self, node: fx.Node) -> bool:
-        """Whether a convolution is a spatial one that does not read the network's input."""
+        """Whether `node` is a spatial convolution of a known kind."""
         conv = self.module(node)
-        assert isinstance(conv, nn.Conv2d | SparseConv2d)
+        if not self.is_spatial(node) or conv is None or "forward" in vars(conv):
+            return False
+        kind = type_before_parametrizations(conv)
+        own_core = getattr(kind, "_conv_forward", None) not in (None, nn.Conv2d._conv_forward)
+        return getattr(kind, "forward", None) in _CONV_FORWARDS and not own_core
+
+    def is_spatial(self, node: fx.Node) -> bool:
+        """Whether `node` is a convolution with a kernel larger than 1x1 that does not read the network's input."""
+        conv = self.module(node)
+        if not isinstance(conv, nn.Conv2d | SparseConv2d) or input_of(node) is None:
+            return False
         return tuple(conv.kernel_size) != (1, 1) and self.is_behind_weights(node)
 
     def is_behind_weights(self, node: fx.Node) -> bool:
@@ -222,7 +263,7 @@ class _Look:
                 bool(getattr(module, "inplace", False) or flag) or str(getattr(node.target, "__name__", node.target)) == "relu_"
             )
         operands = self.operands(node)
-        if operands is None or (node.target is not INPLACE_ADD and node.target != "add_"):
+        if operands is None or node.target not in _INPLACE_ADDS:
             return False
         return any(isinstance(self.module(operand), nn.Conv2d | SparseConv2d | nn.BatchNorm2d) for operand in operands)
 
@@ -263,7 +304,7 @@ def _check_aliases(graph: fx.Graph, nodes: list[fx.Node], look: _Look) -> None:
         while front:
             alias = front.pop()
             up = [] if look.makes_new(alias) else alias.all_input_nodes
-            down = [user for user in alias.users if user is not node and not look.makes_new(user)]
+            down = [user for user in alias.users if user is not node and user.op != "output" and not look.makes_new(user)]
             for other in (*up, *down):
                 if other not in aliases and other is not node:
                     aliases.add(other)
@@ -272,7 +313,7 @@ def _check_aliases(graph: fx.Graph, nodes: list[fx.Node], look: _Look) -> None:
         for alias in aliases:
             late = [user for user in alias.users if user in after and user not in aliases]
             if late and alias is not changed:
-                raise ValueError(
+                raise Untraceable(
                     "add_ghosts: net: expected no in-place operation on a tensor that is used under another name too, got one at "
                     f"{where(node)}, and a use at {where(late[0])}; make the ReLU or the sum out of place"
                 )

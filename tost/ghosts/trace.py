@@ -63,7 +63,7 @@ def trace(net: nn.Module) -> fx.Graph:
                 f"let a module decide that (nn.Dropout does), or {NOT_TRACED}",
                 place=where(first),
             )
-    _check_frozen_at_call(graph, frozen)
+    _check_frozen_at_call(net, graph, frozen)
     return graph
 
 
@@ -121,8 +121,13 @@ def _is_or_is_in_a_leaf(tracer: Tracer, net: nn.Module, name: str) -> bool:
 
 def _frozen_arguments(net: nn.Module) -> dict[str, Any]:
     """The arguments of `forward` that can only mean a choice between graphs. Numbers may be part of the arithmetic."""
-    parameters = inspect.signature(type(net).forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is None or isinstance(p.default, bool | str)}
+    return {name: p.default for name, p in _arguments(net).items() if p.default is None or isinstance(p.default, bool | str)}
+
+
+def _arguments(net: nn.Module) -> dict[str, inspect.Parameter]:
+    """The named arguments of `forward`, in the order of fx's placeholders; those of *args and **kwargs are behind them."""
+    parameters = list(inspect.signature(type(net).forward).parameters.values())[1:]
+    return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def expect_default(name: str, value: Any, default: Any) -> None:
@@ -134,16 +139,15 @@ def expect_default(name: str, value: Any, default: Any) -> None:
         )
 
 
-def _check_frozen_at_call(graph: fx.Graph, frozen: dict[str, Any]) -> None:
+def _check_frozen_at_call(net: nn.Module, graph: fx.Graph, frozen: dict[str, Any]) -> None:
     """Gives the frozen arguments their own names back, and checks of our own."""
     for node in graph.nodes:
         node.type = None  # annotations may be strings that mean nothing where the code is compiled
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    names = list(frozen)
-    for node in placeholders:
-        if not names or node.target != f"{names[0]}_1":  # fx's name for an argument that it holds fixed
+    # By place: fx's name for an argument that it holds fixed, `a_1`, may be the name of another.
+    for node, name in zip(placeholders, _arguments(net), strict=False):
+        if name not in frozen:
             continue
-        name = names.pop(0)
         for user in list(node.users):
             for check in list(user.users):
                 graph.erase_node(check)

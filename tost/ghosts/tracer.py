@@ -33,12 +33,12 @@ _TORCH = str(inspect.getfile(torch))[: -len("__init__.py")]
 
 
 class Untraceable(ValueError):
-    """The network's forward pass is no fixed graph."""
+    """The network's forward pass is no fixed graph, or none in which an op may be replaced by one that is not in place."""
 
 
 def where(node: fx.Node) -> str:
     """The file and line that `node` comes from."""
-    return str(node.meta.get("where", "its forward"))
+    return "its return" if node.op == "output" else str(node.meta.get("where", "its forward"))
 
 
 class Tracer(fx.Tracer):

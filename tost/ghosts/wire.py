@@ -56,7 +56,7 @@ def wire(net: nn.Module, graph: fx.Graph, recipe: Recipe, joints: list[Joint], s
         assert head is not None
         across = modules[str(joint.conv.target)] if joint.conv is not None and joint.has_ghost else None
         layer = modules[str(head.target)]
-        ghost = Ghost(recipe, across, joint.act is not None, _device_of(layer), firsts.get(across))
+        ghost = Ghost(recipe, across, joint.act is not None, _device_of(layer), firsts.get(across), joint.keeps_dtype_of)
         if across is not None:
             firsts.setdefault(across, ghost)
         name = _new_name(ghosts, str(head.target))

@@ -168,6 +168,19 @@ class Shared(nn.Module):
         return self.norm(self.conv(self.norm(self.conv(x)).relu()))
 
 
+class SharedSum(nn.Module):
+    """One convolution at two places, with a sum that broadcasts at the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.gate = conv(3, 4), conv(4, 4, 3, padding=1), conv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.conv(x) + self.gate(x.mean((2, 3), keepdim=True))
+        return self.conv(x).relu()
+
+
 def shared_block() -> nn.Module:
     block = nn.Sequential(conv(3, 3, 3, padding=1), nn.ReLU())
     return nn.Sequential(block, nn.BatchNorm2d(3), block, nn.ReLU())
@@ -192,14 +205,14 @@ def with_head() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "basic": lambda: cifar_resnet(8), "bottleneck": bottlenecks, "vgg": vgg, "mobilenet": MobileNet, "lenet": LeNet,
     "functional": Functional, "dense": Dense, "pre-activation": PreActivation, "sums": Sums, "shared": Shared,
-    "shared-block": shared_block, "head": with_head,
+    "shared-sum": SharedSum, "shared-block": shared_block, "head": with_head,
 }  # fmt: skip
 
 # How many ghost skips, fused tails with a ReLU, and other ReLUs there are.
 PLACES = {
     "basic": (6, 7, 0), "bottleneck": (2, 6, 0), "vgg": (2, 3, 1), "mobilenet": (2, 3, 0), "lenet": (1, 2, 1),
     "functional": (6, 6, 1), "dense": (2, 2, 0), "pre-activation": (2, 2, 0), "sums": (3, 3, 0), "shared": (2, 0, 1),
-    "shared-block": (1, 2, 1), "head": (1, 2, 0),
+    "shared-sum": (2, 1, 0), "shared-block": (1, 2, 1), "head": (1, 2, 0),
 }  # fmt: skip
 
 
@@ -345,9 +358,16 @@ def shared_by_hand(net: nn.Module, x: Tensor) -> Tensor:
     return bn(net.norm, net.conv(x) + skip(net, "conv", x))
 
 
+def shared_sum_by_hand(net: nn.Module, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    x = net.conv(x) + skip(net, "conv", x) + net.gate(x.mean((2, 3), keepdim=True))
+    return swish(net.conv(x) + skip(net, "conv", x))
+
+
 BY_HAND = {
     "bottleneck": bottleneck_by_hand, "vgg": vgg_by_hand, "mobilenet": mobilenet_by_hand, "lenet": lenet_by_hand,
     "dense": dense_by_hand, "sums": sums_by_hand, "pre-activation": pre_activation_by_hand, "shared": shared_by_hand,
+    "shared-sum": shared_sum_by_hand,
 }  # fmt: skip
 
 
@@ -416,3 +436,35 @@ def test_a_copy_of_a_shared_convolution_has_its_own_ghost() -> None:
     assert torch.equal(net(x), before)
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin(x), before)
+
+
+class Positions(nn.Module):
+    """Adds a parameter to a convolution's result, and the other way round."""
+
+    def __init__(self, method: bool, onto_parameter: bool) -> None:
+        super().__init__()
+        self.stem, self.conv, self.pos = conv(3, 4, 1), conv(4, 4, 3, padding=1), nn.Parameter(torch.randn(2, 4, 8, 8))
+        self.method, self.onto_parameter = method, onto_parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, pos = self.conv(self.stem(x)), self.pos.clone()
+        left, right = (pos, y) if self.onto_parameter else (y, pos)
+        if self.method:
+            return F.relu(left.add_(right))
+        left += right
+        return F.relu(left)
+
+
+@pytest.mark.parametrize("method", [True, False])
+@pytest.mark.parametrize("onto_parameter", [True, False])
+@pytest.mark.parametrize("recipe", [Recipe.vanilla(), Recipe()], ids=["vanilla", "ghosts"])
+def test_an_in_place_sum_keeps_the_dtype_of_what_it_changes(recipe: Recipe, method: bool, onto_parameter: bool) -> None:
+    plain = Positions(method, onto_parameter)
+    net = add_ghosts(plain, recipe)
+    set_strength(net, 0.0, torch.inf)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = net(x), plain(x)
+    assert got.dtype == (torch.float32 if onto_parameter else torch.bfloat16)
+    torch.testing.assert_close(got, want)
+    assert net(x).dtype == torch.float32

@@ -2,6 +2,8 @@
 
 import copy
 import random
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import tost_kernels as tk
 from tost.ghosts import add_ghosts, check_ghosts, finalize, ghosts_of, set_strength
@@ -231,6 +234,28 @@ def test_the_signature_stays() -> None:
         net(x, depth=1)
 
 
+def named_like_a_stand_in(self: Base, a_1: Tensor, a: Tensor | None = None) -> Tensor:
+    x = self.body(a_1)
+    return x if a is None else x * a
+
+
+def two_stand_ins(self: Base, x: Tensor, m_1: float, *, m: bool = False, x_1: str = "sum") -> Tensor:
+    x = self.body(x) + m_1
+    return x * 3 if m or x_1 != "sum" else x
+
+
+@pytest.mark.parametrize(("forward", "args"), [(named_like_a_stand_in, ()), (two_stand_ins, (2.0,))])
+def test_arguments_named_as_fx_names_its_own(forward: Callable[..., Any], args: tuple[float, ...]) -> None:
+    plain = network(forward)
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x, *args), plain(x, *args))
+    frozen = "a" if not args else "m"
+    with pytest.raises(ValueError, match=f"forward: {frozen}: expected its default"):
+        net(x, *args, **{frozen: True})
+
+
 def structured(self: Base, x: Tensor) -> Any:
     x = self.body(x) + self.scale
     return {"features": (x, [x.mean()]), "size": x.shape[0]}
@@ -309,6 +334,62 @@ def test_an_in_place_relu_that_another_name_sees() -> None:
     set_strength(kept, 0.0, 10.0)
     x = torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(kept(x), net(x))
+
+
+def returned_flat(self: Base, x: Tensor) -> Any:
+    x = self.conv(self.stem(x))
+    feat = x.flatten(1)
+    x = F.relu_(x)
+    return x, feat
+
+
+def returned_whole(self: Base, x: Tensor) -> Tensor:
+    x = self.norm(self.conv(self.stem(x)))
+    a = x[:, :2]
+    a.relu_()
+    return x
+
+
+def returned_pooled(self: Base, x: Tensor) -> Tensor:
+    x = self.norm(self.conv(self.stem(x)))
+    F.relu(x[:, :2], inplace=True)
+    return F.max_pool2d(x, 2)
+
+
+def returned_detached(self: Base, x: Tensor) -> Any:
+    x = self.norm(self.conv(self.stem(x)))
+    d = x.detach()
+    return self.relu(x), d
+
+
+def returned_kept(self: Base, x: Tensor) -> Any:
+    h = self.stem(x)
+    keep = self.drop(h).view(h.size(0), -1)
+    h += self.norm(self.conv(h))
+    return h.mean(), keep
+
+
+@pytest.mark.parametrize("forward", [returned_flat, returned_whole, returned_pooled, returned_detached, returned_kept])
+def test_an_in_place_operation_whose_other_name_is_only_returned(forward: Callable[..., Any]) -> None:
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu, self.drop = nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.0)
+
+    Net.forward = forward  # type: ignore[method-assign]
+    net = Net().eval()
+    message = r"expected no in-place operation .* at .*test_trace.py:\d+, and a use at its return"
+    with pytest.raises(ValueError, match=f"add_ghosts: net: {message}"):
+        add_ghosts(net, Recipe())
+    x = torch.randn(2, 3, 5, 5)
+    expected = tree_leaves(net(x))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fused = add_ghosts(net, Recipe.vanilla())
+    torch.testing.assert_close(tree_leaves(fused(x)), expected)
+    if forward is returned_kept:  # here the fusion itself is at stake
+        assert re.search(f"nothing is fused: {message}", str(caught[0].message))
+        assert type(fused) is Net
 
 
 def test_forward_of_an_instance() -> None:

@@ -398,3 +398,68 @@ def test_a_kind_of_ghost_without_a_place() -> None:
         with pytest.warns(UserWarning, match=f"add_ghosts: net: Sequential has no place for {missing}"):
             assert len(ghosts_of(add_ghosts(net, Recipe()))) == 1
         assert type(net) is nn.Sequential
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, so its kernel's centre is elsewhere than its padding says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, [1, 1, 1, 1]))
+
+
+class Coordinates(nn.Conv2d):
+    """Reads more channels than it is given."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(torch.cat([x, x[:, :1]], 1), weight, bias)
+
+
+class Renamed(nn.Conv2d):
+    """Computes what Conv2d does."""
+
+
+def test_a_convolution_that_computes_something_of_its_own_gets_no_ghost() -> None:
+    same, plain = Same(4, 4, 3), Renamed(4, 4, 3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), same, same, nn.BatchNorm2d(4), plain, Coordinates(5, 4, 3), nn.ReLU())
+    patched = nn.Conv2d(4, 4, 3)
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    net.insert(5, patched)
+    with pytest.warns(
+        UserWarning,
+        match=r"3 of its convolutions have a forward of their own \(Conv2d, Coordinates, Same\), so they get no ghost",
+    ) as caught:
+        ghosted = add_ghosts(net, Recipe())
+    assert len(caught) == 1
+    assert [name for name, ghost in ghosts_of(ghosted).items() if isinstance(ghost, Ghost) and ghost.has_skip] == ["ghosts.4"]
+    assert ghosted(torch.randn(2, 3, 8, 8)).shape == (2, 4, 4, 4)
+    nn.utils.parametrizations.weight_norm(plain)
+    with pytest.warns(UserWarning, match="3 of its convolutions"):
+        assert ghosts_of(add_ghosts(net, Recipe()))["ghosts.4"].conv is not None
+    with pytest.raises(
+        ValueError, match=r"no place for ghost skips .*; 1 of its convolutions have a forward of their own \(Same\)"
+    ):
+        add_ghosts(nn.Sequential(nn.Conv2d(3, 4, 1), same), SKIP)
+
+
+def test_relus_that_stay_are_named() -> None:
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(super().forward(x))
+
+    def blocks(count: int) -> nn.Module:
+        return nn.Sequential(*(NormAct() for _ in range(count)), nn.Conv2d(3, 3, 1), nn.ReLU())
+
+    for count, names in ((1, r"'0\.act'$"), (4, r"'0\.act', '1\.act', '2\.act', \.\.\.$")):
+        message = f"add_ghosts: net: {count} of its ReLUs stay ReLU, being inside layers, with hooks, or of a subclass: {names}"
+        with pytest.warns(UserWarning, match=message) as caught:
+            add_ghosts(blocks(count), SWISH)
+        assert len(caught) == 1
+        add_ghosts(blocks(count), VANILLA)  # warnings are errors here
+    hooked = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.ReLU())
+    hooked[1].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="1 of its ReLUs stay ReLU, .*: '1'"):
+        add_ghosts(hooked, SWISH)
