@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -21,6 +22,13 @@ from tost.ghosts.tracer import NOT_TRACED, Flag, Tracer, Untraceable, where
 from tost.isolation import isolated
 
 __all__ = ["Trace", "expect_default", "trace"]
+
+
+# What holds a network, and the attribute where.
+_WRAPPERS = (
+    ((nn.DataParallel, nn.parallel.DistributedDataParallel), "module"),
+    (torch._dynamo.OptimizedModule, "_orig_mod"),
+)
 
 
 class Trace(NamedTuple):
@@ -118,6 +126,11 @@ def _merged(values: Sequence[Any], node: fx.Node) -> Any:
 def _check_modules(net: nn.Module) -> None:
     """Raises for modules that a graph would call in another way, or not at all."""
     tracer = Tracer(net, training=True)
+    for kinds, inner in _WRAPPERS:
+        if isinstance(net, kinds):
+            tracer.refuse(
+                f"{type(net).__name__} only wraps the network", f"use net.{inner}, and wrap the result", place="its root"
+            )
     if "forward" in vars(net):
         tracer.refuse("forward is an attribute of the instance", "define it in the class", place="its root")
     for name, module in net.named_modules():

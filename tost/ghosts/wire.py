@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -49,6 +50,18 @@ class Rewired:
         )
 
 
+class RewiredSequential(Rewired):
+    """The ghosts of an nn.Sequential are none of its items."""
+
+    _modules: dict[str, nn.Module]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (module for name, module in self._modules.items() if name != GHOSTS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def wire(net: nn.Module, traced: Trace, recipe: Recipe, joints: list[Joint], swishes: list[fx.Node]) -> None:
     """Puts the ghosts into the graph, which is changed, and `net`."""
     graph = traced.graph
@@ -79,7 +92,8 @@ def wire(net: nn.Module, traced: Trace, recipe: Recipe, joints: list[Joint], swi
     forward = type(fx.GraphModule(net, graph)).forward
     forward.__signature__ = inspect.signature(plain_class.forward)  # type: ignore[attr-defined]
     members = {"forward": forward, "_wiring": Wiring(plain_class, recipe, traced.attributes), "__doc__": plain_class.__doc__}
-    net.__class__ = type(f"Ghosted{plain_class.__name__}", (Rewired, plain_class), members)
+    rewired = RewiredSequential if issubclass(plain_class, nn.Sequential) else Rewired
+    net.__class__ = type(f"Ghosted{plain_class.__name__}", (rewired, plain_class), members)
 
 
 def check_attributes(net: nn.Module) -> None:
