@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from tost.ghosts.joints import Joint, convs_of_their_own, find_joints, find_swishes, relus_that_stay, settle_inplace
 from tost.ghosts.strength import ghosts_of
-from tost.ghosts.trace import trace
+from tost.ghosts.trace import Trace, trace
 from tost.ghosts.tracer import Untraceable
 from tost.ghosts.wire import GHOSTS, wire
 from tost.recipe import Recipe
@@ -37,6 +37,9 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
     around the layers, fused BatchNorms and replaced ReLUs are not called, so hooks put on them later do not run; a ReLU that has
     hooks now stays ReLU. Only `forward` has ghosts: other methods that call layers see plain ones.
 
+    Numbers, bools, strings and None that forward reads from modules, as in `x * self.scale` or `if self.use_skip`, are frozen:
+    `set_strength` raises if one was changed. Modes are not: `F.dropout(x, training=self.training)` follows its module.
+
     `net` keeps its modules, parameter names and hooks and is still an instance of its class; `net.ghosts` is what was added. It
     can be copied, moved, compiled, sparsified and densified, but not pickled: save its state_dict. Works on dense, masked-dense
     and sparse networks, and on a part of a network: `net.backbone = add_ghosts(net.backbone, recipe)`. Draws no random numbers.
@@ -62,7 +65,7 @@ def add_ghosts(net: nn.Module, recipe: Recipe, inplace: bool = False) -> nn.Modu
     if not inplace:
         net = duplicate(net)
     if plan.joints or plan.swishes:
-        wire(net, plan.graph, recipe, plan.joints, plan.swishes)
+        wire(net, plan.traced, recipe, plan.joints, plan.swishes)
     return net
 
 
@@ -72,7 +75,7 @@ def check_ghosts(net: nn.Module, recipe: Recipe) -> None:
 
 
 class _Plan(NamedTuple):
-    graph: fx.Graph
+    traced: Trace
     joints: list[Joint]
     swishes: list[fx.Node]
     warnings: list[str]
@@ -94,14 +97,15 @@ def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
         )
     modules = dict(net.named_modules(remove_duplicate=False))
     try:
-        graph = trace(net)
+        traced = trace(net)
+        graph = traced.graph
         settle_inplace(graph, modules)
         joints = find_joints(graph, modules, recipe)
         swishes = find_swishes(graph, modules, joints) if recipe.ghost_swish else []
     except Untraceable as error:
         if recipe.has_ghosts:
             raise
-        return _Plan(fx.Graph(), [], [], [f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}"])
+        return _Plan(Trace(fx.Graph(), {}), [], [], [f"nothing is fused: {str(error).removeprefix('add_ghosts: net: ')}"])
     missing, messages = [], []
     if recipe.ghost_skip and not any(joint.has_ghost for joint in joints):
         missing.append("ghost skips (it has no convolution with a kernel larger than 1x1 besides those that read its input)")
@@ -119,4 +123,4 @@ def _plan(net: nn.Module, recipe: Recipe) -> _Plan:
         messages.append(f"{len(relus)} of its ReLUs stay ReLU, being inside layers, with hooks, or of a subclass: {names}")
     if len(missing) == recipe.ghost_skip + recipe.ghost_swish and missing:
         raise ValueError(f"add_ghosts: net: {'; '.join(messages)}; use a Recipe that does not ask for what it cannot have")
-    return _Plan(graph, joints, swishes, messages)
+    return _Plan(traced, joints, swishes, messages)

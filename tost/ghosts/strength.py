@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from tost.ghosts.branch import Ghost, GhostSwish
+from tost.ghosts.wire import Rewired, check_attributes
 
 __all__ = ["as_finalized", "ghost_parameters", "ghosts_of", "set_strength"]
 
@@ -25,14 +26,20 @@ def set_strength(net: nn.Module, alpha: float, beta: float) -> None:
     at infinity) the activation is exact ReLU; with a permanent recipe only infinity means ReLU.
 
     Raises:
-        ValueError: alpha is no finite number >= 0, or beta is no number > 0.
+        ValueError: alpha is no finite number >= 0, or beta is no number > 0; or a number, bool, string or None that forward read
+            from a module when the ghosts were added is another one now, which the network with ghosts would not see.
     """
     if not (math.isfinite(alpha) and alpha >= 0.0):
         raise ValueError(f"set_strength: alpha: expected a finite number >= 0, got {alpha}")
     if not beta > 0.0:
         raise ValueError(f"set_strength: beta: expected a number > 0, got {beta}")
-    for ghost in ghosts_of(net).values():
-        ghost.set_strength(alpha, beta)
+    modules = list(net.modules())
+    for module in modules:
+        if isinstance(module, Rewired):
+            check_attributes(module)
+    for module in modules:
+        if isinstance(module, Ghost | GhostSwish):
+            module.set_strength(alpha, beta)
 
 
 def ghost_parameters(net: nn.Module) -> list[nn.Parameter]:

@@ -9,25 +9,41 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tost.ghosts.tracer import NOT_TRACED, Tracer, Untraceable, where
+from tost.ghosts.tracer import NOT_TRACED, Flag, Tracer, Untraceable, where
 from tost.isolation import isolated
 
-__all__ = ["expect_default", "trace"]
+__all__ = ["Trace", "expect_default", "trace"]
 
 
-def trace(net: nn.Module) -> fx.Graph:
+# What holds a network, and the attribute where.
+_WRAPPERS = (
+    ((nn.DataParallel, nn.parallel.DistributedDataParallel), "module"),
+    (torch._dynamo.OptimizedModule, "_orig_mod"),
+)
+
+
+class Trace(NamedTuple):
+    """The graph, and what it has frozen: path of a module -> attribute -> value."""
+
+    graph: fx.Graph
+    attributes: dict[str, dict[str, Any]]
+
+
+def trace(net: nn.Module) -> Trace:
     """The graph of `net.forward`, the same in training and in evaluation mode. `net` is left as it was.
 
     An argument of `forward` whose default is None, a bool or a string keeps that value: the traced code checks it at each call.
-    Every node has its place in the user's code, see `where`.
+    Every node has its place in the user's code, see `where`. Numbers, bools, strings and None that forward reads from its
+    modules are in the graph as they are now; `training` is read at each call.
 
     Raises:
         Untraceable: there is no such graph; the message names the place and what to do.
@@ -36,34 +52,42 @@ def trace(net: nn.Module) -> fx.Graph:
     frozen = _frozen_arguments(net)
     tracers = [Tracer(net, training=True), Tracer(net, training=False)]
     with _attributes_put_back(net) as changed:
-        graphs = []
-        for tracer in tracers:
-            with isolated(0, ()):
-                before = _random_state()
-                graphs.append(tracer.run(frozen))
-                if _random_state() != before:
-                    tracer.refuse(
-                        "Python or numpy draws random numbers, which a graph would freeze", NOT_TRACED, place="its forward"
-                    )
-            for place, attribute in changed():
-                tracer.refuse(
-                    f"forward changes the attribute {attribute!r}",
-                    "a graph would not: return the value, or use a forward hook on a layer",
-                    place=place,
-                )
-    graph, evaluated = graphs
-    for first, second in zip(list(graph.nodes), evaluated.nodes, strict=False):
+        graphs = [_graph_of(tracer, frozen, changed) for tracer in tracers]
+        if any(tracer.reads_mode for tracer in tracers):
+            graphs += [_graph_of(Tracer(net, training, flags=True), frozen, changed) for training in (True, False)]
+    graph = graphs[0]
+    for nodes in zip(*[list(each.nodes) for each in graphs], strict=False):
+        node = nodes[0]
         try:
-            if _called(first) != _called(second):
+            if any(_called(node) != _called(other) for other in nodes):
                 raise _UnlikeError
-            first.args, first.kwargs = _merged((first.args, first.kwargs), (second.args, second.kwargs), first)
+            node.args, node.kwargs = _merged([(other.args, other.kwargs) for other in nodes], node)
         except _UnlikeError:
             tracers[0].refuse(
                 "the forward pass is another one in training than in evaluation mode",
-                f"let a module decide that (nn.Dropout does), or {NOT_TRACED}",
-                place=where(first),
+                f"let a module decide that (nn.Dropout does), pass on the `training` of one module as it is, or {NOT_TRACED}",
+                place=where(node),
             )
     _check_frozen_at_call(net, graph, frozen)
+    attributes: dict[str, dict[str, Any]] = {}
+    for tracer in tracers:
+        for path, values in tracer.reads.items():
+            attributes.setdefault(path, {}).update(values)
+    return Trace(graph, attributes)
+
+
+def _graph_of(tracer: Tracer, frozen: dict[str, Any], changed: Callable[[], Iterator[tuple[str, str]]]) -> fx.Graph:
+    with isolated(0, ()):
+        before = _random_state()
+        graph = tracer.run(frozen)
+        if _random_state() != before:
+            tracer.refuse("Python or numpy draws random numbers, which a graph would freeze", NOT_TRACED, place="its forward")
+    for place, attribute in changed():
+        tracer.refuse(
+            f"forward changes the attribute {attribute!r}",
+            "a graph would not: return the value, or use a forward hook on a layer",
+            place=place,
+        )
     return graph
 
 
@@ -78,28 +102,35 @@ def _called(node: fx.Node) -> tuple[object, ...]:
     return node.op, node.name, target if isinstance(target, str) else names
 
 
-def _merged(training: Any, evaluating: Any, node: fx.Node) -> Any:
-    """The arguments of `node` in both modes: what is True in training and False else is `self.training` of its module."""
-    if isinstance(training, fx.Node) and isinstance(evaluating, fx.Node) and training.name == evaluating.name:
-        return training
-    if training is True and evaluating is False:
-        stack = node.meta.get("nn_module_stack")
-        module = next(reversed(stack.values()))[0] if stack else ""
+def _merged(values: Sequence[Any], node: fx.Node) -> Any:
+    """The arguments of `node` in both modes, first training, and with Flags if there are: a mode is read from its module."""
+    first, second = values[:2]
+    if all(isinstance(value, fx.Node) and value.name == first.name for value in values):
+        return first
+    if first is True and second is False:
+        owners = {value.path for value in values if isinstance(value, Flag)}
+        if len(owners) != 1:
+            raise _UnlikeError
         with node.graph.inserting_before(node):
-            return node.graph.create_node("get_attr", f"{module}.training".lstrip("."))
-    if isinstance(training, tuple | list) and isinstance(evaluating, tuple | list) and len(training) == len(evaluating):
-        members = [_merged(a, b, node) for a, b in zip(training, evaluating, strict=True)]
-        return members if isinstance(training, list) else tuple(members)
-    if isinstance(training, dict) and isinstance(evaluating, dict) and list(training) == list(evaluating):
-        return {key: _merged(value, evaluating[key], node) for key, value in training.items()}
-    if repr(training) != repr(evaluating):  # slices hold nodes, and NaN is no number that equals itself
+            return node.graph.create_node("get_attr", f"{owners.pop()}.training".lstrip("."))
+    if isinstance(first, tuple | list) and all(type(value) is type(first) and len(value) == len(first) for value in values):
+        members = [_merged(each, node) for each in zip(*values, strict=True)]
+        return members if isinstance(first, list) else tuple(members)
+    if isinstance(first, dict) and all(isinstance(value, dict) and list(value) == list(first) for value in values):
+        return {key: _merged([value[key] for value in values], node) for key in first}
+    if repr(first) != repr(second):  # slices hold nodes, and NaN is no number that equals itself
         raise _UnlikeError
-    return training
+    return first
 
 
 def _check_modules(net: nn.Module) -> None:
     """Raises for modules that a graph would call in another way, or not at all."""
     tracer = Tracer(net, training=True)
+    for kinds, inner in _WRAPPERS:
+        if isinstance(net, kinds):
+            tracer.refuse(
+                f"{type(net).__name__} only wraps the network", f"use net.{inner}, and wrap the result", place="its root"
+            )
     if "forward" in vars(net):
         tracer.refuse("forward is an attribute of the instance", "define it in the class", place="its root")
     for name, module in net.named_modules():

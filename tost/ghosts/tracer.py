@@ -21,9 +21,12 @@ from torch.utils._pytree import tree_leaves
 import tost_kernels
 from tost_kernels.nn import SparseConv2d, SparseModule
 
-__all__ = ["INPLACE_ADD", "NOT_TRACED", "Tracer", "Untraceable", "where"]
+__all__ = ["INPLACE_ADD", "NOT_TRACED", "PLAIN", "Flag", "Tracer", "Untraceable", "where"]
 
 NOT_TRACED = "move this code into a module without Conv2d, BatchNorm2d and ReLU, which is not traced"
+# Attributes of these types are read once, by the trace, where forward reads them.
+PLAIN = (bool, int, float, str, type(None))
+_OF_EVERY_MODULE = frozenset(dir(nn.Module()))
 # What `add_ghosts` looks for. A module without any of them inside is called as it is, and never looked into.
 _SOUGHT = (nn.Conv2d, SparseConv2d, nn.BatchNorm2d, nn.ReLU)
 # Layers whose subclasses are layers too, wherever they are defined.
@@ -34,6 +37,12 @@ _TORCH = str(inspect.getfile(torch))[: -len("__init__.py")]
 
 class Untraceable(ValueError):
     """The network's forward pass is no fixed graph, or none in which an op may be replaced by one that is not in place."""
+
+
+class Flag(int):
+    """The attribute `training` of the module at `path`, for as long as nothing is computed from it."""
+
+    path: str
 
 
 def where(node: fx.Node) -> str:
@@ -50,21 +59,27 @@ class Tracer(fx.Tracer):
     Args:
         training: the mode of all modules. What forward may ask or change besides differs too: gradients and autocast are on
             only in training.
+        flags: whether forward gets its modes as Flags, which tell in the graph whose they were.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, net: nn.Module, training: bool) -> None:
+    def __init__(self, net: nn.Module, training: bool, flags: bool = False) -> None:
         super().__init__(autowrap_modules=(math, tost_kernels))  # type: ignore[arg-type]
         self.net = net
         self.training = training
+        self.flags = flags
+        # Path of a module -> attribute -> value, of the plain attributes that forward has read.
+        self.reads: dict[str, dict[str, Any]] = {}
+        self.reads_mode = False
         self.innermost: nn.Module | None = None
 
     def run(self, frozen: dict[str, Any]) -> fx.Graph:
         """The graph, with the arguments `frozen` at these values."""
         for module in self.net.modules():
             module.training = self.training
-        with torch.set_grad_enabled(self.training), _autocast(self.training), _functions_are_leaves(self), _NoTensors(self):
+        modes = torch.set_grad_enabled(self.training), _autocast(self.training)
+        with modes[0], modes[1], _functions_are_leaves(self), _NoTensors(self), _reads_seen(self):
             try:
                 return self.trace(self.net, concrete_args=frozen)
             except Untraceable:
@@ -189,6 +204,34 @@ def _functions_are_leaves(tracer: Tracer) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _reads_seen(tracer: Tracer) -> Iterator[None]:
+    """Tells the tracer which plain attributes of the network's modules are read."""
+    paths = {id(module): path for path, module in tracer.net.named_modules()}
+
+    def read(module: nn.Module, name: str) -> Any:
+        value = object.__getattribute__(module, name)
+        if not isinstance(value, PLAIN) or id(module) not in paths:
+            return value
+        path = paths[id(module)]
+        if name == "training":
+            tracer.reads_mode = True
+            if tracer.flags:
+                value = Flag(bool(value))
+                value.path = path
+        elif name not in _OF_EVERY_MODULE:
+            of_instance = name in object.__getattribute__(module, "__dict__")
+            if of_instance or getattr(type(module), name, module) is value:  # a property may change by itself
+                tracer.reads.setdefault(path, {})[name] = value
+        return value
+
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__
 
 
 @contextmanager

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
 from tost.ghosts.branch import Ghost, GhostSwish
 from tost.ghosts.joints import Joint, input_of
+from tost.ghosts.trace import Trace
+from tost.ghosts.tracer import NOT_TRACED, PLAIN
 from tost.recipe import Recipe
 
-__all__ = ["GHOSTS", "Rewired", "unwire", "wire"]
+__all__ = ["GHOSTS", "Rewired", "check_attributes", "unwire", "wire"]
 
 GHOSTS = "ghosts"
 
 
 class Wiring(NamedTuple):
-    """The class that a network had before, and the recipe of its ghosts."""
+    """The class that a network had before, the recipe of its ghosts, and the attributes that its graph has frozen."""
 
     plain_class: type[nn.Module]
     recipe: Recipe
+    attributes: dict[str, dict[str, Any]]
 
 
 class Rewired:
@@ -46,8 +50,21 @@ class Rewired:
         )
 
 
-def wire(net: nn.Module, graph: fx.Graph, recipe: Recipe, joints: list[Joint], swishes: list[fx.Node]) -> None:
-    """Puts the ghosts into `graph`, which is changed, and `net`."""
+class RewiredSequential(Rewired):
+    """The ghosts of an nn.Sequential are none of its items."""
+
+    _modules: dict[str, nn.Module]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (module for name, module in self._modules.items() if name != GHOSTS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def wire(net: nn.Module, traced: Trace, recipe: Recipe, joints: list[Joint], swishes: list[fx.Node]) -> None:
+    """Puts the ghosts into the graph, which is changed, and `net`."""
+    graph = traced.graph
     modules = dict(net.named_modules(remove_duplicate=False))
     ghosts = nn.ModuleDict()
     firsts: dict[nn.Module | None, Ghost] = {}
@@ -74,8 +91,30 @@ def wire(net: nn.Module, graph: fx.Graph, recipe: Recipe, joints: list[Joint], s
     plain_class = type(net)
     forward = type(fx.GraphModule(net, graph)).forward
     forward.__signature__ = inspect.signature(plain_class.forward)  # type: ignore[attr-defined]
-    members = {"forward": forward, "_wiring": Wiring(plain_class, recipe), "__doc__": plain_class.__doc__}
-    net.__class__ = type(f"Ghosted{plain_class.__name__}", (Rewired, plain_class), members)
+    members = {"forward": forward, "_wiring": Wiring(plain_class, recipe, traced.attributes), "__doc__": plain_class.__doc__}
+    rewired = RewiredSequential if issubclass(plain_class, nn.Sequential) else Rewired
+    net.__class__ = type(f"Ghosted{plain_class.__name__}", (rewired, plain_class), members)
+
+
+def check_attributes(net: nn.Module) -> None:
+    """Raises ValueError if an attribute that the trace has read was changed since; `net` is a Rewired network."""
+    assert isinstance(net, Rewired)
+    for path, attributes in net._wiring.attributes.items():
+        module = net.get_submodule(path)
+        for name, value in attributes.items():
+            now = getattr(module, name, None)
+            if now is not value and not (isinstance(now, PLAIN) and now == value):
+                place = f"{path or 'the root'!r} ({_kind(module)})"
+                got = repr(now) if isinstance(now, PLAIN) else type(now).__name__
+                raise ValueError(
+                    f"set_strength: net: expected the attribute {name!r} of {place} to stay {value!r}, got {got}: "
+                    f"forward read it when the ghosts were added; finalize the network and add them anew, or {NOT_TRACED}"
+                )
+
+
+def _kind(module: nn.Module) -> str:
+    kind = module._wiring.plain_class if isinstance(module, Rewired) else type(module)
+    return kind.__name__
 
 
 def unwire(net: nn.Module) -> None:

@@ -462,6 +462,107 @@ def test_the_mode_as_an_argument() -> None:
     torch.testing.assert_close(compiled(x), net(x))
 
 
+class Options(Base):
+    """Reads plain attributes: of the instance, of the class, of a layer; others it does not read."""
+
+    use_skip = True
+    depth = property(lambda self: self.changing)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.act = nn.Dropout(0.0), None
+        self._p, self.epoch, self.kind, self.changing = 0.5, 0, "sum", 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x) * self._p
+        x = F.dropout(x, self.drop.p, self.training)
+        x = x * 2 if self.use_skip and self.kind == "sum" and self.depth > 0 else x
+        return x if self.act is None else self.act(x)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value", "old"),
+    [
+        ("1", "_p", 0.25, "0.5"), ("1", "use_skip", False, "True"), ("1", "kind", "mean", "'sum'"),
+        ("1", "act", nn.Identity(), "None"), ("1.drop", "p", 0.1, "0.0"),
+    ],
+)  # fmt: skip
+def test_a_changed_attribute_that_forward_reads_is_noticed(path: str, name: str, value: Any, old: str) -> None:
+    net = add_ghosts(nn.Sequential(nn.Conv2d(3, 3, 1), Options()), Recipe())
+    net[1].epoch, net[1].calls = 3, 4  # not read
+    net.train().eval()
+    set_strength(net, 0.5, 2.0)
+    for whole in (copy.deepcopy(net), nn.Sequential(net), torch.compile(net, backend="eager")):
+        module = dict(whole.named_modules())[f"{'' if type(whole) is type(net) else next(iter(whole._modules)) + '.'}{path}"]
+        before = getattr(module, name)
+        setattr(module, name, value)
+        with pytest.raises(
+            ValueError,
+            match=rf"set_strength: net: expected the attribute '{name}' of '{path}' \((Options|Dropout)\) to stay {old}, got .*: "
+            "forward read it when the ghosts were added; finalize the network and add them anew, or move",
+        ):
+            set_strength(whole, 0.25, 4.0)
+        assert all(ghost.strength()[1] == 2.0 for ghost in ghosts_of(whole).values())
+        setattr(module, name, before)
+        set_strength(whole, 0.5, 2.0)
+    assert "__getattribute__" not in vars(nn.Module)
+    root = add_ghosts(Options(), Recipe())
+    root._p = 2.0
+    with pytest.raises(ValueError, match=r"attribute '_p' of 'the root' \(Options\) to stay 0.5, got 2.0"):
+        set_strength(root, 0.0, 10.0)
+
+
+def its_layers_mode(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, training=self.drop.training)
+
+
+def its_own_and_a_number(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, self.training and self.calls == 0)
+
+
+@pytest.mark.parametrize(("forward", "path"), [(its_layers_mode, "1.drop"), (its_own_and_a_number, "1")])
+def test_the_mode_of_another_module_as_an_argument(forward: Callable[..., Any], path: str) -> None:
+    part = network(forward)
+    part.drop = nn.Dropout(0.0)
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1), part)
+    net = add_ghosts(plain, Recipe())
+    set_strength(net, 0.0, 10.0)
+    x = torch.randn(2, 3, 5, 5)
+    results = []
+    for rest, mode in ((True, False), (False, True), (False, False), (True, True)):
+        outputs = []
+        for model in (net, plain):
+            model.train(rest).get_submodule(path).training = mode
+            torch.manual_seed(0)
+            outputs.append(model(x))
+        torch.testing.assert_close(*outputs)
+        results.append(outputs[0])
+    assert not torch.allclose(results[1], results[2])
+
+
+def both_modes(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, self.stem.training and self.conv.training)
+
+
+def either_mode(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, self.stem.training or self.conv.training)
+
+
+def gradients_mode(self: Base, x: Tensor) -> Tensor:
+    return F.dropout(self.body(x), 0.5, torch.is_grad_enabled())
+
+
+def mode_by_identity(self: Base, x: Tensor) -> Tensor:
+    x = self.body(x)
+    return x * 2 if self.training is True else x
+
+
+@pytest.mark.parametrize("forward", [both_modes, either_mode, gradients_mode, mode_by_identity])
+def test_an_argument_that_is_no_mode_of_one_module(forward: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"test_trace.py:\d+: the forward pass is another one in training"):
+        add_ghosts(network(forward), Recipe())
+
+
 def own_gradient(self: Base, x: Tensor) -> Tensor:
     return Clamp.apply(self.body(x))  # type: ignore[no-any-return]
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -398,6 +399,48 @@ def test_a_kind_of_ghost_without_a_place() -> None:
         with pytest.warns(UserWarning, match=f"add_ghosts: net: Sequential has no place for {missing}"):
             assert len(ghosts_of(add_ghosts(net, Recipe()))) == 1
         assert type(net) is nn.Sequential
+
+
+def test_the_ghosts_of_a_sequential_are_none_of_its_items() -> None:
+    class Features(nn.Sequential):
+        def all(self, x: Tensor) -> list[Tensor]:
+            found = [x]
+            for layer in self:
+                found.append(layer(found[-1]))
+            return found
+
+    net = add_ghosts(Features(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 3), nn.ReLU()), Recipe())
+    assert len(net.all(torch.randn(1, 3, 4, 4))) == 4
+    assert len(net) == 3
+    assert net[-1] is net[2]
+    assert len(net[:2]) == 2
+    assert len(list(finalize(net, warn=False))) == 3
+
+
+def distributed_in_one_process(net: nn.Module) -> nn.Module:
+    """As much of it as there is without a process group."""
+    wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = net
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inner"),
+    [
+        (nn.DataParallel, "module"),
+        (distributed_in_one_process, "module"),
+        (lambda net: torch.compile(net, backend="eager"), "_orig_mod"),
+    ],
+    ids=["DataParallel", "DistributedDataParallel", "compiled"],
+)
+def test_a_wrapper_of_the_network(wrap: Callable[[nn.Module], nn.Module], inner: str) -> None:
+    net = wrap(cifar_resnet(8))
+    message = rf"its root: {type(net).__name__} only wraps the network; use net\.{inner}, and wrap the result"
+    with pytest.raises(ValueError, match=f"add_ghosts: net: .*{message}"):
+        add_ghosts(net, Recipe())
+    with pytest.warns(UserWarning, match=message):
+        assert add_ghosts(net, VANILLA, inplace=True) is net
 
 
 class Same(nn.Conv2d):
