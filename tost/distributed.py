@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -63,7 +65,11 @@ _PEER_MESSAGES = ("gloo/transport", "Connection closed by peer", "Connection res
 
 
 class PeerLost(RuntimeError):
-    """Another process of the run died or no longer answers, so this one cannot go on."""
+    """Another process of the run died or no longer answers, so this one cannot go on.
+
+    Under torchrun SIGTERM is ignored from then on: it comes some 30 ms after the death, before this process could say what
+    happened. One that does not end by itself is killed by torchrun half a minute later.
+    """
 
 
 class Agreement(NamedTuple):
@@ -142,11 +148,18 @@ def processes(device: str | torch.device | None = None, timeout_seconds: float =
             yield Processes(rank, world, _current(chosen))
             dist.barrier()
     except BaseException as error:
+        if isinstance(error, PeerLost):
+            _outlive_sigterm()
         _forget_group(error)
         raise
     finally:
         if _joined():
             _leave()
+
+
+def _outlive_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def broadcast_masks(masks: Masks | None) -> Masks | None:
