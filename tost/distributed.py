@@ -65,11 +65,7 @@ _PEER_MESSAGES = ("gloo/transport", "Connection closed by peer", "Connection res
 
 
 class PeerLost(RuntimeError):
-    """Another process of the run died or no longer answers, so this one cannot go on.
-
-    Under torchrun SIGTERM is ignored from then on: it comes some 30 ms after the death, before this process could say what
-    happened. One that does not end by itself is killed by torchrun half a minute later.
-    """
+    """Another process of the run died or no longer answers, so this one cannot go on."""
 
 
 class Agreement(NamedTuple):
@@ -142,24 +138,33 @@ def processes(device: str | torch.device | None = None, timeout_seconds: float =
         # Without it NCCL's own thread aborts the process when a peer is gone, and nobody learns why.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    with contextlib.ExitStack() as leaving:
+        try:
+            with _translated(rank, world):
+                dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+                yield Processes(rank, world, _current(chosen))
+                dist.barrier()
+        except BaseException as error:
+            if isinstance(error, PeerLost):
+                leaving.enter_context(_sigterm_ignored())
+            _forget_group(error)
+            raise
+        finally:
+            if _joined():
+                _leave()
+
+
+@contextlib.contextmanager
+def _sigterm_ignored() -> Iterator[None]:
+    """torchrun sends SIGTERM some 30 ms after a process died, and leaving takes that long: the reason must be told first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with _translated(rank, world):
-            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
-            yield Processes(rank, world, _current(chosen))
-            dist.barrier()
-    except BaseException as error:
-        if isinstance(error, PeerLost):
-            _outlive_sigterm()
-        _forget_group(error)
-        raise
+        yield
     finally:
-        if _joined():
-            _leave()
-
-
-def _outlive_sigterm() -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, before)
 
 
 def broadcast_masks(masks: Masks | None) -> Masks | None:
