@@ -138,3 +138,20 @@ def test_a_dense_network_is_trained_and_finalized_too(name: str) -> None:
     assert type(plain) is type(model)
     assert plain.state_dict().keys() == model.state_dict().keys()
     assert not ghosts_of(plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dense_network_with_zeros_computes_what_the_masked_one_does(name: str) -> None:
+    model, masks = start_of(name)
+    masked = masks.apply_to(model)
+    dense = plain_form(masks.apply_to(model), masks)
+    inputs, targets = inputs_of(name)
+    outputs = [net(inputs) for net in (masked, dense)]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for output in outputs:
+        F.cross_entropy(output, targets).backward()
+    for key, mask in masks.items():  # without a mask the others have a gradient too, and would come back
+        kept = [net.get_submodule(key).get_parameter(p).grad for net, p in ((masked, "weight_orig"), (dense, "weight"))]
+        assert kept[0] is not None
+        assert kept[1] is not None
+        torch.testing.assert_close(kept[1][mask], kept[0][mask])
