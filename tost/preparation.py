@@ -72,7 +72,7 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
     if is_rewired(config):
         check_ghosts(model, config.recipe)  # before minutes of pruning and re-scaling, not after
     fingerprint = weights_fingerprint(model)
-    masks = None if config.backend == "dense" else make_masks(config, model, dataset)
+    masks = None if config.backend == "dense" else make_masks(config, dataset)
     if config.recipe.rescale_init:
         model = rescale_init(
             model,
@@ -103,31 +103,49 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def initial_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The dense network that the seed decides; the global random generators are left as found."""
+    """The dense network that the seed decides; the global random generators are left as found.
+
+    Where the weights are re-initialised as a control, not the one that the masks are chosen on.
+    """
+    return _drawn("reinitialised" if config.mask_check == "reinitialised" else "weights", config, dataset)
+
+
+def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
-    with isolated(derive_seed("weights", config.seed), devices=()):
+    with isolated(derive_seed(stream, config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
 
 
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
 
 
-def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000, none of them held
-    out), as SNIP does; a method of several steps gets fresh ones at each.
+def make_masks(config: Config, dataset: Dataset, progress: bool = False) -> Masks:
+    """The masks of a configuration: those of its file, or chosen by its method.
+
+    A method sees about ten unaugmented training images a class (at most 1,000, none of them held out), as SNIP does; one of
+    several steps gets fresh ones at each.
+
+    Raises:
+        FileNotFoundError, DamagedFile: no good file of masks. What `tost.prune` raises.
     """
+    masks = _chosen(config, dataset, progress) if config.masks is None else Masks.load(config.masks)
+    return masks.shuffled(derive_seed("shuffled", config.seed)) if config.mask_check == "shuffled" else masks
+
+
+def _chosen(config: Config, dataset: Dataset, progress: bool) -> Masks:
     training, _ = split_images(config, dataset)
     images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
-    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training)
     return prune(
-        model,
+        _drawn("weights", config, dataset),
         config.method,
         config.density,
-        data=batches,
+        data=TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training),
         input_shape=dataset.input_shape,
         include=config.include,
         exclude=config.exclude,
         seed=derive_seed("prune", config.seed),
+        keep_alive=config.keep_alive,
+        progress=progress,
     )
 
 
