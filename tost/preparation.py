@@ -43,6 +43,7 @@ __all__ = [
     "set_layout",
     "split_images",
     "train_batches",
+    "trained_model",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
@@ -112,9 +113,8 @@ def prepare_from(config: Config, dataset: Dataset, start: Start) -> Prepared:
     Raises:
         RuntimeError: they are those of another network.
     """
-    model = initial_model(config, dataset)
+    model = trained_model(config, dataset, start.state)
     names = model.state_dict().keys()
-    model.load_state_dict({name: value for name, value in start.state.items() if name in names})
     ghosts = {name: value for name, value in start.state.items() if name not in names}
     return Prepared(model, start.masks, weights_fingerprint(model), start.step, ghosts)
 
@@ -150,6 +150,18 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
     with isolated(derive_seed("weights", config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
+
+
+def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network with the weights and buffers of `state`; what `state` holds of ghosts is left out.
+
+    Raises:
+        RuntimeError: they are those of another network.
+    """
+    model = initial_model(config, dataset)
+    names = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in state.items() if name in names})
+    return model
 
 
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
