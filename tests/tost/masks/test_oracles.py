@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.tost.masks.oracles.network import IMAGE, batches, network
-from tost.masks import Method, methods, prune
+from tost.masks import Method, methods, prune, score
 from tost.masks.layers import prunable_layers
-from tost.masks.schedules import Schedule, exponential, linear, targets
+from tost.masks.schedules import exponential, linear, targets
 from tost.masks.selection import keep_largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* leaves no weight in")
@@ -51,30 +51,33 @@ def flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def ours(method: Method, counts: Sequence[int], **arguments: Any) -> tuple[Tensor, Tensor]:
-    """Scores at the last step of `prune`, and the mask after it; step i keeps `counts[i]`."""
-    seen: list[Tensor] = []
+def own_scores(method: Method, before: Tensor | None = None, **arguments: Any) -> Tensor:
+    """Our scores on the network masked by `before`, default: unmasked."""
+    masks = None
+    if before is not None:
+        layers = prunable_layers(network())
+        parts = zip(layers, before.split(SIZES), strict=True)
+        masks = {layer.name: part.reshape(layer.weight.shape) for layer, part in parts}
+    return flat(score(network(), method, masks=masks, **arguments).values())
 
-    def score(probe):
-        scores = method.score(probe)
-        seen.append(flat(scores))
-        return scores
 
+def own_masks(method: Method, counts: Sequence[int], **arguments: Any) -> list[Tensor]:
+    """Our mask after each step of one run, in which step i keeps `counts[i]`."""
     steps = len(counts)
-    variant = replace(method, score=score, steps=steps, schedule=lambda _, progress: counts[round(progress * steps) - 1] / TOTAL)
-    masks = prune(network(), variant, counts[-1] / TOTAL, **arguments)
-    assert len(seen) == steps
-    return seen[-1], flat(masks.values())
+    variant = replace(method, steps=steps, schedule=lambda _, progress: counts[round(progress * steps) - 1] / TOTAL)
+    masks: list[Tensor] = []
+    prune(network(), variant, counts[-1] / TOTAL, on_step=lambda step: masks.append(flat(step.masks.values())), **arguments)
+    return masks
 
 
 def check(scores: Tensor, mask: Tensor, reference: Tensor, reference_mask: Tensor, candidates: Tensor | None = None) -> None:
     """Scores and mask are the reference's; only the `candidates` have a score that counts, default: all."""
     candidates = torch.ones_like(mask) if candidates is None else candidates
     parts = (tensor.split(SIZES) for tensor in (scores, reference, candidates))
-    for score, expected, candidate in zip(*parts, strict=True):
+    for got, expected, candidate in zip(*parts, strict=True):
         if candidate.any():
-            score, expected = score[candidate], expected[candidate]
-            torch.testing.assert_close(score, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+            got, expected = got[candidate], expected[candidate]
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     threshold = reference[reference_mask].min()
     near = candidates & ((reference - threshold).abs() <= 1e-5 * threshold.abs())
     assert near.sum() == 1
@@ -96,16 +99,16 @@ class OneShot(NamedTuple):
     in_their_units: Callable[[Tensor], Tensor] = lambda scores: scores
 
 
-def halves() -> list[tuple[Tensor, Tensor]]:
-    ((images, classes),) = batches(1)
-    return [(images[:10], classes[:10]), (images[10:], classes[10:])]
+def halves(whole: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [(images[part], classes[part]) for images, classes in whole for part in (slice(10), slice(10, None))]
 
 
 ONE_SHOT = {
     "snip": OneShot(methods()["snip"], {"data": batches(1), "loss": F.nll_loss}),
-    "snip_mb": OneShot(replace(methods()["snip"], batches=STEPS), {"data": batches(STEPS), "loss": F.nll_loss}),
-    # theirs adds up the gradients and curvatures of two halves of the batch, ours takes means
-    "grasp": OneShot(replace(methods()["grasp"], batches=2), {"data": halves()}, lambda scores: 4 * scores),
+    "snip_mb": OneShot(replace(methods()["snip_mb"], batches=STEPS), {"data": batches(STEPS), "loss": F.nll_loss}),
+    # theirs adds up the gradients and curvatures of the halves of each batch, ours takes means
+    "grasp": OneShot(replace(methods()["grasp"], batches=2), {"data": halves(batches(1))}, lambda scores: 4 * scores),
+    "grasp_mb": OneShot(replace(methods()["grasp_mb"], batches=6), {"data": halves(batches(5)[::2])}, lambda scores: 36 * scores),
     "synaptic_flow_snip": OneShot(methods()["snip"], {"data": batches(1)}, lambda scores: scores / scores.sum()),
     "synaptic_flow_grasp": OneShot(
         methods()["grasp"], {"data": batches(1)}, lambda scores: scores / (scores.sum().abs() + 1e-10)
@@ -117,50 +120,53 @@ ONE_SHOT = {
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_one_shot(name):
     case = ONE_SHOT[name]
+    scores = case.in_their_units(own_scores(case.method, **case.arguments))
     for density, reference, reference_mask in zip(DENSITIES, scores_of(name), masks_of(name), strict=True):
         count = int(reference_mask.sum())
-        scores, mask = ours(case.method, [count], **case.arguments)
-        check(case.in_their_units(scores), mask, reference, reference_mask)
+        (mask,) = own_masks(case.method, [count], **case.arguments)
+        check(scores, mask, reference, reference_mask)
         # left to ourselves we keep a weight more or less: theirs round down, and count the threshold in or out
         own = flat(prune(network(), case.method, density, **case.arguments).values())
         assert own.sum() == round(density * TOTAL)
         assert (own ^ reference_mask).sum() == abs(count - round(density * TOTAL)) <= 2
 
 
-GRASP_IT = replace(methods()["iter_snip"], score=lambda probe: [g.square() for g in probe.mean_loss_gradients()])
-LOGITS = {"data": batches(STEPS), "loss": F.nll_loss}
-ITERATIVE: dict[str, tuple[Method, Schedule, dict[str, Any]]] = {
-    "iter_snip_exponential": (methods()["iter_snip"], exponential, LOGITS),
-    "iter_snip_linear": (methods()["iter_snip"], linear, LOGITS),
-    "force_exponential": (methods()["force"], exponential, LOGITS),
-    "force_linear": (methods()["force"], linear, LOGITS),
-    "grasp_it_exponential": (GRASP_IT, exponential, LOGITS),
-    "synflow_5_steps": (methods()["synflow"], exponential, {"input_shape": IMAGE}),
+ITERATIVE = {
+    "iter_snip_exponential": ("iter_snip", exponential),
+    "iter_snip_linear": ("iter_snip", linear),
+    "force_exponential": ("force", exponential),
+    "force_linear": ("force", linear),
+    "grasp_it_exponential": ("grasp_it", exponential),
+    "synflow_5_steps": ("synflow", exponential),
 }
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_every_step_of_an_iterative_method(name):
-    method, schedule, arguments = ITERATIVE[name]
+    method, schedule = methods()[ITERATIVE[name][0]], ITERATIVE[name][1]
+    shared = {"input_shape": IMAGE} if method.name == "synflow" else {"loss": F.nll_loss}
+    data = batches(STEPS) if method.needs == "data" else None
     references, reference_masks = scores_of(name), masks_of(name)
     counts = reference_masks.sum(1).tolist()
     for own, count in zip(targets(schedule, STEPS, FINAL, TOTAL, round(FINAL * TOTAL)), counts, strict=True):
         assert abs(own - count) <= 1  # they round down, or up
-    returned = 0
-    for step in range(STEPS):
-        scores, mask = ours(method, counts[: step + 1], **arguments)
-        compete = None if step == 0 or method.recover else reference_masks[step - 1]
-        check(scores, mask, references[step], reference_masks[step], compete)
-        returned += int((reference_masks[step] & ~reference_masks[step - 1]).sum()) if step else 0
-    assert (returned > 400) if method.recover else (returned == 0)
+    masks = own_masks(method, counts, data=data, **shared)
+    before, recovered = torch.ones(TOTAL, dtype=torch.bool), 0
+    for step, mask in enumerate(masks):
+        scores = own_scores(method, before, data=data and data[step : step + 1], **shared)
+        check(scores, mask, references[step], reference_masks[step], None if method.recover else before)
+        recovered += int((reference_masks[step] & ~before).sum())
+        before = reference_masks[step]
+    assert step == STEPS - 1
+    assert (recovered > 400) if method.recover else (recovered == 0)
 
 
 @pytest.mark.parametrize("row", range(len(DENSITIES)))
 def test_synflow_in_100_steps(row):
     reference, reference_mask = scores_of("synflow_100_steps")[row], masks_of("synflow_100_steps")[row]
     counts = [TOTAL - int((1 - DENSITIES[row] ** (step / 100)) * TOTAL) for step in range(1, 101)]
-    scores, mask = ours(methods()["synflow"], counts, input_shape=IMAGE)
-    check(scores, mask, reference, reference_mask, reference > 0)
+    *_, before, mask = own_masks(methods()["synflow"], counts, input_shape=IMAGE)
+    check(own_scores(methods()["synflow"], before, input_shape=IMAGE), mask, reference, reference_mask, before)
 
 
 def test_imp():

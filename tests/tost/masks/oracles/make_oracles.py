@@ -59,20 +59,20 @@ def snip() -> None:
 
 
 def grasp() -> None:
-    """alecwangcq/GraSP; two samples a class, in two halves, the classifier not initialised anew."""
+    """alecwangcq/GraSP; two samples a class, in two halves, the classifier not initialised anew; once, and on three batches."""
     from pruner.GraSP import GraSP
 
-    scores, masks = [], []
-    for density in DENSITIES:
-        arguments = {"num_classes": CLASSES, "samples_per_class": 2, "num_iters": 1, "T": 200, "reinit": False}
-        mask, variables = with_variables(GraSP, network(), 1 - density, Batches(1), CPU, **arguments)
-        images, classes = (torch.cat(variables[name]) for name in ("ret_inputs", "ret_targets"))
-        ((same_images, same_classes),) = batches(1)
-        assert torch.equal(images, same_images)
-        assert torch.equal(classes, same_classes)
-        masks.append(flat(mask.values()))
-        scores.append(-flat(variables["grads"].values()))  # theirs says what to remove
-    store("grasp", scores, masks)
+    # It draws a batch more than it uses, to see that no class is short of samples.
+    for name, used in (("grasp", batches(1)), ("grasp_mb", batches(5)[::2])):
+        scores, masks = [], []
+        for density in DENSITIES:
+            options = {"num_classes": CLASSES, "samples_per_class": 2, "num_iters": len(used), "T": 200, "reinit": False}
+            mask, variables = with_variables(GraSP, network(), 1 - density, Batches(6), CPU, **options)
+            assert torch.equal(torch.cat(variables["ret_inputs"]), torch.cat([images for images, _ in used]))
+            assert torch.equal(torch.cat(variables["ret_targets"]), torch.cat([classes for _, classes in used]))
+            masks.append(flat(mask.values()))
+            scores.append(-flat(variables["grads"].values()))  # theirs says what to remove
+        store(name, scores, masks)
 
 
 def synaptic_flow() -> None:
