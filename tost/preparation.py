@@ -6,6 +6,7 @@ weights -> masks -> [re-scaled initialization, on the dense network] -> sparsify
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
 from tost.isolation import isolated
-from tost.masks import Masks, prune
+from tost.masks import Masks, PruneStep, methods, prune
 from tost.seeds import derive_seed
 from tost.update import precision_of
 
@@ -38,6 +39,7 @@ __all__ = [
     "make_masks",
     "plain_form",
     "prepare",
+    "scoring_batches",
     "set_layout",
     "split_images",
     "training_form",
@@ -112,22 +114,32 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
 
 
-def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000, none of them held
-    out), as SNIP does; a method of several steps gets fresh ones at each.
+def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> TrainBatches:
+    """Batches of about ten unaugmented training images a class (at most 1,000, none of them held out), as SNIP is given.
+
+    `stream` names the order of the images, one for each purpose.
     """
     training, _ = split_images(config, dataset)
     images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
-    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training)
+    return TrainBatches(dataset, images, config.seed, stream=stream, augment=False, subset=training)
+
+
+def make_masks(config: Config, model: nn.Module, dataset: Dataset, on_step: Callable[[PruneStep], object] | None = None) -> Masks:
+    """The masks of a configuration, chosen on one of `scoring_batches`; a method of several steps gets a fresh one at each.
+
+    `on_step` is called with a `PruneStep` after each.
+    """
+    method = methods()[config.method]
     return prune(
         model,
-        config.method,
+        method if config.method_steps is None else dataclasses.replace(method, steps=config.method_steps),
         config.density,
-        data=batches,
+        data=scoring_batches(config, dataset),
         input_shape=dataset.input_shape,
         include=config.include,
         exclude=config.exclude,
         seed=derive_seed("prune", config.seed),
+        on_step=on_step,
     )
 
 
