@@ -46,6 +46,7 @@ class Config:
     validation: float = _option(0.0, "fraction of the training images held out to choose the best epoch; 0: none is chosen")
     cutout: int = _option(0, "side in pixels of the square that is blanked in each training image; 0: none")
     method: str = _option("erk", "pruning method, see tost.methods()")
+    method_steps: int | None = _option(None, "steps of an iterative pruning method (default: the method's own)")
     density: float = _option(0.05, "fraction of the prunable weights that is kept (0.05: 95 percent sparse)")
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
     exclude: tuple[str, ...] | None = _option(None, "never prune layers whose name matches one of these patterns")
@@ -121,7 +122,7 @@ class Config:
         milestones = tuple(number("milestones", m, above=0.0, below=1.0) for m in _items(self, "milestones"))
         object.__setattr__(self, "milestones", milestones)
         for name, least in _WHOLE.items():
-            if name != "steps" or self.steps is not None:
+            if name not in ("steps", "method_steps") or getattr(self, name) is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("include", "exclude"):
             if getattr(self, name) is not None:
@@ -227,6 +228,7 @@ class Config:
 _WHOLE = {
     "epochs": 1,
     "steps": 1,
+    "method_steps": 1,
     "batch_size": 1,
     "accumulate": 1,
     "cutout": 0,

@@ -6,6 +6,7 @@ weights -> masks -> [re-scaled initialization, on the dense network] -> sparsify
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
 from tost.isolation import isolated
-from tost.masks import Masks, prune
+from tost.masks import Masks, PruneStep, methods, prune
 from tost.seeds import derive_seed
 from tost.update import precision_of
 
@@ -40,6 +41,7 @@ __all__ = [
     "plain_form",
     "prepare",
     "prepare_from",
+    "scoring_batches",
     "set_layout",
     "split_images",
     "train_batches",
@@ -174,33 +176,47 @@ def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor])
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
 
 
-def make_masks(config: Config, dataset: Dataset, progress: bool = False) -> Masks:
-    """The masks of a configuration: those of its file, or chosen by its method.
+def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> TrainBatches:
+    """Batches of about ten unaugmented training images a class (at most 1,000, none of them held out), as SNIP is given.
 
-    A method sees about ten unaugmented training images a class (at most 1,000, none of them held out), as SNIP does; one of
-    several steps gets fresh ones at each.
+    `stream` names the order of the images, one for each purpose.
+    """
+    training, _ = split_images(config, dataset)
+    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
+    return TrainBatches(dataset, images, config.seed, stream=stream, augment=False, subset=training)
+
+
+def make_masks(
+    config: Config, dataset: Dataset, *, progress: bool = False, on_step: Callable[[PruneStep], object] | None = None
+) -> Masks:
+    """The masks of a configuration: those of its file; or chosen by its method on the initial weights and `scoring_batches`, of
+    which a method of several steps gets a fresh one at each.
+
+    Args:
+        progress: a bar on stderr for methods of several steps.
+        on_step: called with a `PruneStep` after each.
 
     Raises:
         FileNotFoundError, DamagedFile: no good file of masks. What `tost.prune` raises.
     """
-    masks = _chosen(config, dataset, progress) if config.masks is None else Masks.load(config.masks)
+    masks = Masks.load(config.masks) if config.masks is not None else _chosen(config, dataset, progress, on_step)
     return masks.shuffled(derive_seed("shuffled", config.seed)) if config.mask_check == "shuffled" else masks
 
 
-def _chosen(config: Config, dataset: Dataset, progress: bool) -> Masks:
-    training, _ = split_images(config, dataset)
-    images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
+def _chosen(config: Config, dataset: Dataset, progress: bool, on_step: Callable[[PruneStep], object] | None) -> Masks:
+    method = methods()[config.method]
     return prune(
         _drawn("weights", config, dataset),
-        config.method,
+        method if config.method_steps is None else dataclasses.replace(method, steps=config.method_steps),
         config.density,
-        data=TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training),
+        data=scoring_batches(config, dataset),
         input_shape=dataset.input_shape,
         include=config.include,
         exclude=config.exclude,
         seed=derive_seed("prune", config.seed),
         keep_alive=config.keep_alive,
         progress=progress,
+        on_step=on_step,
     )
 
 

@@ -10,7 +10,19 @@ from tost.cli.options import Parser, add_config, add_json, config_of
 from tost.cli.output import print_json, print_sheets
 
 HELP = "choose a mask and save it"
-_FIELDS = ("model", "dataset", "data_dir", "validation", "method", "density", "include", "exclude", "keep_alive", "seed")
+_FIELDS = (
+    "model",
+    "dataset",
+    "data_dir",
+    "validation",
+    "method",
+    "method_steps",
+    "density",
+    "include",
+    "exclude",
+    "keep_alive",
+    "seed",
+)
 
 
 def parser() -> Parser:
