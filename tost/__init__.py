@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tost.ghosts import add_ghosts, finalize
     from tost.init import rescale_init
     from tost.macs import Macs, count_macs
-    from tost.masks import Masks, methods, prune
+    from tost.masks import Masks, PruneStep, methods, prune, score
     from tost.recipe import Recipe
     from tost.training import Result, train
 
@@ -29,6 +29,7 @@ _EXPORTS = {
     "Config": "tost.config",
     "Macs": "tost.macs",
     "Masks": "tost.masks",
+    "PruneStep": "tost.masks",
     "Recipe": "tost.recipe",
     "Result": "tost.training",
     "account": "tost.accounting",
@@ -39,6 +40,7 @@ _EXPORTS = {
     "methods": "tost.masks",
     "prune": "tost.masks",
     "rescale_init": "tost.init",
+    "score": "tost.masks",
     "train": "tost.training",
 }
 _SUBMODULES = {
@@ -62,6 +64,7 @@ __all__ = [
     "Config",
     "Macs",
     "Masks",
+    "PruneStep",
     "Recipe",
     "Result",
     "account",
@@ -83,6 +86,7 @@ __all__ = [
     "prune",
     "report",
     "rescale_init",
+    "score",
     "train",
 ]
 

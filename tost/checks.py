@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
-__all__ = ["integer", "number", "sample_shape"]
+__all__ = ["integer", "number", "sample_shape", "sample_shapes"]
 
 
 def number(
@@ -62,6 +63,19 @@ def sample_shape(shape: object) -> tuple[int, ...]:
         if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
             raise ValueError(f"input_shape: expected positive integers, got {shape!r}")
     return tuple(int(size) for size in shape)
+
+
+def sample_shapes(shape: object) -> Any:
+    """The argument `input_shape` of a network of one or several inputs: a shape, or a tuple or dict of shapes.
+
+    Raises:
+        TypeError, ValueError: as `sample_shape`.
+    """
+    if isinstance(shape, Mapping) and shape:
+        return {name: sample_shape(part) for name, part in shape.items()}
+    if isinstance(shape, Sequence) and not isinstance(shape, str) and any(isinstance(part, Sequence) for part in shape):
+        return tuple(sample_shape(part) for part in shape)
+    return sample_shape(shape)
 
 
 def _interval(least: float, most: float, above: float, below: float) -> str:

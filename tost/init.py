@@ -222,8 +222,9 @@ def _half_shared(batch: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor]) -> 
 def _batches(data: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of `data`, over and over, on `device`."""
     for inputs, targets in endless(data, "rescale_init: data"):
-        if not isinstance(targets, Tensor):
-            raise TypeError(f"rescale_init: data: expected targets as a tensor, got {type(targets).__name__}")
+        for part, value in (("inputs", inputs), ("targets", targets)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"rescale_init: data: expected {part} as a tensor, got {type(value).__name__}")
         yield inputs.to(device), targets.to(device)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["check_iterable", "endless", "inputs_of"]
+__all__ = ["call", "check_iterable", "describe", "endless", "inputs_of", "map_tensors", "tensors_in"]
 
 
 def check_iterable(data: object, where: str) -> None:
@@ -24,13 +26,14 @@ def inputs_of(batch: object, where: str) -> Tensor:
     return inputs
 
 
-def endless(data: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Any]]:
-    """The batches (inputs, targets) of `data`, again from the start when they end. Targets may be anything.
+def endless(data: Iterable[Any], where: str) -> Iterator[tuple[Any, Any]]:
+    """The batches (inputs, targets) of `data`, again from the start when they end.
 
-    Tensors from inference mode are cloned: autograd refuses them.
+    Inputs are what `call` takes, and hold at least one sample; targets may be anything. Tensors from inference mode are
+    cloned: autograd refuses them.
 
     Raises, when the batch is asked for:
-        TypeError: a batch has other parts, or its inputs are no tensor (batch, ...) of at least one sample.
+        TypeError: a batch has other parts, or no tensor (batch, ...) of at least one sample is among its inputs.
         ValueError: there is no further batch.
     """
     taken = 0
@@ -41,11 +44,16 @@ def endless(data: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Any]]:
                 got = f"{len(batch)} parts" if isinstance(batch, Sequence) else type(batch).__name__
                 raise TypeError(f"{where}: expected batches (inputs, targets), got {got}")
             inputs, targets = batch
-            if not isinstance(inputs, Tensor) or inputs.dim() < 2 or inputs.shape[0] == 0:
-                got = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-                raise TypeError(f"{where}: expected inputs as a tensor (batch, ...) with at least one sample, got {got}")
+            tensors = tensors_in(inputs)
+            lone = isinstance(inputs, Tensor)
+            if not tensors or any(0 in tensor.shape[:1] for tensor in tensors) or (lone and inputs.dim() < 2):
+                got = f"shape {tuple(inputs.shape)}" if lone else describe(inputs)
+                raise TypeError(
+                    f"{where}: expected inputs as a tensor (batch, ...), or a tuple, list or mapping of such, "
+                    f"with at least one sample, got {got}"
+                )
             taken += 1
-            yield _with_gradients(inputs), _with_gradients(targets)
+            yield map_tensors(_with_gradients, inputs), map_tensors(_with_gradients, targets)
         if taken == before:
             raise ValueError(
                 f"{where}: expected another batch (inputs, targets) after {taken}, found none "
@@ -53,5 +61,57 @@ def endless(data: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Any]]:
             )
 
 
-def _with_gradients(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+def call(network: Callable[..., Any], inputs: Any) -> Any:
+    """`network(inputs)`; a tuple or list of inputs are its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with `function` applied to each tensor in it, through (named) tuples, lists, mappings and data classes.
+
+    What holds no tensor, and anything else, is handed on as it is.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        parts = [map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, Mapping):
+        mapped = {key: map_tensors(function, part) for key, part in value.items()}
+        if not isinstance(value, MutableMapping):
+            return mapped
+        same = copy.copy(value)  # its own class may have other fields, and another constructor
+        for key, part in mapped.items():
+            same[key] = part
+        return same
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value) if field.init)
+        return dataclasses.replace(value, **{name: map_tensors(function, getattr(value, name)) for name in fields})
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that `map_tensors` finds in `value`, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, value)
+    return found
+
+
+def describe(value: Any) -> str:
+    """What a message says of inputs or outputs: type, and shapes and dtypes of the tensors in it."""
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} and type {value.dtype}"
+    tensors = tensors_in(value)
+    shapes = f" of tensors of {' | '.join(describe(tensor) for tensor in tensors)}" if tensors else ""
+    return f"{type(value).__name__}{shapes}"
+
+
+def _with_gradients(value: Tensor) -> Tensor:
+    return value.clone() if value.is_inference() else value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from tost.loop import Callback, Run
+from tost.progress import step_bar
 
 
 class ProgressBar(Callback):
@@ -13,18 +11,7 @@ class ProgressBar(Callback):
 
     def __init__(self, title: str) -> None:
         self.title = title
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.progress = step_bar()
         self.task = self.progress.add_task(title, total=None)
 
     def on_start(self, run: Run) -> None:

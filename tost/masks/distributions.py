@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
+from tost.checks import integer
+
 Shapes = Sequence[Sequence[int]]
 # (shapes of the weights, number to keep) -> number to keep in each; None: one competition over all layers
 Distribution = Callable[[Shapes, int], "list[int] | None"]
 
 
 def globally(shapes: Shapes, k: int) -> None:
-    """All layers compete for the k places."""
+    """All weights of the network compete for the k places: a layer keeps as many as it wins."""
     return None
 
 
@@ -30,6 +32,32 @@ def erk(shapes: Shapes, k: int) -> list[int]:
     return apportion(k, [sum(shape) for shape in shapes], [prod(shape) for shape in shapes])
 
 
+def checked(quotas: Sequence[int], shapes: Shapes, k: int) -> list[int]:
+    """What a distribution gave, as plain integers; ValueError unless they are one a layer, fit into it, and sum to `k`."""
+    sizes = [prod(shape) for shape in shapes]
+    given = [integer("distribution", quota, least=0) for quota in quotas]
+    if len(given) != len(sizes) or sum(given) != k or any(q > size for q, size in zip(given, sizes, strict=True)):
+        raise ValueError(f"distribution: expected numbers up to {sizes} that sum to {k}, got {given}")
+    return given
+
+
+def within(quotas: Sequence[int], least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """`quotas` with the same sum, but `least <= quota <= most` in each layer.
+
+    Each is moved into its range; what that adds or takes away the other layers make up for in proportion to their room. For
+    sum(least) <= sum(quotas) <= sum(most).
+    """
+    moved = [min(max(quota, low), high) for quota, low, high in zip(quotas, least, most, strict=True)]
+    excess = sum(moved) - sum(quotas)
+    if excess > 0:
+        room = [quota - low for quota, low in zip(moved, least, strict=True)]
+        return [quota - part for quota, part in zip(moved, apportion(excess, room, room), strict=True)]
+    if excess < 0:
+        room = [high - quota for quota, high in zip(moved, most, strict=True)]
+        return [quota + part for quota, part in zip(moved, apportion(-excess, room, room), strict=True)]
+    return moved
+
+
 def apportion(k: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
     """Integers that sum to exactly `k`, proportional to `weights`, none above its capacity.
 
@@ -38,7 +66,7 @@ def apportion(k: int, weights: Sequence[int], capacities: Sequence[int]) -> list
 
     Args:
         k: 0 <= k <= sum(capacities).
-        weights, capacities: positive integers, one a layer.
+        weights, capacities: integers, one a layer; a weight of 0 gets nothing, and some weight is positive.
     """
     if not 0 <= k <= sum(capacities):
         raise ValueError(f"k: expected 0 <= k <= {sum(capacities)}, got {k}")

@@ -1,4 +1,4 @@
-"""The registry: each method is a score, a distribution, a schedule, and how the network is prepared for scoring."""
+"""The registry: each method is a score, a selection, a distribution, a schedule, and how the network is prepared for scoring."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from torch import nn
 from tost.checks import integer
 from tost.masks import scores
 from tost.masks.distributions import Distribution, erk, globally, uniform
+from tost.masks.early import early_magnitude
 from tost.masks.probe import linearized, training
 from tost.masks.schedules import Schedule, exponential
 from tost.masks.scores import Score
+from tost.masks.selection import Selection, per_layer
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose masks. `dataclasses.replace(methods()["snip"], batches=10)` makes a variant that `prune` takes too.
+    """A way to choose masks: a score x a selection x a distribution x a schedule, any of each with any of the others.
+
+    `dataclasses.replace(methods()["snip"], distribution=erk, selection=per_filter)` makes a variant that `prune` takes too.
+    Without `recover` the masks of the steps are nested under every combination.
 
     Attributes:
         name: what `prune` calls it.
@@ -27,10 +32,12 @@ class Method:
         score: the score of every weight; the largest are kept.
         needs: the argument of `prune` the score reads ("input_shape" may come from data instead).
         prepare: brings the private copy of the network into the state for scoring; None: the score only reads weights.
-        distribution: how many weights each layer keeps; `globally`: one competition.
+        selection: which weights of a layer are kept: the best (`per_layer`), or the best of each filter (`per_filter`).
+        distribution: how many weights each layer keeps; `globally`: as many as win when all weights of the network compete.
         schedule: the density to reach at each of `steps`; the scores are computed anew at each step, on the masked network.
         steps: number of steps.
-        batches: batches a step, over which gradients are averaged, signed; 1 for a method that needs no data.
+        batches: batches a step, over which gradients are averaged, signed (`early`: on which it trains, at most); 1 for a
+            method that needs no data.
         recover: whether removed weights compete again at the next step.
     """
 
@@ -40,6 +47,7 @@ class Method:
     score: Score
     needs: Literal["nothing", "data", "input_shape"] = "nothing"
     prepare: Callable[[nn.Module], None] | None = None
+    selection: Selection = per_layer
     distribution: Distribution = globally
     schedule: Schedule = exponential
     steps: int = 1
@@ -51,9 +59,6 @@ class Method:
             integer(field, getattr(self, field), least=1)
         if self.batches > 1 and self.needs != "data":
             raise ValueError(f"batches: expected 1 for a method whose score reads no data, got {self.batches}")
-        if self.steps > 1 and not self.recover and self.distribution is not globally:
-            # Rounding may give a layer one weight MORE at a lower budget; it could not be found among the kept ones.
-            raise ValueError("distribution: a method of several steps without recovery must let all layers compete (`globally`)")
 
     def __str__(self) -> str:
         return f"{self.name}: {self.summary} ({self.paper})"
@@ -91,13 +96,13 @@ _METHODS = {
             prepare=training,
         ),
         Method(
-            name="synflow",
-            summary="the weights that carry most of the flow from inputs to outputs, 100 steps without data",
-            paper="https://arxiv.org/abs/2006.05467",
-            score=scores.synaptic_flow,
-            needs="input_shape",
-            prepare=linearized,
-            steps=100,
+            name="snip_mb",
+            summary="snip with gradients averaged over 60 batches, as many as iter_snip sees",
+            paper="https://arxiv.org/abs/2006.09081",
+            score=scores.connection_sensitivity,
+            needs="data",
+            prepare=training,
+            batches=60,
         ),
         Method(
             name="grasp",
@@ -106,6 +111,33 @@ _METHODS = {
             score=scores.gradient_flow,
             needs="data",
             prepare=training,
+        ),
+        Method(
+            name="grasp_mb",
+            summary="grasp with gradients averaged over 60 batches, as many as grasp_it sees",
+            paper="https://arxiv.org/abs/2006.09081",
+            score=scores.gradient_flow,
+            needs="data",
+            prepare=training,
+            batches=60,
+        ),
+        Method(
+            name="grasp_it",
+            summary="the weights with the largest gradients, in 60 steps, a fresh batch and fresh scores at each",
+            paper="https://arxiv.org/abs/2006.09081",
+            score=scores.squared_gradient,
+            needs="data",
+            prepare=training,
+            steps=60,
+        ),
+        Method(
+            name="synflow",
+            summary="the weights that carry most of the flow from inputs to outputs, 100 steps without data",
+            paper="https://arxiv.org/abs/2006.05467",
+            score=scores.synaptic_flow,
+            needs="input_shape",
+            prepare=linearized,
+            steps=100,
         ),
         Method(
             name="iter_snip",
@@ -125,6 +157,15 @@ _METHODS = {
             prepare=training,
             steps=60,
             recover=True,
+        ),
+        Method(
+            name="early",
+            summary="the largest weights after a dense training of up to 1000 batches, which ends when they stay the same",
+            paper="https://arxiv.org/abs/1909.11957",
+            score=early_magnitude,
+            needs="data",
+            prepare=training,
+            batches=1000,
         ),
     )
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tost.masks.layers import Layer
-from tost.user_batches import endless
+from tost.user_batches import call, describe, endless, map_tensors, tensors_in
 from tost_kernels.nn.surgery import duplicate
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# (outputs of the model, targets of the batch) -> scalar
+Loss = Callable[[Any, Any], Tensor]
 Data = Iterable[Sequence[Any]]
 
 # What a model raises for an input it cannot take.
@@ -25,6 +27,8 @@ class Probe:
 
     Attributes:
         weights: the unmasked weights, one tensor a layer, float32 or float64. Read only.
+        batches: over how many batches the method averages gradients; for a method that trains, on how many at most.
+        keep: how many weights the step is to keep; None where scores alone are asked for.
 
     Everything runs on a deep copy, so weights, BatchNorm statistics, gradients and flags of the user's model stay as they
     are. The copy is made only if `prepare` is given: scores that merely read weights need none.
@@ -40,17 +44,19 @@ class Probe:
         generator: torch.Generator,
         *,
         data: Data | None = None,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
         loss: Loss | None = None,
         batches: int = 1,
     ) -> None:
+        self.batches = batches
+        self.keep: int | None = None
         self._names = [layer.name for layer in layers]
         self._generator = generator
         self._stream = endless(data, "data") if data is not None else None
         self._input_shape = input_shape
-        self._loss = F.cross_entropy if loss is None else loss
-        self._batches = batches
+        self._loss = loss
         self._network: nn.Module | None = None
+        self._masks: list[Tensor] | None = None
         if prepare is None:
             self.weights = [_at_least_single(layer.weight.detach()) for layer in layers]
             return
@@ -58,78 +64,109 @@ class Probe:
         prepare(self._network)
         self._network.requires_grad_(False)  # only the gradients of the prunable weights are wanted
         self._live = [cast(Tensor, self._network.get_submodule(name).weight).requires_grad_() for name in self._names]
-        self.weights = [_at_least_single(weight.detach().clone()) for weight in self._live]
+        self.weights = [_at_least_single(weight.detach()) for weight in self._live]
+
+    # ---- the network's weights ---------------------------------------------------------------------------------------
 
     def mask(self, masks: Sequence[Tensor]) -> None:
         """Let the network compute with `weights * masks` from now on. Masks: bool, flat or shaped, on any device."""
         if self._network is None:
             return
-        with torch.no_grad():
-            for live, weight, mask in zip(self._live, self.weights, masks, strict=True):
-                live.copy_(weight * mask.reshape(weight.shape).to(weight.device))
+        if self._masks is None:  # until now the weights were those of the network themselves
+            self.weights = [weight.clone() for weight in self.weights]
+        self._masks = [m.reshape(weight.shape).to(weight.device) for m, weight in zip(masks, self.weights, strict=True)]
+        for live, weight, mask in zip(self._live, self.weights, self._masks, strict=True):
+            torch.mul(weight, mask, out=live.detach())
+
+    @contextmanager
+    def trainable(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """(all floating-point parameters of the network, the prunable weights among them), free to be trained.
+
+        On leaving the network is as it was.
+        """
+        assert self._network is not None, "a method that runs the network says how to `prepare` it"
+        before = {tensor: tensor.detach().clone() for tensor in (*self._network.parameters(), *self._network.buffers())}
+        parameters = [parameter for parameter in self._network.parameters() if parameter.is_floating_point()]
+        try:
+            yield [parameter.requires_grad_() for parameter in parameters], self._live
+        finally:
+            self._network.requires_grad_(False).zero_grad()
+            with torch.no_grad():
+                for tensor, value in before.items():
+                    tensor.copy_(value)
+            for weight in self._live:
+                weight.requires_grad_()
+
+    def remask(self) -> None:
+        """Set the removed weights to 0 again, after an update."""
+        if self._masks is not None:
+            for live, mask in zip(self._live, self._masks, strict=True):
+                live.detach().mul_(mask)
+
+    # ---- numbers and data --------------------------------------------------------------------------------------------
 
     def draw(self) -> list[Tensor]:
         """Uniform numbers of the shapes of the weights, from the seed's own generator (float64, CPU: the same everywhere)."""
         return [torch.rand(weight.shape, generator=self._generator, dtype=torch.float64) for weight in self.weights]
 
-    def ones(self) -> Tensor:
-        """One sample of ones, shape (1, *input_shape)."""
-        shape = self._input_shape
-        if shape is None:
-            shape = self.next_batch()[0].shape[1:]
-            self._input_shape = shape
-        return torch.ones((1, *shape), dtype=self._live[0].dtype, device=self._live[0].device)
+    def ones(self) -> Any:
+        """One sample of ones, shape (1, *input_shape); several inputs as in `input_shape` or `data`."""
+        if self._input_shape is None:
+            # of integers too: they may be indices
+            return map_tensors(lambda part: torch.ones_like(part[:1]) if part.dim() else part, self.next_batch()[0])
+        return _map_shapes(
+            lambda shape: torch.ones((1, *shape), dtype=self._live[0].dtype, device=self._live[0].device), self._input_shape
+        )
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next (inputs, targets), on the device of the weights; floating inputs in their precision."""
+    def next_batch(self) -> tuple[Any, Any]:
+        """The next (inputs, targets), their tensors on the device of the weights; floating inputs in their precision."""
         assert self._stream is not None, "a method that reads data says so in `needs`"
         inputs, targets = next(self._stream)
         weight = self._live[0]
-        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else None)
-        return inputs, targets.to(weight.device) if isinstance(targets, Tensor) else targets
+        inputs = map_tensors(lambda x: x.to(weight.device, weight.dtype if x.is_floating_point() else None), inputs)
+        return inputs, map_tensors(lambda y: y.to(weight.device), targets)
 
-    def forward(self, inputs: Tensor, source: str) -> Tensor:
+    # ---- outputs, losses, gradients ----------------------------------------------------------------------------------
+
+    def forward(self, inputs: Any, source: str) -> Any:
         """The network's output; an error of the network is reported as one of the argument `source`."""
         assert self._network is not None, "a method that runs the network says how to `prepare` it"
         try:
-            output = self._network(inputs)
+            return call(self._network, inputs)
         except torch.OutOfMemoryError:
             raise
         except _MODEL_ERRORS as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{source}: the model failed on an input of shape {tuple(inputs.shape)} and type {inputs.dtype}: "
-                f"{type(error).__name__}: {reason}"
-            ) from error
-        if not isinstance(output, Tensor):
-            raise TypeError(f"model: expected it to return a tensor, got {type(output).__name__}; wrap it in a module that does")
-        return output
+            raise ValueError(f"{source}: the model failed on an input of {describe(inputs)}: {_reason(error)}") from error
 
-    def loss(self, temperature: float = 1.0) -> Tensor:
-        """The loss of the next batch, the outputs divided by `temperature`: a finite scalar with a graph."""
-        inputs, targets = self.next_batch()
-        output = self.forward(inputs, "data") / temperature
+    def flow(self) -> Tensor:
+        """The sum of the outputs for an input of ones: a scalar with a graph."""
+        outputs = [part for part in tensors_in(self.forward(self.ones(), "input_shape")) if part.is_floating_point()]
+        if not outputs:
+            raise TypeError("model: expected it to return a tensor of floating-point numbers, or several; found none")
+        sums = [output.sum() for output in outputs]
+        return sum(sums[1:], start=sums[0])
+
+    def loss(self, batch: tuple[Any, Any] | None = None, temperature: float = 1.0) -> Tensor:
+        """The loss of a batch, by default the next, all floating outputs divided by `temperature`: a scalar with a graph."""
+        inputs, targets = self.next_batch() if batch is None else batch
+        outputs = self.forward(inputs, "data")
+        if temperature != 1.0:
+            outputs = map_tensors(lambda part: part / temperature if part.is_floating_point() else part, outputs)
+        if self._loss is None and not isinstance(outputs, Tensor):
+            got = type(outputs).__name__
+            raise TypeError(f"model: expected it to return a tensor, got {got}; give a `loss` that takes it, or wrap the model")
         try:
-            loss = self._loss(output, targets)
+            loss = (self._loss or F.cross_entropy)(outputs, targets)
         except torch.OutOfMemoryError:
             raise
         except _MODEL_ERRORS as error:
-            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"loss: it failed on outputs of shape {tuple(output.shape)} and the targets of `data`: "
-                f"{type(error).__name__}: {reason}"
+                f"loss: it failed on outputs of {describe(outputs)} and the targets of `data`: {_reason(error)}"
             ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"loss: expected a scalar tensor, got {got}")
         return loss.reshape(())
-
-    def mean_loss(self, temperature: float = 1.0) -> Tensor:
-        """The mean of `loss` over the method's number of batches; the graphs of all of them are held."""
-        total = self.loss(temperature)
-        for _ in range(self._batches - 1):
-            total = total + self.loss(temperature)
-        return total / self._batches
 
     def gradients(self, scalar: Tensor, create_graph: bool = False) -> list[Tensor]:
         """d scalar / d weight for each layer; zeros for a layer the network did not use."""
@@ -138,12 +175,50 @@ class Probe:
         gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, self._live, strict=True)]
 
-    def mean_loss_gradients(self) -> list[Tensor]:
+    def mean_loss_gradients(self, temperature: float = 1.0) -> list[Tensor]:
         """dL/dweight, signed, averaged over the method's number of batches."""
-        total = self.gradients(self.loss())
-        for _ in range(self._batches - 1):
-            total = [sum_ + g for sum_, g in zip(total, self.gradients(self.loss()), strict=True)]
-        return [g / self._batches for g in total]
+        return self._mean(self.gradients(self.loss(temperature=temperature)) for _ in range(self.batches))
+
+    def mean_curved_gradients(self, temperature: float) -> list[Tensor]:
+        """H g for each layer: g = dL/dweight, H = the Hessian, both of the mean loss over the method's number of batches.
+
+        The Hessian of a mean is the mean of the Hessians: with several batches a first pass gives g, a second the products, and
+        no more than the graph of one batch is ever held. The batches themselves are.
+        """
+        if self.batches == 1:
+            gradients = self.gradients(self.loss(temperature=temperature), create_graph=True)
+            return self.gradients(_dot(gradients, [g.detach() for g in gradients]))
+        batches = [self.next_batch() for _ in range(self.batches)]
+        mean = self._mean(self.gradients(self.loss(batch, temperature)) for batch in batches)
+        return self._mean(
+            self.gradients(_dot(self.gradients(self.loss(batch, temperature), create_graph=True), mean)) for batch in batches
+        )
+
+    def _mean(self, several: Iterator[list[Tensor]]) -> list[Tensor]:
+        """The mean of as many gradients as there are batches, at least in single precision."""
+        if self.batches == 1:
+            return next(several)
+        total = [torch.zeros_like(weight) for weight in self.weights]
+        for gradients in several:
+            for part, gradient in zip(total, gradients, strict=True):
+                part += gradient
+        return [part.div_(self.batches) for part in total]
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    products = [(a * b).sum() for a, b in zip(left, right, strict=True)]
+    return sum(products[1:], start=products[0])
+
+
+def _map_shapes(function: Callable[[tuple[int, ...]], Tensor], shapes: Any) -> Any:
+    """`function` of a shape, of each in a tuple, or of each in a dict."""
+    if isinstance(shapes, dict):
+        return {name: function(shape) for name, shape in shapes.items()}
+    return tuple(function(shape) for shape in shapes) if isinstance(shapes[0], tuple) else function(shapes)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _at_least_single(weight: Tensor) -> Tensor:

@@ -1,26 +1,27 @@
-"""`prune`: choose which weights of a network to keep."""
+"""`prune`: choose which weights of a network to keep. `score`: what a method thinks of each of them."""
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from tost.checks import integer, number, sample_shape
+from tost.checks import integer, number, sample_shapes
 from tost.choices import check_choice
 from tost.isolation import isolated
 from tost.masks.layers import Layer, prunable_layers
 from tost.masks.masks import Masks
 from tost.masks.methods import Method, methods
 from tost.masks.probe import Data, Loss, Probe
-from tost.masks.schedules import targets
-from tost.masks.selection import keep_largest
+from tost.masks.steps import PruneStep, flat_scores, steps
+from tost.progress import step_bar
 from tost.user_batches import check_iterable
 
-_log = logging.getLogger(__name__)
+# the shape of one sample; for several inputs a sequence of shapes, or a mapping of names to shapes
+InputShape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 
 
 def prune(
@@ -28,11 +29,14 @@ def prune(
     method: str | Method,
     density: float,
     data: Data | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     loss: Loss | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     seed: int = 0,
+    *,
+    progress: bool = False,
+    on_step: Callable[[PruneStep], object] | None = None,
 ) -> Masks:
     """Choose the weights to keep: exactly `round(density * total)` of them.
 
@@ -45,13 +49,17 @@ def prune(
         method: a name out of `methods()`, or a `Method`.
         density: fraction of the prunable weights to keep, in (0, 1].
         data: iterable of batches (inputs, targets), for the methods that need it; a fresh batch is taken for every step,
-            from the start again when they end. Batches as in training: around 128 samples.
-        input_shape: shape of one sample, e.g. (3, 32, 32), for the methods that need it; default: that of `data`.
-        loss: (outputs, targets) -> scalar; default: cross-entropy.
+            from the start again when they end. Batches as in training: around 128 samples. Inputs that are a tuple or list
+            are the arguments of the model, a mapping its keyword arguments.
+        input_shape: shape of one sample, e.g. (3, 32, 32), for the methods that need it, or a tuple or mapping of shapes for
+            several inputs; default: that of `data`.
+        loss: (outputs, targets) -> scalar, outputs being whatever the model returns; default: cross-entropy.
         include, exclude: fnmatch patterns on module names, e.g. "layer1.*", exclude=["conv1", "fc"]; the layers left out
             have no mask, and do not count in `density`. Default: every layer.
         seed: of everything random (dropout and the order of a shuffling DataLoader too). On one machine, the same seed gives
             the same masks as far as the model's own kernels are deterministic (on a GPU not all are).
+        progress: a bar on stderr for methods of several steps, where stderr is a terminal.
+        on_step: called with a `PruneStep` after every step. What it draws at random does not change the masks.
 
     Returns:
         The masks, one for each prunable layer that `include` and `exclude` leave.
@@ -63,11 +71,87 @@ def prune(
     Warns:
         UserWarning: layers end without any weight; `masks.empty_layers()` names them.
     """
+    density = number("density", density, above=0.0, most=1.0)
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step: expected a function of a PruneStep, got {type(on_step).__name__}")
+    with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
+        total = sum(layer.weight.numel() for layer in layers)
+        k = round(density * total)
+        if k == 0:
+            raise ValueError(f"density: {density} of {total} weights is less than one weight")
+        with step_bar(progress and chosen.steps > 1) as bar:
+            task = bar.add_task(chosen.name, total=chosen.steps)
+            for step in steps(chosen, probe, layers, density, k):
+                bar.update(task, completed=step.number)
+                if on_step is not None:
+                    with isolated(seed, _devices(model)):
+                        on_step(step)
+    masks = step.masks
+    if masks.empty_layers():
+        warnings.warn(
+            f"{chosen.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return masks
+
+
+def score(
+    model: nn.Module,
+    method: str | Method,
+    data: Data | None = None,
+    input_shape: InputShape | None = None,
+    loss: Loss | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    seed: int = 0,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The scores that a method gives to the weights of a network, or of a masked one: what a step of `prune` compares.
+
+    Args:
+        model, method, data, input_shape, loss, include, exclude, seed: as for `prune`.
+        masks: one for each layer to be scored, of its weight's shape: the scores are taken on the network with these alone.
+            Removed weights get a score too, what they would have if they came back; only methods with `recover` let them
+            compete by it. Default: nothing is removed.
+
+    Returns:
+        Layer name -> scores, float32 or float64 on the CPU, in the shape of the weight.
+
+    Raises:
+        TypeError, ValueError: as `prune`; the masks are not those of the layers.
+    """
+    with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
+        if masks is not None:
+            masks = masks if isinstance(masks, Masks) else Masks(masks)
+            expected = {layer.name: tuple(layer.weight.shape) for layer in layers}
+            got = {layer.name: layer.shape for layer in masks.per_layer()}
+            if got != expected:
+                wrong = ", ".join(name for name in {**expected, **got} if expected.get(name) != got.get(name))
+                raise ValueError(f"masks: expected one of the weight's shape for each layer, got no such for {wrong}")
+            probe.mask([masks[name] for name in expected])
+        flat = flat_scores(chosen, probe, layers)
+    parts = flat.split_with_sizes([layer.weight.numel() for layer in layers])
+    return {layer.name: part.reshape(layer.weight.shape).clone() for layer, part in zip(layers, parts, strict=True)}
+
+
+@contextmanager
+def _probing(
+    model: nn.Module,
+    method: str | Method,
+    data: Data | None,
+    input_shape: InputShape | None,
+    loss: Loss | None,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    seed: int,
+) -> Iterator[tuple[Method, list[Layer], Probe]]:
+    """(method, layers, probe) of checked arguments; inside, everything random is seeded and the process isolated."""
     if not isinstance(method, Method):
         method = methods()[check_choice("method", method, methods())]
-    density = number("density", density, above=0.0, most=1.0)
     seed = integer("seed", seed, least=0, below=2**63)
-    input_shape = None if input_shape is None else sample_shape(input_shape)
+    shapes = None if input_shape is None else sample_shapes(input_shape)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function (outputs, targets) -> scalar, got {type(loss).__name__}")
     if data is not None:
@@ -78,78 +162,27 @@ def prune(
         raise ValueError(
             f"input_shape: method {method.name!r} needs the shape of a sample, such as (3, 32, 32), or `data`; got None"
         )
-
     layers = prunable_layers(model, include, exclude)
     for layer in layers:
         if not torch.isfinite(layer.weight).all():
             raise ValueError(f"model: the weight of layer {layer.name!r} is not finite")
-    total = sum(layer.weight.numel() for layer in layers)
-    k = round(density * total)
-    if k == 0:
-        raise ValueError(f"density: {density} of {total} weights is less than one weight")
-
-    tensors = [*model.parameters(), *model.buffers()]
-    with isolated(seed, {tensor.device for tensor in tensors}):
+    with isolated(seed, _devices(model)):
         generator = torch.Generator().manual_seed(seed)
-        probe = Probe(
-            model,
+        yield (
+            method,
             layers,
-            method.prepare,
-            generator,
-            data=data,
-            input_shape=input_shape,
-            loss=loss,
-            batches=method.batches,
+            Probe(
+                model,
+                layers,
+                method.prepare,
+                generator,
+                data=data,
+                input_shape=shapes,
+                loss=loss,
+                batches=method.batches,
+            ),
         )
-        kept = _choose(method, probe, layers, targets(method.schedule, method.steps, density, total, k))
-    masks = Masks({layer.name: mask.reshape(layer.weight.shape) for layer, mask in zip(layers, kept, strict=True)})
-    if masks.empty_layers():
-        warnings.warn(
-            f"{method.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}",
-            UserWarning,
-            stacklevel=2,
-        )
-    return masks
 
 
-def _choose(method: Method, probe: Probe, layers: Sequence[Layer], counts: Sequence[int]) -> list[Tensor]:
-    """Flat bool masks, one a layer, after the last of the steps; step i keeps `counts[i]` weights."""
-    shapes = [tuple(layer.weight.shape) for layer in layers]
-    sizes = [layer.weight.numel() for layer in layers]
-    kept = torch.ones(sum(sizes), dtype=torch.bool)
-    for step, count in enumerate(counts):
-        if step and not method.recover and count == int(kept.count_nonzero()):
-            continue  # nothing to remove at this step
-        if step:
-            probe.mask(torch.split_with_sizes(kept, sizes))
-        scores = _flat_scores(method, probe, layers)
-        quotas = method.distribution(shapes, count)
-        before = kept
-        if quotas is not None:
-            parts = zip(torch.split_with_sizes(scores, sizes), quotas, strict=True)
-            kept = torch.cat([keep_largest(part, quota) for part, quota in parts])
-        elif method.recover:
-            kept = keep_largest(scores, count)
-        else:  # the kept ones compete alone: removed weights never return, whatever their score
-            kept = torch.zeros_like(before).masked_scatter_(before, keep_largest(scores[before], count))
-        returned = int((kept & ~before).count_nonzero()) if step else 0
-        _log.debug("%s: step %d of %d keeps %d weights, %d of them returned", method.name, step + 1, len(counts), count, returned)
-    return list(torch.split_with_sizes(kept, sizes))
-
-
-def _flat_scores(method: Method, probe: Probe, layers: Sequence[Layer]) -> Tensor:
-    """All scores in one finite float32 or float64 vector on the CPU."""
-    scores = method.score(probe)
-    broken = []
-    for layer, score in zip(layers, scores, strict=True):
-        if score.shape != layer.weight.shape:
-            shapes = f"expected {tuple(layer.weight.shape)}, got {tuple(score.shape)}"
-            raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
-        if not torch.isfinite(score).all():
-            broken.append(layer.name)
-    if broken:
-        raise ValueError(
-            f"{method.name}: not finite: the scores of {', '.join(broken)}; look for NaN in `data` and for overflow in the model"
-        )
-    precise = torch.float64 if any(score.dtype is torch.float64 for score in scores) else torch.float32
-    return torch.cat([score.detach().flatten().to("cpu", precise) for score in scores])
+def _devices(model: nn.Module) -> set[torch.device]:
+    return {tensor.device for tensor in (*model.parameters(), *model.buffers())}

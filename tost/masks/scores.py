@@ -27,9 +27,18 @@ def connection_sensitivity(probe: Probe) -> list[Tensor]:
     """|w * dL/dw|: by how much, to first order, the loss changes if the weight goes (SNIP).
 
     The gradient is taken at the masked network, `w` is the unmasked weight: for FORCE that is the sensitivity a removed
-    weight would have if it came back; for the other methods removed weights do not compete.
+    weight would have if it came back; for the other methods removed weights do not compete. Gradients are averaged, signed,
+    over the method's batches.
     """
-    return [(w * g).abs() for w, g in zip(probe.weights, probe.mean_loss_gradients(), strict=True)]
+    return [(w * g).abs_() for w, g in zip(probe.weights, probe.mean_loss_gradients(), strict=True)]
+
+
+def squared_gradient(probe: Probe) -> list[Tensor]:
+    """(dL/dw)^2: the share of the weight in |dL/dw|^2, which its removal takes away, to lowest order (GRASP-It).
+
+    Gradients are averaged, signed, over the method's batches, and then squared.
+    """
+    return [g.square() for g in probe.mean_loss_gradients()]
 
 
 def synaptic_flow(probe: Probe) -> list[Tensor]:
@@ -37,8 +46,7 @@ def synaptic_flow(probe: Probe) -> list[Tensor]:
 
     It is the weight of all paths from inputs to outputs that run through the connection.
     """
-    flow = probe.forward(probe.ones(), "input_shape").sum()
-    return [(w * g).abs() for w, g in zip(probe.weights, probe.gradients(flow), strict=True)]
+    return [(w * g).abs_() for w, g in zip(probe.weights, probe.gradients(probe.flow()), strict=True)]
 
 
 def gradient_flow(probe: Probe) -> list[Tensor]:
@@ -47,7 +55,4 @@ def gradient_flow(probe: Probe) -> list[Tensor]:
     Removing the weight changes |g|^2 by -2 w (H g) to first order, so the largest are kept: the norm of the gradient falls
     least, or grows. L is the mean over the method's batches.
     """
-    gradients = probe.gradients(probe.mean_loss(GRASP_TEMPERATURE), create_graph=True)
-    products = [(g.detach() * g).sum() for g in gradients]
-    curved = probe.gradients(sum(products[1:], start=products[0]))
-    return [w * hg for w, hg in zip(probe.weights, curved, strict=True)]
+    return [w * hg for w, hg in zip(probe.weights, probe.mean_curved_gradients(GRASP_TEMPERATURE), strict=True)]

@@ -20,9 +20,9 @@ TOTAL = 5112
 
 
 def quick(name: str) -> Method:
-    """The method with a handful of steps where it has many."""
+    """The method with a handful of steps and batches where it has many."""
     method = methods()[name]
-    return replace(method, steps=min(method.steps, 4))
+    return replace(method, steps=min(method.steps, 4), batches=min(method.batches, 2))
 
 
 def prune_quietly(*arguments, **keywords) -> Masks:
@@ -333,8 +333,8 @@ def test_wrong_models(two_layers, convnet):
         prune(nn.Sequential(nn.ReLU()), "random", 0.5)
     with pytest.raises(ValueError, match=r"lone Linear.*nn\.Sequential"):
         prune(nn.Linear(2, 2), "random", 0.5)
-    with pytest.raises(TypeError, match="model: expected it to return a tensor, got tuple"):
-        prune(Pair(), "synflow", 0.5, input_shape=(2,))
+    with pytest.raises(TypeError, match="model: expected it to return a tensor, got tuple; give a `loss`"):
+        prune(Pair(), "snip", 0.5, data=[(torch.ones(4, 2), torch.zeros(4))])
     with pytest.raises(ValueError, match=r"'0' is a SparseConv2d already.*densify"):
         prune(tk.sparsify(convnet, prune(convnet, "random", 0.5)), "random", 0.5)
     with pytest.raises(ValueError, match=r"layer '0' is pruned or parametrized.*remove"):
@@ -368,7 +368,11 @@ def test_the_rest_of_a_network_that_is_pruned_already_and_has_run(convnet, batch
     with torch.no_grad():
         convnet[0].weight *= first["0"]
     method, rest = quick(name), {"density": 0.3, "data": batches, "exclude": "0"}
-    assert prune_quietly(pruned, method, **rest) == prune_quietly(convnet, method, **rest)
+    masks = prune_quietly(pruned, method, **rest)
+    if name == "early":  # it trains: the zeros of the dense network would come back
+        assert masks.kept == round(0.3 * 1494)
+    else:
+        assert masks == prune_quietly(convnet, method, **rest)
     assert pruned[0].weight.grad_fn is not None
 
 
@@ -397,8 +401,6 @@ def test_a_method_of_ones_own(two_layers):
         prune(two_layers, replace(own, score=lambda probe: [w[0] for w in probe.weights]), 0.5)
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
         replace(own, steps=0)
-    with pytest.raises(ValueError, match="distribution: "):
-        replace(methods()["erk"], steps=2)
 
 
 def test_masks_of_prune_run_in_a_sparse_network(resnet, batches):

@@ -1,0 +1,135 @@
+"""The steps of a method: score, distribute, select; and the record of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tost.masks.distributions import checked, within
+from tost.masks.layers import Layer
+from tost.masks.masks import Masks
+from tost.masks.methods import Method
+from tost.masks.probe import Probe
+from tost.masks.schedules import targets
+from tost.masks.selection import keep_largest, per_layer
+
+__all__ = ["PruneStep", "flat_scores", "steps"]
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """What one step of `prune` did.
+
+    Attributes:
+        number: of this step, from 1.
+        steps: how many there are.
+        kept: weights kept after it.
+        pruned: weights that the step before kept (at the first step: all) and this one does not.
+        recovered: weights that the step before did not keep and this one does; 0 for methods without recovery.
+        seconds: what the step took.
+        masks: what is kept after it; made when it is first read.
+    """
+
+    number: int
+    steps: int
+    kept: int
+    pruned: int
+    recovered: int
+    seconds: float
+    _make_masks: Callable[[], Masks] = field(repr=False, compare=False)
+
+    @cached_property
+    def masks(self) -> Masks:
+        return self._make_masks()
+
+
+def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float, k: int) -> Iterator[PruneStep]:
+    """Runs a method on the weights of `layers`; after the last step exactly `k` are kept."""
+    names, shapes = [layer.name for layer in layers], [tuple(layer.weight.shape) for layer in layers]
+    sizes = [prod(shape) for shape in shapes]
+    final = method.distribution(shapes, k)
+    least = [0] * len(sizes) if final is None else checked(final, shapes, k)
+    counts = targets(method.schedule, method.steps, density, sum(sizes), k)
+    kept = torch.ones(sum(sizes), dtype=torch.bool)
+
+    def masks(of: Tensor) -> Masks:
+        parts = zip(names, of.split_with_sizes(sizes), shapes, strict=True)
+        return Masks({name: part.reshape(shape) for name, part, shape in parts})
+
+    for number, count in enumerate(counts, 1):
+        began = time.perf_counter()
+        before = kept
+        # Without recovery there may be nothing to remove: no scores are needed then.
+        if number == 1 or method.recover or count < int(before.count_nonzero()):
+            if number > 1:
+                probe.mask(before.split_with_sizes(sizes))
+            probe.keep = count
+            scores = flat_scores(method, probe, layers)
+            if not method.recover:
+                scores.masked_fill_(~before, -torch.inf)  # removed weights never return, whatever their score
+            kept = _select(method, scores, shapes, count, least, before)
+        pruned, recovered = int((before & ~kept).count_nonzero()), int((kept & ~before).count_nonzero())
+        seconds = time.perf_counter() - began
+        yield PruneStep(number, method.steps, count, pruned, recovered, seconds, lambda of=kept: masks(of))  # type: ignore[misc]
+
+
+def _select(
+    method: Method, scores: Tensor, shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[int], before: Tensor
+) -> Tensor:
+    """The `count` weights to keep by their scores (flat; -inf: does not compete), as one flat bool mask.
+
+    `least` weights a layer are kept in any case, for later steps; without recovery at most those kept `before`. So what is
+    kept only ever shrinks, in each layer, down to exactly what the distribution gives to the last step.
+    """
+    sizes = [prod(shape) for shape in shapes]
+    quotas = method.distribution(shapes, count)
+    if quotas is None:
+        winners = keep_largest(scores, count)
+        if method.selection is per_layer:
+            return winners  # they are the best of their layers already
+        quotas = _counts(winners, sizes)
+    else:
+        quotas = checked(quotas, shapes, count)
+        if not method.recover:
+            quotas = within(quotas, least, _counts(before, sizes))
+    kept = []
+    for part, shape, quota in zip(scores.split_with_sizes(sizes), shapes, quotas, strict=True):
+        mask = method.selection(part.reshape(shape), quota)
+        if mask.shape != shape or mask.dtype is not torch.bool or int(mask.count_nonzero()) != quota:
+            raise ValueError(f"selection: expected a bool mask of shape {shape} with {quota} True, got {_described(mask)}")
+        kept.append(mask.flatten())
+    together = torch.cat(kept)
+    if not method.recover and bool((together & ~before).any()):
+        raise ValueError("selection: it kept a weight whose score is -inf, one that was removed before")
+    return together
+
+
+def _counts(flat: Tensor, sizes: list[int]) -> list[int]:
+    return [int(part.count_nonzero()) for part in flat.split_with_sizes(sizes)]
+
+
+def _described(mask: Tensor) -> str:
+    return f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.count_nonzero())}"
+
+
+def flat_scores(method: Method, probe: Probe, layers: Sequence[Layer]) -> Tensor:
+    """All scores in one finite float32 or float64 vector of its own on the CPU."""
+    scores = method.score(probe)
+    for layer, score in zip(layers, scores, strict=True):
+        if score.shape != layer.weight.shape:
+            shapes = f"expected {tuple(layer.weight.shape)}, got {tuple(score.shape)}"
+            raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
+    precise = torch.float64 if any(score.dtype is torch.float64 for score in scores) else torch.float32
+    flat = torch.cat([score.detach().flatten().to("cpu", precise) for score in scores])
+    if not torch.isfinite(torch.stack(torch.aminmax(flat))).all():  # NaN is handed on to both
+        broken = [layer.name for layer, score in zip(layers, scores, strict=True) if not torch.isfinite(score).all()]
+        raise ValueError(
+            f"{method.name}: not finite: the scores of {', '.join(broken)}; look for NaN in `data` and for overflow in the model"
+        )
+    return flat
