@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tost.checks import integer, number, sample_shapes
 from tost.choices import check_choice
 from tost.isolation import isolated
+from tost.masks.effective import InputShape
 from tost.masks.layers import Layer, prunable_layers
 from tost.masks.masks import Masks
 from tost.masks.methods import Method, methods
@@ -19,9 +20,6 @@ from tost.masks.probe import Data, Loss, Probe
 from tost.masks.steps import PruneStep, flat_scores, steps
 from tost.progress import step_bar
 from tost.user_batches import check_iterable
-
-# the shape of one sample; for several inputs a sequence of shapes, or a mapping of names to shapes
-InputShape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 
 
 def prune(
