@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,18 @@ def watched(config: Config, **options: Any) -> tuple[Lottery, list[Watch]]:
         return [watches[-1]]
 
     return lottery(config, callbacks=watch, **options), watches
+
+
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script beside this file, or a module of Python's."""
+    first = [str(Path(__file__).with_name(arguments[0]))] if arguments[0].endswith(".py") else [arguments[0]]
+    return subprocess.run(
+        [sys.executable, *first, *arguments[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def masks_of(one: tickets.Round) -> Masks:
@@ -386,3 +401,23 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert [entry["round"] for entry in json.loads(said.out)["rounds"]] == [0, 1, 2, 3]
     assert main([*words, "--rewind", "3ep"]) == 2
     assert capsys.readouterr().err.startswith("tost: error: rewind: expected a step before the last of 8, got '3ep'")
+
+
+def test_a_lottery_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> None:
+    done = in_a_process("kill_lotteries.py", str(tmp_path), "12", "0")
+    assert done.returncode == 0, done.stderr
+    assert len(set(json.loads(done.stdout)["killed_in"])) > 2  # in rounds, and between them
+
+
+def test_two_processes_share_a_lottery(tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = in_a_process(*torchrun, str(Path(__file__).with_name("ddp_run.py")), str(tmp_path), "--lottery")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert {first["rank"], second["rank"]} == {0, 1}
+    assert first["loss"] == second["loss"]
+    assert len(list(tmp_path.rglob("lottery.json"))) == 1
+    results = find_runs(tmp_path)
+    assert {result.processes for result in results} == {2}
+    assert len({result.batches_fingerprint for result in results}) == 1
+    assert len({result.masks_fingerprint for result in results}) == 3
