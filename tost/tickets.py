@@ -209,7 +209,8 @@ def lottery(
                 report(_line(rounds[-1], last, finished_earlier))
         found = Lottery(dataclasses.replace(family, density=config.density), rate, step, tuple(rounds))
         if me.is_main and not record.is_file():
-            write_json(record, found.as_dict())
+            with folders[last].held():  # what a killed process left half written is gone
+                write_json(record, found.as_dict())
         return found
 
 
