@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from tost.update import precision_of
 __all__ = [
     "LAYOUTS",
     "Prepared",
+    "Start",
     "forced_backend",
     "initial_model",
     "is_rewired",
@@ -38,8 +39,11 @@ __all__ = [
     "make_masks",
     "plain_form",
     "prepare",
+    "prepare_from",
     "set_layout",
     "split_images",
+    "train_batches",
+    "trained_model",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
@@ -55,11 +59,30 @@ class Prepared:
             outside the masks.
         masks: which weights stay; None for a dense run.
         weights_fingerprint: hash of the initial weights before re-scaling: equal for the runs of a pair.
+        step: the step that the run begins with.
+        ghosts: state of the ghosts at that step, by the names they have in the training form; empty: as `add_ghosts` makes them.
     """
 
     dense: nn.Module
     masks: Masks | None
     weights_fingerprint: str
+    step: int = 0
+    ghosts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins whose weights are not drawn by its seed, but were trained already.
+
+    Attributes:
+        state: the dense network's state_dict; with those of the ghosts in its training form, where they are to go on too.
+        masks: which weights stay; None for a dense run.
+        step: the step to begin with: of the learning rate, the batches and the ghosts' strength. The optimizer is new.
+    """
+
+    state: Mapping[str, Tensor]
+    masks: Masks | None
+    step: int = 0
 
 
 def prepare(config: Config, dataset: Dataset) -> Prepared:
@@ -82,6 +105,26 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
             seed=derive_seed("rescale", config.seed),
         )
     return Prepared(model, masks, fingerprint)
+
+
+def prepare_from(config: Config, dataset: Dataset, start: Start) -> Prepared:
+    """What a run starts from that begins with the weights of `start`: they are not re-scaled, whatever the recipe says.
+
+    Raises:
+        RuntimeError: they are those of another network.
+    """
+    model = trained_model(config, dataset, start.state)
+    names = model.state_dict().keys()
+    ghosts = {name: value for name, value in start.state.items() if name not in names}
+    return Prepared(model, start.masks, weights_fingerprint(model), start.step, ghosts)
+
+
+def train_batches(config: Config, dataset: Dataset, shard: tuple[int, int] = (0, 1), workers: int = 0) -> TrainBatches:
+    """The batches of a configuration's training, or one process's share of them."""
+    subset, _ = split_images(config, dataset)
+    return TrainBatches(
+        dataset, config.batch_size, config.seed, cutout=config.cutout, subset=subset, shard=shard, workers=workers
+    )
 
 
 def split_images(config: Config, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
@@ -107,6 +150,18 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
     with isolated(derive_seed("weights", config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
+
+
+def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network with the weights and buffers of `state`; what `state` holds of ghosts is left out.
+
+    Raises:
+        RuntimeError: they are those of another network.
+    """
+    model = initial_model(config, dataset)
+    names = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in state.items() if name in names})
+    return model
 
 
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
@@ -142,7 +197,12 @@ def training_form(config: Config, prepared: Prepared) -> nn.Module:
         net = prepared.masks.apply_to(prepared.dense)
     else:
         net = tk.sparsify(prepared.dense, prepared.masks)
-    return add_ghosts(net, config.recipe, inplace=True) if is_rewired(config) else net
+    if is_rewired(config):
+        net = add_ghosts(net, config.recipe, inplace=True)
+        stray = net.load_state_dict(prepared.ghosts, strict=False).unexpected_keys if prepared.ghosts else ()
+        if stray:
+            raise ValueError(f"the state to begin with: expected that of {config.model}, got also {', '.join(stray)}")
+    return net
 
 
 def is_rewired(config: Config) -> bool:
