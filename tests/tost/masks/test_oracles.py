@@ -29,6 +29,7 @@ from tost.masks import Method, methods, prune, score
 from tost.masks.layers import prunable_layers
 from tost.masks.schedules import exponential, linear, targets
 from tost.masks.selection import keep_largest
+from tost.tickets import prune_further
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* leaves no weight in")
 
@@ -177,15 +178,14 @@ def test_synflow_in_100_steps(row):
 
 def test_imp():
     """Each of six rounds removes a fifth of the weights that are left, the smallest; the removed ones have large values here."""
-    before = torch.ones(TOTAL, dtype=torch.bool)
+    before, masks = torch.ones(TOTAL, dtype=torch.bool), None
     for level, reference_mask in enumerate(masks_of("imp"), start=1):
         trained = network(100 + level)
-        scores = flat(score(trained, "magnitude").values())
         left, count = int(before.sum()), int(reference_mask.sum())
         assert count == left - math.ceil(0.2 * left) - 1  # they drop the weight at the threshold too
-        mask = torch.zeros_like(before).masked_scatter(before, keep_largest(scores[before], count))
+        masks = prune_further(trained, count, masks)
         magnitudes = flat(layer.weight.detach().abs() for layer in prunable_layers(trained))
-        check(scores, mask, magnitudes, reference_mask, before)
+        check(flat(score(trained, "magnitude").values()), flat(masks.values()), magnitudes, reference_mask, before)
         before = reference_mask
 
 
