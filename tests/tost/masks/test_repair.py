@@ -77,7 +77,7 @@ def test_a_layer_that_needs_two_weights():
         few.kept_alive(net, (3,))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(density=st.sampled_from([0.005, 0.01, 0.02, 0.05]), seed=st.integers(0, 1000))
 def test_exactly_as_many_and_every_layer_alive(density, seed):
     torch.manual_seed(0)
@@ -111,10 +111,8 @@ def test_as_few_weights_as_layers():
     assert dead(repaired, net, (5,)) == ()
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet"])
-def test_networks_at_the_edge(name):
-    torch.manual_seed(0)
-    net = models.build(name, 10, 3, (8, 8))
+def test_a_network_at_the_edge():
+    net = models.build("resnet20", 10, 3, (8, 8))
     masks = random_masks(net, 0.001)
     assert len(dead(masks, net, (3, 8, 8))) > 10
     repaired = masks.kept_alive(net, (3, 8, 8))
