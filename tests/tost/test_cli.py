@@ -124,7 +124,7 @@ def test_mistakes_in_yaml_are_one_line(text: str, tmp_path: Path, capsys: pytest
 
 
 def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "prune", "compare", "report", "info"):
+    for command in ("train", "prune", "lottery", "compare", "report", "info"):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "--json" in text

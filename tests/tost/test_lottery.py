@@ -1,5 +1,6 @@
 """Lottery tickets: what each round keeps, what it goes back to, and that a lottery cut off anywhere ends with the same bits."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -197,6 +198,10 @@ def outcome(found: Lottery) -> list[Any]:
     return [rounds, [[path.read_bytes() if path.exists() else None for path in paths] for paths in weights]]
 
 
+def load_bytes(result: tost.Result) -> bytes:
+    return (result.run_dir / "model.safetensors").read_bytes()
+
+
 class StopAfter(Callback):
     """Wants to stop when it has seen `steps` steps."""
 
@@ -276,6 +281,15 @@ def test_rounds_are_ordinary_runs(config: Callable[..., Config], capsys: pytest.
     assert "lottery rate=0.5 rewind=0 mask" in capsys.readouterr().out
 
 
+def test_train_with_the_masks_of_a_ticket_repeats_its_round(config: Callable[..., Config]) -> None:
+    last = lottery(config(recipe=GHOSTS), rate=0.5).rounds[-1].result
+    ticket = config(recipe=GHOSTS, masks=str(last.run_dir / "masks.safetensors"))
+    assert load_bytes(training.train(ticket)) == load_bytes(last)
+    control = training.train(dataclasses.replace(ticket, mask_check="reinitialised"))
+    assert control.masks_fingerprint == last.masks_fingerprint
+    assert control.weights_fingerprint != last.weights_fingerprint
+
+
 def test_a_finished_lottery_is_read_back(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = watched(config(), rate=0.5)
 
@@ -324,6 +338,9 @@ def test_rounds_that_do_not_follow_are_told(config: Callable[..., Config]) -> No
         ({}, {"rewind": "3ep"}, ValueError, r"rewind: expected a step before the last of 8, got '3ep' \(step 9\)"),
         ({}, {"rewind": 1.5}, TypeError, "rewind: expected a whole number of at least 0, got float"),
         ({"backend": "dense"}, {}, ValueError, "backend: expected that of the sparse rounds .*, got 'dense'"),
+        ({"masks": "m.safetensors"}, {}, ValueError, "masks: expected None, for a lottery finds its masks by itself, got 'm"),
+        ({"mask_check": "shuffled"}, {}, ValueError, "mask_check: expected 'none', .* got 'shuffled'"),
+        ({"keep_alive": True}, {}, ValueError, "keep_alive: expected False, .* got True"),
         ({"density": 1.0}, {}, ValueError, "density: expected less than 1, or there is nothing to prune, got 1.0"),
         ({"density": 1e-6}, {}, ValueError, "density: 1e-06 of 1244 weights is less than one weight"),
         ({"model": "resnet19"}, {}, ValueError, "model: unknown name 'resnet19'"),
