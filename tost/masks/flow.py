@@ -40,7 +40,7 @@ class _Binary(torch.autograd.Function):
         return (x > least).to(x.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return (gradient > ctx.least_back).to(gradient.dtype), None, None
 

@@ -41,7 +41,7 @@ def keep_alive(paths: Paths, masks: Mapping[str, Tensor], scores: Mapping[str, S
         ValueError: there are too few weights.
     """
     dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
-    needed = {name for name in masks if name not in dead_layers(paths, dense)}
+    needed = masks.keys() - dead_layers(paths, dense)
 
     def alive(candidate: Mapping[str, Tensor]) -> bool:
         return needed.isdisjoint(dead_layers(paths, candidate))
