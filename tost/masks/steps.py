@@ -34,7 +34,7 @@ class PruneStep:
         pruned: weights that the step before kept (at the first step: all) and this one does not.
         recovered: weights that the step before did not keep and this one does; 0 for methods without recovery.
         seconds: what the step took.
-        scores: of all weights, flat, as they were compared: -inf where the weight did not compete.
+        scores: of all weights, flat, as they were compared: -inf where the weight did not compete. The next step overwrites them.
         masks: what is kept after it; made when it is first read.
     """
 
@@ -80,6 +80,7 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
             kept = _select(method, scores, shapes, count, least, before)
         pruned, recovered = int((before & ~kept).count_nonzero()), int((kept & ~before).count_nonzero())
         seconds = time.perf_counter() - began
+        assert scores is not None
         yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
 
 
