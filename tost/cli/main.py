@@ -11,14 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tost.cli import compare, data, info, prune, report, train
+from tost.cli import compare, compare_masks, data, info, prune, report, train
 from tost.cli.options import Parser
 from tost.cli.output import complain, print_warning
 from tost.cli.words import with_recipe_spelled_out, with_underscores
 
 # a command: a module with a parser(), run(options) and a line of HELP; torch is imported inside run, so that --help and
 # typos answer at once
-_COMMANDS = {"train": train, "prune": prune, "compare": compare, "report": report, "data": data, "info": info}
+_COMMANDS = {
+    "train": train,
+    "prune": prune,
+    "compare": compare,
+    "compare-masks": compare_masks,
+    "report": report,
+    "data": data,
+    "info": info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,10 +11,10 @@ from tost.experiment import Comparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["require_matplotlib", "save_figure"]
+__all__ = ["COLOURS", "require_matplotlib", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def require_matplotlib() -> None:
@@ -72,7 +72,7 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
     times = comparison.step_times
     labels = [t.backend.replace("-", "-\n") + ("\nghosts alive" if t.ghosts else "") for t in times]
     errors = [[t.ms - t.ms_low for t in times], [t.ms_high - t.ms for t in times]]
-    colours = [_COLOURS[1] if t.ghosts else _COLOURS[0] for t in times]
+    colours = [COLOURS[1] if t.ghosts else COLOURS[0] for t in times]
     bars = axes.bar(labels, [t.ms for t in times], color=colours, yerr=errors, capsize=3)
     axes.bar_label(bars, [f"{t.ms:.0f}" for t in times], padding=2)
     axes.set_title(f"a training step, batch of {next(iter(comparison.results.values()))[0].config.batch_size}")
@@ -81,4 +81,4 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
