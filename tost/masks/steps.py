@@ -78,6 +78,7 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
             if not method.recover:
                 scores.masked_fill_(~before, -torch.inf)  # removed weights never return, whatever their score
             kept = _select(method, scores, shapes, count, least, before)
+        assert scores is not None, "the first step makes them"
         pruned, recovered = int((before & ~kept).count_nonzero()), int((kept & ~before).count_nonzero())
         seconds = time.perf_counter() - began
         assert scores is not None

@@ -34,7 +34,7 @@ def layer_sheet(masks: Masks, effective: Masks | None = None, title: str = "Weig
 
 def percent(fraction: float) -> str:
     """Two decimals; below 1% three digits that say something."""
-    return f"{100 * fraction:.2f}" if fraction >= 0.01 or not fraction else f"{100 * fraction:.3g}"
+    return f"{100 * fraction:.2f}" if fraction >= 0.00995 or not fraction else f"{100 * fraction:.3g}"
 
 
 def layer_figure(masks: Mapping[str, Masks], path: str | Path, title: str = "") -> None:
