@@ -23,7 +23,15 @@ _MOST_RATIO = 1100
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fingerprint: str) -> None:
-    """Write `tensors` to `path`, atomically; the same masks give the same bytes."""
+    """Write `tensors` to `path`, atomically; the same masks give the same bytes.
+
+    Raises:
+        ValueError: the archive cannot hold a name.
+        OSError: see `tost.files.replacing`.
+    """
+    for name in tensors:
+        if "\0" in name:  # zipfile would cut it there
+            raise ValueError(f"{path}: expected names without a zero byte, got {name!r}")
     with replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = _TAG + fingerprint.encode()
         for name, tensor in tensors.items():

@@ -94,9 +94,7 @@ def prune(
         if keep_alive:
             masks = _repaired(masks, model, step.scores, input_shape, data)
     if masks.empty_layers():
-        remedy = (
-            "the model does not use them" if keep_alive else "keep_alive=True (--keep-alive) leaves one at least in each layer"
-        )
+        remedy = "the model does not use them" if keep_alive else "keep_alive=True (--keep-alive true) leaves some in each"
         warnings.warn(
             f"{chosen.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}; {remedy}",
             UserWarning,

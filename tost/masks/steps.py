@@ -34,7 +34,7 @@ class PruneStep:
         pruned: weights that the step before kept (at the first step: all) and this one does not.
         recovered: weights that the step before did not keep and this one does; 0 for methods without recovery.
         seconds: what the step took.
-        scores: of all weights, flat, as they were compared: -inf where the weight did not compete.
+        scores: of all weights, flat, as they were compared: -inf where the weight did not compete. The next step overwrites them.
         masks: what is kept after it; made when it is first read.
     """
 
@@ -81,6 +81,7 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
         recovered = int((kept & ~before).count_nonzero()) if method.recover else 0
         pruned = number_before - number_kept + recovered
         seconds = time.perf_counter() - began
+        assert scores is not None
         yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
 
 

@@ -12,7 +12,7 @@ from tost.report.tables import mask_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["require_matplotlib", "save_figure"]
+__all__ = ["COLOURS", "require_matplotlib", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
