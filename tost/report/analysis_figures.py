@@ -146,10 +146,8 @@ def save_layers_figure(found: Layers, path: str | Path) -> None:
 
 def _styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
     """(colour, marker, name) of each different name, in order."""
-    return [
-        (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS) if i < len(COLOURS) else (i + 1) % len(MARKERS)], name)
-        for i, name in enumerate(dict.fromkeys(names))
-    ]
+    n = len(COLOURS)
+    return [(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], name) for i, name in enumerate(dict.fromkeys(names))]
 
 
 def _grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, list[Item]]:

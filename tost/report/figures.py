@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["COLOURS", "MARKERS", "new_figure", "require_matplotlib", "save", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def require_matplotlib() -> None:
