@@ -57,8 +57,8 @@ def measure(model: nn.Module, name: str, density: float, batch: int, most: int |
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return (
         f"{name:10} density {density:<6g} {method.steps} steps, {method.batches} batches: "
-        f"{masks.kept:>10,} of {masks.total:,} kept, "
-        f"{seconds:.1f} s, {cpu:.1f} s of CPU time, peak {peak:.2f} GiB, mask {masks.fingerprint[:12]}"
+        f"{masks.kept:>10,} of {masks.total:,} kept, mask {masks.fingerprint[:12]}, "
+        f"{seconds:.1f} s, {cpu:.1f} s of CPU time, peak {peak:.2f} GiB"
     )
 
 
