@@ -94,7 +94,7 @@ class Paths:
             leaves = {name: masks[name].detach().cpu().float().requires_grad_() for name in self._shapes}
             values: dict[str, Any] = dict(self._values)
             values.update((self._keys[name], Kept(leaf)) for name, leaf in leaves.items())
-            outputs = ReachInterpreter(self._graph).run(*values.values(), *self._inputs)
+            outputs = self._outputs([*values.values(), *self._inputs])
             reached = [leaf.tensor.sum() for leaf in tree_leaves(outputs) if isinstance(leaf, Reach)]
             flow = torch.stack(reached).sum() if reached else torch.zeros(())
             if not flow.requires_grad:  # no layer with a mask is between inputs and outputs
@@ -106,6 +106,15 @@ class Paths:
             name: (leaf.detach() > 0) & (gradient > 0.5) if gradient is not None else torch.zeros(leaf.shape, dtype=torch.bool)
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
+
+    def _outputs(self, arguments: Sequence[Any]) -> Any:
+        try:
+            return ReachInterpreter(self._graph).run(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:  # a use of an operation that is new here
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"model: its paths cannot be followed: {type(error).__name__}: {reason}") from error
 
 
 def _arguments(input_shape: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -358,6 +358,9 @@ class Odd(nn.Module):
         (lambda x: x if x.sum() > 0 else -x, "cannot be run and traced"),
         (lambda x: torch.linalg.inv(x[None, :, :] + torch.eye(2)), "aten.linalg_inv_ex.default, and the paths"),
         (lambda x: torch.arange(4.0)[x.long()], "takes indices that depend on the inputs"),
+        (lambda x: torch.layer_norm(x, (2,), x[0]), "takes factors that depend on the inputs"),
+        (lambda x: x.view(torch.int32), "its paths cannot be followed: TypeError"),
+        (lambda x: x.as_strided((2,), (2,)), "aten.as_strided.default, and the paths"),
     ],
 )
 def test_networks_that_cannot_be_followed(function, text):
