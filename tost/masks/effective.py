@@ -6,7 +6,8 @@ Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -161,6 +162,20 @@ def _weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
+@contextmanager
+def _elementary(net: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run as elementary operations, not in one kernel that hides them."""
+    mkldnn: Any = torch.backends.mkldnn
+    enabled = mkldnn.enabled
+    if any(isinstance(module, nn.RNNBase) for module in net.modules()):
+        mkldnn.enabled = False  # not mkldnn.flags(), which warns where there is no GPU of Intel
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mkldnn.enabled = enabled
+
+
 def _trace(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GraphModule, dict[str, Tensor]]:
     """The operations of `net`, and the value of each parameter and buffer that they read, in the order of the placeholders.
 
@@ -172,7 +187,7 @@ def _trace(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
         return functional_call(net, state, args, kwargs)
 
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention hide their operations
+        with torch.no_grad(), _elementary(net):
             graph = make_fx(functionalize(run, remove="mutations"))(state, args, kwargs)
     except torch.OutOfMemoryError:
         raise
