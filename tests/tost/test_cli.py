@@ -90,6 +90,7 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--threads", "0"], "tost: error: threads: expected 1 to 1024, got 0"),
         (["train", "--threads", "100000"], "tost: error: threads: expected 1 to 1024, got 100000"),
         (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
+        (["prune", "--out", "m.pt"], "tost: error: m.pt: expected a mask file, .safetensors or .npz, got .pt"),
         (["compare", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe: unknown name 'tots'"),
         (["compare-masks", "m.npz"], "tost: error: masks: expected at least two files or run folders, got 1"),

@@ -53,11 +53,13 @@ def run(options: Namespace) -> None:
     if out.is_dir():
         raise IsADirectoryError(f"out: expected a file to write, got a folder: {out}")
     from tost.data import load
+    from tost.masks.masks import check_suffix
     from tost.preparation import initial_model, make_masks
     from tost.report import layer_figure, layer_sheet, require_matplotlib
 
+    check_suffix(out)  # before minutes of pruning, not after
     if options.figure is not None:
-        require_matplotlib()  # before minutes of pruning, not after
+        require_matplotlib()
     dataset = load(config.dataset, config.data_dir)
     masks = make_masks(config, dataset, progress=True)
     masks.save(out)

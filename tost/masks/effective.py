@@ -6,7 +6,8 @@ Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Paths:
             leaves = {name: masks[name].detach().cpu().float().requires_grad_() for name in self._shapes}
             values: dict[str, Any] = dict(self._values)
             values.update((self._keys[name], Kept(leaf)) for name, leaf in leaves.items())
-            outputs = ReachInterpreter(self._graph).run(*values.values(), *self._inputs)
+            outputs = self._outputs([*values.values(), *self._inputs])
             reached = [leaf.tensor.sum() for leaf in tree_leaves(outputs) if isinstance(leaf, Reach)]
             flow = torch.stack(reached).sum() if reached else torch.zeros(())
             if not flow.requires_grad:  # no layer with a mask is between inputs and outputs
@@ -106,6 +107,15 @@ class Paths:
             name: (leaf.detach() > 0) & (gradient > 0.5) if gradient is not None else torch.zeros(leaf.shape, dtype=torch.bool)
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
+
+    def _outputs(self, arguments: Sequence[Any]) -> Any:
+        try:
+            return ReachInterpreter(self._graph).run(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:  # a use of an operation that is new here
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"model: its paths cannot be followed: {type(error).__name__}: {reason}") from error
 
 
 def _arguments(input_shape: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -152,6 +162,20 @@ def _weight(module: nn.Module) -> nn.Parameter:
     return weight
 
 
+@contextmanager
+def _elementary(net: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers run as elementary operations, not in one kernel that hides them."""
+    mkldnn: Any = torch.backends.mkldnn
+    enabled = mkldnn.enabled
+    if any(isinstance(module, nn.RNNBase) for module in net.modules()):
+        mkldnn.enabled = False  # not mkldnn.flags(), which warns where there is no GPU of Intel
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mkldnn.enabled = enabled
+
+
 def _trace(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GraphModule, dict[str, Tensor]]:
     """The operations of `net`, and the value of each parameter and buffer that they read, in the order of the placeholders.
 
@@ -163,7 +187,7 @@ def _trace(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
         return functional_call(net, state, args, kwargs)
 
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention hide their operations
+        with torch.no_grad(), _elementary(net):
             graph = make_fx(functionalize(run, remove="mutations"))(state, args, kwargs)
     except torch.OutOfMemoryError:
         raise

@@ -66,6 +66,7 @@ class ReachInterpreter(Interpreter):
         if target is operator.getitem or not any(isinstance(leaf, Reach | Kept) for leaf in leaves):
             with torch.no_grad():
                 return super().call_function(target, args, kwargs)
+        target = _not_in_place(target)
         rule = _RULES.get(_name(target))
         if rule is None and torch.Tag.pointwise in target.tags:
             rule = _pointwise
@@ -74,6 +75,16 @@ class ReachInterpreter(Interpreter):
         if rule is None:
             raise ValueError(f"model: it runs {target}, and the paths through this operation are not known here")
         return rule(target, args, kwargs)
+
+
+def _not_in_place(target: Any) -> Any:
+    """The operation that returns what `target` writes into its first operand; nobody reads what was there before."""
+    if not _name(target).endswith("_"):
+        return target
+    packet = getattr(torch.ops.aten, _name(target)[:-1], None)
+    arguments = [str(argument.type) for argument in target._schema.arguments]
+    same = [getattr(packet, name) for name in (packet.overloads() if packet is not None else ())]
+    return next((op for op in same if [str(argument.type) for argument in op._schema.arguments] == arguments), target)
 
 
 def _raw(value: Any) -> Any:
@@ -279,7 +290,8 @@ _RULES: dict[str, Rule] = {
     **_rules(
         _moved,
         "cat stack cumsum flip roll repeat tril triu "
-        "pixel_shuffle pixel_unshuffle native_channel_shuffle slice_scatter select_scatter index_put im2col col2im "
+        "unsafe_split unsafe_split_with_sizes slice_scatter select_scatter index_put im2col col2im "
+        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
         "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
         "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d upsample_bilinear2d "
@@ -293,5 +305,5 @@ _RULES: dict[str, Rule] = {
     **_rules(_pooled_to, "adaptive_max_pool2d adaptive_max_pool3d"),
     **_rules(_embedded, "embedding"),
     **_rules(_gated, "glu"),
-    **_rules(_copied, "copy copy_"),
+    **_rules(_copied, "copy"),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -130,8 +132,7 @@ class Masks(Mapping[str, Tensor]):
         The file appears whole or not at all (written beside `path`, then moved onto it), so a killed process leaves the
         old file. Raises OSError where the file system refuses.
         """
-        kind = npz_file if _is_npz(path) else mask_file
-        kind.save(path, self._tensors, self.fingerprint)
+        _format(path).save(path, self._tensors, self.fingerprint)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -146,8 +147,7 @@ class Masks(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             DamagedFile: (a ValueError) the file is damaged, of no such format, or holds something else than masks.
         """
-        kind = npz_file if _is_npz(path) else mask_file
-        tensors, fingerprint = kind.load(path)
+        tensors, fingerprint = _format(path).load(path)
         try:
             masks = cls(tensors if fingerprint is not None else named_by_module(tensors))
         except (TypeError, ValueError) as error:
@@ -312,8 +312,24 @@ class Masks(Mapping[str, Tensor]):
         return f"Masks({layers}, {self.kept:,} of {self.total:,} weights kept, density {self.density:.4g})"
 
 
-def _is_npz(path: str | os.PathLike[str]) -> bool:
-    return os.fspath(path).lower().endswith(".npz")
+# of pickles, and of formats that hold no names
+_FOREIGN_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy", ".h5"}
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError where the name of a mask file promises another format than `Masks.save` writes."""
+    suffix = Path(path).suffix.lower()
+    if suffix in _FOREIGN_SUFFIXES:
+        raise ValueError(
+            f"{path}: expected a mask file, .safetensors or .npz, got {suffix}, which is never read or written here; load it in "
+            "a way you trust and use Masks(...) or Masks.from_state_dict(...)"
+        )
+
+
+def _format(path: str | os.PathLike[str]) -> ModuleType:
+    """What reads and writes the file of this name."""
+    check_suffix(path)
+    return npz_file if Path(path).suffix.lower() == ".npz" else mask_file
 
 
 def _ranks(model: nn.Module, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, ...]]:

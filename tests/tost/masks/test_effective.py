@@ -320,6 +320,52 @@ def test_attention():
     assert cut["0"].all()
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind):
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cells, self.last = nn.Linear(2, 3), kind(3, 4, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.cells(self.first(x))[0][:, 0])
+
+    masks = Masks({"first": torch.tensor([[1, 1], [0, 0], [0, 1]]), "last": torch.tensor([[1, 0, 0, 1]])})
+    assert masks.effective(Reads(), (5, 2)) == masks
+    assert Masks({**masks, "last": torch.zeros(1, 4)}).effective(Reads(), (5, 2)).kept == 0
+    assert torch.backends.mkldnn.enabled
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, shuffled channels, a transposed convolution, interpolation, a product over several axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down, self.up = nn.Conv2d(2, 4, 1), nn.Linear(4, 2), nn.Linear(2, 4)
+        self.shuffle, self.transposed, self.fc = nn.ChannelShuffle(2), nn.ConvTranspose2d(4, 2, 2, 2), nn.Linear(9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv(x))
+        h = h * torch.sigmoid(self.up(F.relu(self.down(h.mean((2, 3))))))[:, :, None, None]
+        h = self.transposed(self.shuffle(F.pixel_unshuffle(F.pixel_shuffle(h, 2), 2)))
+        h = F.interpolate(h, size=(3, 3), mode="bilinear", align_corners=False)
+        return self.fc(torch.einsum("nchw,nc->nhw", h, h.amax((2, 3))).flatten(1))
+
+
+def test_gates():
+    net = Gated()
+    sizes = {name: net.get_submodule(name).weight for name in ("conv", "down", "up", "fc")}
+    masks = Masks({name: torch.ones_like(weight) for name, weight in sizes.items()})
+    assert masks.effective(net, (2, 2, 2)) == masks
+    one = torch.zeros(2, 4)
+    one[0, 3] = 1
+    narrow = Masks({**masks, "down": one, "conv": torch.tensor([1, 0, 0, 0]).reshape(4, 1, 1, 1).expand(4, 2, 1, 1)})
+    effective = narrow.effective(net, (2, 2, 2))
+    assert effective["down"].sum() == 0  # it reads a channel that nothing reaches,
+    assert effective["up"].sum() == 0  # so there is nothing to send on
+    assert torch.equal(effective["conv"], narrow["conv"])
+
+
 def test_refused(convnet):
     masks = random_masks(convnet, 0.5)
     with pytest.raises(TypeError, match="input_shape, inputs: expected one of the two"):
@@ -358,6 +404,9 @@ class Odd(nn.Module):
         (lambda x: x if x.sum() > 0 else -x, "cannot be run and traced"),
         (lambda x: torch.linalg.inv(x[None, :, :] + torch.eye(2)), "aten.linalg_inv_ex.default, and the paths"),
         (lambda x: torch.arange(4.0)[x.long()], "takes indices that depend on the inputs"),
+        (lambda x: torch.layer_norm(x, (2,), x[0]), "takes factors that depend on the inputs"),
+        (lambda x: x.view(torch.int32), "its paths cannot be followed: TypeError"),
+        (lambda x: x.as_strided((2,), (2,)), "aten.as_strided.default, and the paths"),
     ],
 )
 def test_networks_that_cannot_be_followed(function, text):

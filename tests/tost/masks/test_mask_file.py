@@ -120,6 +120,17 @@ def test_what_is_no_mask_of_another_program(tmp_path, tensors, text):
         assert str(error.value).startswith(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["m.pt", "m.PTH", "m.npy", "m.pkl"])
+def test_pickles_and_other_formats(masks, tmp_path, name):
+    torch.save(dict(masks), tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=r"expected a mask file, \.safetensors or \.npz, got .*Masks\.from_state_dict"):
+        Masks.load(tmp_path / name)
+    with pytest.raises(ValueError, match=r"expected a mask file, \.safetensors or \.npz"):
+        masks.save(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
 class Bomb:
     """Unpickled, it would make a folder."""
 
