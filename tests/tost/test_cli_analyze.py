@@ -11,7 +11,7 @@ from tost.cli import main
 from tost.data import Dataset
 
 SMALL = ["--model", "mlp", "--density", "0.2", "--seeds", "2"]
-VARIANTS = [
+VARIANTS = ["--baselines", "[random]", "--variants", "{random: random, force: {method: force, method_steps: 2}, LTH: {rewind: 1}}"]
     "--variants",
     "{random: random, force: {method: force, method_steps: 2}, LTH: {rewind: 1}}",
     "--baselines",

@@ -105,7 +105,7 @@ def _methods_parser() -> Parser:
 
 
 def _add_batches(parser: Parser) -> None:
-    parser.add_argument("--batches", type=int, default=10, help="batches over which the gradients of a saliency are averaged")
+    parser.add_argument("--batches", type=int, default=5, help="batches over which the gradients of a saliency are averaged")
 
 
 def _iterations(what: str, options: Namespace) -> None:
