@@ -39,3 +39,14 @@ def isolated(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside: sums of torch's CPU kernels are then rounded the same whatever the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

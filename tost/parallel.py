@@ -119,7 +119,7 @@ def in_processes(
 
 
 def _begin(lifeline: connection.Connection, threads: int) -> None:
-    """Sets up a new process; it ends when the other end of `lifeline` closes. A run that is cut off goes on in the next call."""
+    """Sets up a new process, which ends when the other end of `lifeline` is closed. The next call goes on with a run cut off."""
 
     def watch() -> None:
         connection.wait([lifeline])

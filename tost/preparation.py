@@ -97,7 +97,7 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
     if is_rewired(config):
         check_ghosts(model, config.recipe)  # before minutes of pruning and re-scaling, not after
     fingerprint = weights_fingerprint(model)
-    masks = None if config.backend == "dense" else make_masks(config, model, dataset)
+    masks = None if config.backend == "dense" else make_masks(config, dataset)
     if config.recipe.rescale_init:
         model = rescale_init(
             model,
@@ -148,9 +148,16 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def initial_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The dense network that the seed decides; the global random generators are left as found."""
+    """The dense network that the seed decides; the global random generators are left as found.
+
+    Where the weights are re-initialised as a control, not the one that the masks are chosen on.
+    """
+    return _drawn("reinitialised" if config.mask_check == "reinitialised" else "weights", config, dataset)
+
+
+def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
-    with isolated(derive_seed("weights", config.seed), devices=()):
+    with isolated(derive_seed(stream, config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
 
 
@@ -179,14 +186,27 @@ def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> 
     return TrainBatches(dataset, images, config.seed, stream=stream, augment=False, subset=training)
 
 
-def make_masks(config: Config, model: nn.Module, dataset: Dataset, on_step: Callable[[PruneStep], object] | None = None) -> Masks:
-    """The masks of a configuration, chosen on one of `scoring_batches`; a method of several steps gets a fresh one at each.
+def make_masks(
+    config: Config, dataset: Dataset, *, progress: bool = False, on_step: Callable[[PruneStep], object] | None = None
+) -> Masks:
+    """The masks of a configuration: those of its file; or chosen by its method on the initial weights and `scoring_batches`, of
+    which a method of several steps gets a fresh one at each.
 
-    `on_step` is called with a `PruneStep` after each.
+    Args:
+        progress: a bar on stderr for methods of several steps.
+        on_step: called with a `PruneStep` after each.
+
+    Raises:
+        FileNotFoundError, DamagedFile: no good file of masks. What `tost.prune` raises.
     """
+    masks = Masks.load(config.masks) if config.masks is not None else _chosen(config, dataset, progress, on_step)
+    return masks.shuffled(derive_seed("shuffled", config.seed)) if config.mask_check == "shuffled" else masks
+
+
+def _chosen(config: Config, dataset: Dataset, progress: bool, on_step: Callable[[PruneStep], object] | None) -> Masks:
     method = methods()[config.method]
     return prune(
-        model,
+        _drawn("weights", config, dataset),
         method if config.method_steps is None else dataclasses.replace(method, steps=config.method_steps),
         config.density,
         data=scoring_batches(config, dataset),
@@ -194,6 +214,8 @@ def make_masks(config: Config, model: nn.Module, dataset: Dataset, on_step: Call
         include=config.include,
         exclude=config.exclude,
         seed=derive_seed("prune", config.seed),
+        keep_alive=config.keep_alive,
+        progress=progress,
         on_step=on_step,
     )
 

@@ -127,11 +127,14 @@ def lottery(
     Every round follows `config.recipe`, the dense one too: its ghosts live, fade, and go back like all else. A re-scaled
     initialization is part of how the dense network begins, and later rounds go back to it; it is not learned anew for their
     masks. `config.method` is not used. With `config.ema` the average is what is pruned, and what goes back is the network.
+    Weights that a round removes never return, so there is no `config.keep_alive`.
 
     Each round is a run folder, `<config.out>/lottery-<hash>/round-<number>-<weights kept>/`: `tost report` reads it. The hash
     is that of all but the final density: a lottery that goes further takes up the rounds that are there. What was cut off,
     between rounds or within one, goes on with the same bits as in `train`. The ticket of a round is masks.safetensors in its
-    folder, with the weights in rewind.safetensors of round 0 (by the names of the dense network; pruned ones not yet 0).
+    folder, with the weights in rewind.safetensors of round 0 (by the names of the dense network; pruned ones not yet 0). The
+    control of arXiv 1803.03635, the same masks and weights drawn anew, is a `train` with `masks` that file and `mask_check`
+    "reinitialised".
 
     Args:
         config: what to train. `density` is that of the last round; `backend` is that of the sparse rounds.
@@ -154,9 +157,7 @@ def lottery(
     Works under torchrun as `train` does.
     """
     rate = number("rate", rate, above=0.0, below=1.0)
-    if config.backend == "dense":
-        raise ValueError("backend: expected that of the sparse rounds (sparse, masked-dense, reference), got 'dense'")
-    dataclasses.replace(config, backend="dense").check_names()  # all but the method
+    _check_config(config)
     with distributed.processes(device) as me:
         dataset = load(config.dataset, config.data_dir)
         steps_per_epoch = len(train_batches(config, dataset))
@@ -167,7 +168,8 @@ def lottery(
         last = len(counts) - 1
 
         # a method of its own: a round is not to be taken for an erk run of the same density
-        family = dataclasses.replace(config, method=f"lottery rate={rate} rewind={'none' if step is None else step}", density=1.0)
+        method = f"lottery rate={rate} rewind={'none' if step is None else step}"
+        family = dataclasses.replace(config, method=method, method_steps=None, density=1.0)
         place = Path(config.out) / f"lottery-{family.hash}"
         folders = [RunFolder(place / f"round-{i:02d}-{kept}") for i, kept in enumerate(counts)]
         record = folders[last].path / _RECORD
@@ -209,7 +211,8 @@ def lottery(
                 report(_line(rounds[-1], last, finished_earlier))
         found = Lottery(dataclasses.replace(family, density=config.density), rate, step, tuple(rounds))
         if me.is_main and not record.is_file():
-            write_json(record, found.as_dict())
+            with folders[last].held():  # what a killed process left half written is gone
+                write_json(record, found.as_dict())
         return found
 
 
@@ -276,6 +279,16 @@ def prune_further(
     if pruned.empty_layers():
         warnings.warn(f"{k} weights leave none in {', '.join(pruned.empty_layers())}", UserWarning, stacklevel=2)
     return pruned
+
+
+def _check_config(config: Config) -> None:
+    if config.backend == "dense":
+        raise ValueError("backend: expected that of the sparse rounds (sparse, masked-dense, reference), got 'dense'")
+    for name, expected in (("masks", None), ("mask_check", "none"), ("keep_alive", False)):
+        value = getattr(config, name)
+        if value != expected:
+            raise ValueError(f"{name}: expected {expected!r}, for a lottery finds its masks by itself, got {value!r}")
+    dataclasses.replace(config, backend="dense").check_names()  # all but the method
 
 
 def _counts(total: int, rate: float, density: float) -> list[int]:

@@ -22,7 +22,7 @@ from tost_kernels.tuning.store import cpu_name
 __all__ = ["Setting", "environment"]
 
 # what an analysis without training reads of a configuration
-_READ = ("model", "dataset", "validation", "method_steps", "density", "include", "exclude")
+_READ = ("model", "dataset", "validation", "method_steps", "density", "include", "exclude", "keep_alive")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Setting:
 
     def masks(self, config: Config, on_step: Callable[[PruneStep], object] | None = None) -> Masks:
         """The masks that a run of `config` trains; `on_step` as in `tost.prune`."""
-        return make_masks(config, self.model(config), self.dataset, on_step)
+        return make_masks(config, self.dataset, on_step=on_step)
 
     def batches(self, config: Config) -> TrainBatches:
         """Training images to measure a masked network on: batches as its masks are chosen on, in another order."""

@@ -7,11 +7,12 @@ import os
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_running, config_of, set_threads
+from tost.cli.options import Parser, add_config, add_running, add_training, config_of, set_threads
 from tost.cli.output import note, print_json, print_sheets
-from tost.config import CHECKPOINT_SECONDS, Config
+from tost.config import Config
 
 HELP = "lottery tickets: iterative magnitude pruning with rewinding"
+_FOUND = ("method", "method_steps", "masks", "mask_check", "keep_alive")  # what a lottery does without
 
 
 def parser() -> Parser:
@@ -19,7 +20,7 @@ def parser() -> Parser:
         description="Train the dense network; then, until --density is reached, remove the smallest weights, go back to those "
         "of an early step and train again. Finished rounds are read back, one that was cut off goes on."
     )
-    add_config(lottery, [f.name for f in dataclasses.fields(Config) if f.name != "method"])
+    add_config(lottery, [f.name for f in dataclasses.fields(Config) if f.name not in _FOUND])
     lottery.add_argument("--rate", type=float, default=0.2, help="fraction of the weights left that a round removes")
     lottery.add_argument(
         "--rewind",
@@ -28,15 +29,7 @@ def parser() -> Parser:
         help="what a round goes back to: init, a step (500 or 500it), an epoch (2ep), or none: it goes on from the last round",
     )
     lottery.add_argument("--figure", type=str | None, default=None, help="also draw accuracy against density into this file")
-    lottery.add_argument("--device", type=str | None, default=None, help="cpu or cuda (default: cuda where there is some)")
-    lottery.add_argument("--workers", type=int, default=0, help="processes that decode pictures (data sets read from folders)")
-    lottery.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard into the run folders")
-    lottery.add_argument(
-        "--checkpoint_seconds",
-        type=float,
-        default=CHECKPOINT_SECONDS,
-        help="save amid an epoch when this much time has passed",
-    )
+    add_training(lottery)
     add_running(lottery)
     return lottery
 

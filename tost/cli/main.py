@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tost.cli import analyze, compare, data, info, lottery, prune, report, train
+from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, train
 from tost.cli.options import Parser
 from tost.cli.output import complain, print_warning
 from tost.cli.words import with_recipe_spelled_out, with_underscores
@@ -23,6 +23,7 @@ _COMMANDS = {
     "prune": prune,
     "lottery": lottery,
     "compare": compare,
+    "compare-masks": compare_masks,
     "analyze": analyze,
     "report": report,
     "data": data,

@@ -10,7 +10,7 @@ from typing import NoReturn, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from tost.cli.messages import one_line
-from tost.config import Config
+from tost.config import CHECKPOINT_SECONDS, Config
 from tost.recipe import Recipe
 
 _MOST_THREADS = 1024  # OpenMP keeps a table of them on the stack, and crashes where it does not fit
@@ -44,6 +44,19 @@ def add_config(parser: ArgumentParser, names: Sequence[str]) -> None:
         default = Recipe.tost() if field.name == "recipe" else field.default
         kind = Recipe | str if field.name == "recipe" else hints[field.name]
         parser.add_argument(f"--{field.name}", type=kind, default=default, help=field.metadata["help"])
+
+
+def add_training(parser: ArgumentParser) -> None:
+    """How a training is carried out."""
+    parser.add_argument("--device", type=str | None, default=None, help="cpu or cuda (default: cuda where there is some)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures (data sets read from folders)")
+    parser.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard into the run folder")
+    parser.add_argument(
+        "--checkpoint_seconds",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        help="save amid an epoch when this much time has passed",
+    )
 
 
 def add_running(parser: ArgumentParser) -> None:

@@ -7,9 +7,9 @@ import os
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_running, config_of, set_threads
+from tost.cli.options import Parser, add_config, add_running, add_training, config_of, set_threads
 from tost.cli.output import print_json
-from tost.config import CHECKPOINT_SECONDS, Config
+from tost.config import Config
 
 HELP = "train one network"
 
@@ -20,15 +20,7 @@ def parser() -> Parser:
         "Several processes or GPUs: torchrun --nproc-per-node N -m tost train ..."
     )
     add_config(train, [f.name for f in dataclasses.fields(Config)])
-    train.add_argument("--device", type=str | None, default=None, help="cpu or cuda (default: cuda where there is some)")
-    train.add_argument("--workers", type=int, default=0, help="processes that decode pictures (data sets read from folders)")
-    train.add_argument("--tensorboard", action="store_true", help="also write curves for TensorBoard into the run folder")
-    train.add_argument(
-        "--checkpoint_seconds",
-        type=float,
-        default=CHECKPOINT_SECONDS,
-        help="save amid an epoch when this much time has passed",
-    )
+    add_training(train)
     add_running(train)
     return train
 

@@ -3,13 +3,18 @@
 A method is composed of four independent parts, one file each: a score per weight (`scores`), a distribution of the budget
 over the layers (`distributions`), a schedule of densities (`schedules`), and the exact selection of the best (`selection`).
 `methods` lists the compositions; `steps` runs one, `pruning.prune` is its public face.
+
+What masks are good for, whatever they come from: `effective` finds the weights on a path from an input to an output (the rules of
+the single operations are in `flow`), `repair` gives layers without any some, `comparison` counts what two masks share.
+`of_model` and `of_state` read them out of networks and state_dicts, `mask_file` and `npz_file` out of files.
 """
 
 from __future__ import annotations
 
+from tost.masks.comparison import MaskComparison, compare
 from tost.masks.masks import LayerCount, Masks
 from tost.masks.methods import Method, methods
 from tost.masks.pruning import prune, score
 from tost.masks.steps import PruneStep
 
-__all__ = ["LayerCount", "Masks", "Method", "PruneStep", "methods", "prune", "score"]
+__all__ = ["LayerCount", "MaskComparison", "Masks", "Method", "PruneStep", "compare", "methods", "prune", "score"]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from math import prod
 
 import torch
@@ -33,6 +34,7 @@ class PruneStep:
         pruned: weights that the step before kept (at the first step: all) and this one does not.
         recovered: weights that the step before did not keep and this one does; 0 for methods without recovery.
         seconds: what the step took.
+        scores: of all weights, flat, as they were compared: -inf where the weight did not compete. The next step overwrites them.
         masks: what is kept after it; made when it is first read.
     """
 
@@ -42,6 +44,7 @@ class PruneStep:
     pruned: int
     recovered: int
     seconds: float
+    scores: Tensor = field(repr=False, compare=False)
     _make_masks: Callable[[], Masks] = field(repr=False, compare=False)
 
     @cached_property
@@ -57,6 +60,7 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
     least = [0] * len(sizes) if final is None else checked(final, shapes, k)
     counts = targets(method.schedule, method.steps, density, sum(sizes), k)
     kept = torch.ones(sum(sizes), dtype=torch.bool)
+    scores: Tensor | None = None
 
     def masks(of: Tensor) -> Masks:
         parts = zip(names, of.split_with_sizes(sizes), shapes, strict=True)
@@ -70,13 +74,15 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
             if number > 1:
                 probe.mask(before.split_with_sizes(sizes))
             probe.keep = count
-            scores = flat_scores(method, probe, layers)
+            scores = flat_scores(method, probe, layers, into=scores)
             if not method.recover:
                 scores.masked_fill_(~before, -torch.inf)  # removed weights never return, whatever their score
             kept = _select(method, scores, shapes, count, least, before)
+        assert scores is not None, "the first step makes them"
         pruned, recovered = int((before & ~kept).count_nonzero()), int((kept & ~before).count_nonzero())
         seconds = time.perf_counter() - began
-        yield PruneStep(number, method.steps, count, pruned, recovered, seconds, lambda of=kept: masks(of))  # type: ignore[misc]
+        assert scores is not None
+        yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
 
 
 def _select(
@@ -118,17 +124,25 @@ def _described(mask: Tensor) -> str:
     return f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.count_nonzero())}"
 
 
-def flat_scores(method: Method, probe: Probe, layers: Sequence[Layer]) -> Tensor:
-    """All scores in one finite float32 or float64 vector of its own on the CPU."""
-    scores = method.score(probe)
-    for layer, score in zip(layers, scores, strict=True):
+def flat_scores(method: Method, probe: Probe, layers: Sequence[Layer], into: Tensor | None = None) -> Tensor:
+    """All scores in one finite float32 or float64 vector on the CPU: in the memory of `into`, if it suits."""
+    sizes = [layer.weight.numel() for layer in layers]
+    scores = iter(method.score(probe))
+    first = next(scores)
+    precise = torch.float64 if first.dtype is torch.float64 else torch.float32
+    flat = into if into is not None and into.dtype is precise else torch.empty(sum(sizes), dtype=precise)
+    end = 0
+    for layer, size, score in zip(layers, sizes, chain([first], scores), strict=True):
         if score.shape != layer.weight.shape:
             shapes = f"expected {tuple(layer.weight.shape)}, got {tuple(score.shape)}"
             raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
-    precise = torch.float64 if any(score.dtype is torch.float64 for score in scores) else torch.float32
-    flat = torch.cat([score.detach().flatten().to("cpu", precise) for score in scores])
+        if score.dtype is torch.float64:
+            flat = flat.double()
+        flat[end : end + size].copy_(score.detach().reshape(-1))
+        end += size
     if not torch.isfinite(torch.stack(torch.aminmax(flat))).all():  # NaN is handed on to both
-        broken = [layer.name for layer, score in zip(layers, scores, strict=True) if not torch.isfinite(score).all()]
+        parts = zip(layers, flat.split_with_sizes(sizes), strict=True)
+        broken = [layer.name for layer, part in parts if not torch.isfinite(part).all()]
         raise ValueError(
             f"{method.name}: not finite: the scores of {', '.join(broken)}; look for NaN in `data` and for overflow in the model"
         )

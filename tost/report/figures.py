@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tost.experiment import Comparison
+from tost.report.tables import mask_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,9 +76,8 @@ def _curves(axes: Axes, comparison: Comparison) -> None:
         final = statistics.fmean(comparison.accuracies(name))
         label = f"{name} ({100 * final:.2f}%, {len(results)} run{'s' if len(results) > 1 else ''})"
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2.2, label=label)
-    config = next(iter(comparison.results.values()))[0].config
-    sparsity = "dense" if config.backend == "dense" else f"{config.method} mask, {100 * (1 - config.density):g}% sparse"
-    axes.set_title(f"{config.model}, {config.dataset}, {sparsity}")
+    first = next(iter(comparison.results.values()))[0]
+    axes.set_title(f"{first.config.model}, {first.config.dataset}, {mask_name(first)}")
     axes.set_xlabel("step")
     axes.set_ylabel("test accuracy of the finalized network, %")
     axes.grid(alpha=0.3)

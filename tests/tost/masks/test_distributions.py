@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tost.masks.distributions import apportion, erk, globally, uniform
+from tost.masks.distributions import apportion, checked, erk, globally, uniform, within
 
 CONV, LINEAR = (2, 1, 3, 3), (10, 10)  # sums 9 and 20, sizes 18 and 100
 
@@ -74,3 +74,29 @@ def test_erk_is_exact_and_proportional(layers, data):
 def test_refused(k):
     with pytest.raises(ValueError, match="k: expected 0 <= k <= 118"):
         apportion(k, [9, 20], [18, 100])
+
+
+def test_within_by_hand():
+    assert within([5, 5, 5], [0, 0, 0], [9, 9, 9]) == [5, 5, 5]
+    assert within([5, 5, 5], [0, 0, 0], [3, 9, 7]) == [3, 6, 6]  # two to share: room for 4 and 2, 1.33 and 0.67
+    assert within([5, 5, 5], [7, 0, 4], [9, 9, 9]) == [7, 3, 5]  # two to give: room for 5 and 1, 1.67 and 0.33
+    assert within([5, 5], [5, 5], [5, 5]) == [5, 5]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8), st.data())
+def test_within_keeps_sum_and_bounds(layers, data):
+    least = [min(layer) for layer in layers]
+    most = [max(layer) for layer in layers]
+    # the given quotas may be anywhere, as long as their sum is possible
+    k = data.draw(st.integers(sum(least), sum(most)))
+    quotas = apportion(k, [1] * len(layers), [k + 1] * len(layers)) if k else [0] * len(layers)
+    moved = within(quotas, least, most)
+    assert sum(moved) == k
+    assert all(low <= quota <= high for low, quota, high in zip(least, moved, most, strict=True))
+
+
+@pytest.mark.parametrize("given_", [[3, 1, 1], [5], [-1, 6], [2.0, 3.0], [0, 101]])
+def test_what_no_distribution_gives(given_):
+    with pytest.raises((TypeError, ValueError), match="distribution: expected"):
+        checked(given_, [CONV, LINEAR], sum(map(int, given_)) if len(given_) == 2 else 5)
+    assert checked([2, 3], [CONV, LINEAR], 5) == [2, 3]

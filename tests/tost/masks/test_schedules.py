@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tost.masks.schedules import exponential, linear, targets
+from tost.masks.schedules import exponential, linear, one_shot, targets
 
 
 def test_by_hand():
@@ -13,7 +13,7 @@ def test_by_hand():
     assert targets(linear, 1, 0.2, 100, 20) == [20]
 
 
-@given(st.sampled_from([exponential, linear]), st.integers(1, 120), st.floats(1e-6, 1.0), st.integers(1, 10**8))
+@given(st.sampled_from([exponential, linear, one_shot]), st.integers(1, 120), st.floats(1e-6, 1.0), st.integers(1, 10**8))
 def test_falls_to_exactly_k(schedule, steps, density, total):
     k = max(1, round(density * total))
     counts = targets(schedule, steps, density, total, k)
@@ -21,3 +21,17 @@ def test_falls_to_exactly_k(schedule, steps, density, total):
     assert counts[-1] == k
     assert counts == sorted(counts, reverse=True)
     assert counts[0] <= total
+
+
+def test_one_shot_is_there_at_once():
+    assert targets(one_shot, 3, 0.1, 50, 5) == [5, 5, 5]
+
+
+def test_a_schedule_of_ones_own():
+    assert targets(lambda density, progress: 0.5 if progress < 0.7 else 0.2, 4, 0.1, 100, 10) == [50, 50, 20, 10]
+    with pytest.raises(ValueError, match=r"schedule: expected a number in \(0, 1\], got 1.5"):
+        targets(lambda density, progress: 1.5, 2, 0.1, 100, 10)
+    with pytest.raises(TypeError, match="schedule: expected a number"):
+        targets(lambda density, progress: None, 2, 0.1, 100, 10)
+    with pytest.raises(ValueError, match=r"schedule: expected densities that never rise, got 0\.25, 0\.5, 0\.75"):
+        targets(lambda density, progress: progress, 4, 0.1, 100, 10)

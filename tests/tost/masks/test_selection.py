@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tost.masks.selection import keep_largest
+import tost.masks.selection as selection
+from tost.masks.selection import keep_largest, per_filter, per_layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -30,23 +31,98 @@ def test_by_hand(scores, k, kept, dtype):
     assert mask.nonzero().flatten().tolist() == kept
 
 
+def stable_sort(values, k):
+    """The k best by a stable sort, in order of their place."""
+    return sorted(sorted(range(len(values)), key=lambda i: -values[i])[:k])
+
+
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.data())
 def test_exactly_the_k_first_of_a_stable_sort(values, data):
     k = data.draw(st.integers(0, len(values)))
-    best = sorted(range(len(values)), key=lambda i: -values[i])[:k]
     mask = keep_largest(torch.tensor(values, dtype=torch.float32), k)
-    assert mask.nonzero().flatten().tolist() == sorted(best)
+    assert mask.nonzero().flatten().tolist() == stable_sort(values, k)
 
 
-def test_large_with_many_ties():
-    scores = torch.randint(0, 50, (1_000_003,), generator=torch.Generator().manual_seed(0)).float()
-    for k in (1, 7, 123_456, 1_000_002):
+numbers = st.one_of(st.integers(-3, 3).map(float), st.floats(-10, 10), st.sampled_from([float("-inf"), float("inf")]))
+
+
+@given(st.lists(numbers, min_size=33, max_size=80), st.data())
+def test_the_bounds_of_a_sample_change_nothing(values, data):
+    # With a sample of 2 the bounds are drawn, and missed, on small lists.
+    k = data.draw(st.integers(1, len(values)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_SAMPLE", 2)
+        mask = keep_largest(torch.tensor(values, dtype=torch.float64), k)
+    assert mask.nonzero().flatten().tolist() == stable_sort(values, k)
+
+
+@pytest.mark.parametrize("many", ["none", "zeros", "not competing", "all"])
+def test_large_with_ties(many):
+    # more than 16 * 2**16: by a sample
+    scores = torch.rand(1_200_003, generator=torch.Generator().manual_seed(0))
+    if many == "all":
+        scores = (50 * scores).floor()
+    elif many != "none":
+        scores[torch.rand(len(scores), generator=torch.Generator().manual_seed(1)) < 0.6] = 0.0 if many == "zeros" else -torch.inf
+    competing = int((scores > -torch.inf).count_nonzero())
+    positive = int((scores > 0).count_nonzero())
+    for k in (1, 7, 123_456, positive - 1, positive, min(positive + 1, competing), competing):
         mask = keep_largest(scores, k)
         assert int(mask.sum()) == k
-        assert scores[mask].min() >= scores[~mask].max()
-        tied = (scores == scores[mask].min()).nonzero().flatten()
-        inside = mask[tied]
+        if k < len(scores):
+            assert scores[mask].min() >= scores[~mask].max()
+        inside = mask[(scores == scores[mask].min()).nonzero().flatten()]
         assert not (inside[1:] & ~inside[:-1]).any()  # a kept tie never follows a removed one
+
+
+def test_25_million():
+    n, k = 25_000_000, 1_234_567
+    scores = torch.arange(n, dtype=torch.float32).remainder_(9_999_991)  # each value twice or three times
+    mask = keep_largest(scores, k)
+    # 9,999,990 downwards, twice each; of the last the first place
+    kept = torch.zeros(n, dtype=torch.bool)
+    whole = k // 2
+    for start in (0, 9_999_991):
+        kept[start + 9_999_991 - whole : start + 9_999_991] = True
+    kept[9_999_991 - whole - 1] = True
+    assert torch.equal(mask, kept)
+
+
+def test_per_layer_by_hand():
+    scores = torch.tensor([[1.0, 5.0], [4.0, 4.0], [0.0, 9.0]])
+    assert per_layer(scores, 3).int().tolist() == [[0, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("k", "kept"),
+    [
+        (0, [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+        (1, [[0, 0, 0], [0, 0, 0], [1, 0, 0]]),  # 9 is the best of the best
+        (2, [[0, 0, 1], [0, 0, 0], [1, 0, 0]]),  # 5 and 5 tie: the first filter
+        (3, [[0, 0, 1], [1, 0, 0], [1, 0, 0]]),
+        (4, [[0, 0, 1], [1, 1, 0], [1, 0, 0]]),  # seconds: 1, 5, 4
+        (7, [[1, 0, 1], [1, 1, 1], [1, 0, 1]]),  # thirds: 0, 2, 0
+        (9, [[1, 1, 1], [1, 1, 1], [1, 1, 1]]),
+    ],
+)
+def test_per_filter_by_hand(k, kept):
+    scores = torch.tensor([[1.0, 0.0, 5.0], [5.0, 5.0, 2.0], [9.0, 0.0, 4.0]])
+    assert per_filter(scores, k).int().tolist() == kept
+    assert per_filter(scores.reshape(3, 1, 3, 1), k).reshape(3, 3).int().tolist() == kept
+
+
+@given(st.integers(1, 7), st.integers(1, 9), st.data())
+def test_per_filter_has_a_constant_fan_in_and_nests(filters, fan_in, data):
+    scores = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=filters * fan_in, max_size=filters * fan_in))).float()
+    counts = sorted(data.draw(st.lists(st.integers(0, filters * fan_in), min_size=1, max_size=4)), reverse=True)
+    before = torch.ones(filters, fan_in, dtype=torch.bool)
+    for count in counts:
+        fresh = torch.where(before, scores.roll(count).reshape(filters, fan_in), -torch.inf)
+        kept = per_filter(fresh, count)
+        assert int(kept.sum()) == count
+        assert int(kept.sum(1).max() - kept.sum(1).min()) <= 1
+        assert not (kept & ~before).any()
+        before = kept
 
 
 @pytest.mark.parametrize("k", [-1, 4])
