@@ -11,6 +11,7 @@ from tost.cli import main
 from tost.data import Dataset
 
 SMALL = ["--model", "mlp", "--density", "0.2", "--seeds", "2"]
+VARIANTS = ["--variants", "{random: random, force: {method: force, method_steps: 2}, LTH: {rewind: 1}}"]
 TRAINING = ["--steps", "2", "--batch-size", "16"]
 
 
@@ -32,10 +33,7 @@ def small_images(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
         (["recovery", *SMALL, "--method-steps", "3"], "Pruned and recovered", "steps"),
         (["layers", *SMALL, "--method-steps", "3", "--methods", "[random,snip,force]"], "Weights left", "layers"),
         (
-            [
-                *("methods", "--model", "mlp", "--seeds", "2", *TRAINING, "--densities", "[0.5]", "--baselines", "[random]"),
-                *("--variants", "{random: random, force: {method: force, method_steps: 2}, LTH: {rewind: 1}}"),
-            ],
+            ["methods", *SMALL[:2], *SMALL[4:], *TRAINING, "--densities", "[0.5]", *VARIANTS, "--baselines", "[random]"],
             "50% sparse",
             "densities",
         ),

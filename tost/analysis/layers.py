@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tost.analysis.setting import Setting, each
-from tost.masks import LayerCount
+from tost.masks import LayerCount, Masks
 
 __all__ = ["Layers", "analyze_layers"]
 
@@ -19,10 +19,12 @@ class Layers:
     Attributes:
         setting: networks and density.
         counts: method -> for each seed the layers in the order of the network.
+        masks: method -> masks of the first seed, for a picture.
     """
 
     setting: Setting
     counts: Mapping[str, tuple[tuple[LayerCount, ...], ...]]
+    masks: Mapping[str, Masks]
 
     def mean_kept(self, method: str) -> list[float]:
         """Weights left in each layer, averaged over the seeds."""
@@ -45,6 +47,9 @@ def analyze_layers(
 ) -> Layers:
     """Prune with each method and seed. `progress`: called with the number of finished ones."""
     counts: dict[str, list[tuple[LayerCount, ...]]] = {}
+    first: dict[str, Masks] = {}
     for name, config in each(setting, names, progress):
-        counts.setdefault(name, []).append(setting.masks(config).per_layer())
-    return Layers(setting, {name: tuple(seeds) for name, seeds in counts.items()})
+        masks = setting.masks(config)
+        counts.setdefault(name, []).append(masks.per_layer())
+        first.setdefault(name, masks)
+    return Layers(setting, {name: tuple(seeds) for name, seeds in counts.items()}, first)

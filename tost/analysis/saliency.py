@@ -21,7 +21,7 @@ from tost.masks.probe import Data, Loss
 
 __all__ = ["Saliencies", "Saliency", "SaliencyPoint", "analyze_saliency", "saliency"]
 
-BATCHES = 10  # over which gradients are averaged
+BATCHES = 5  # over which gradients are averaged
 POINTS = 12  # densities at which a method of one step is measured
 
 

@@ -22,7 +22,7 @@ from tost_kernels.tuning.store import cpu_name
 __all__ = ["Setting", "environment"]
 
 # what an analysis without training reads of a configuration
-_READ = ("model", "dataset", "validation", "method_steps", "density", "include", "exclude")
+_READ = ("model", "dataset", "validation", "method_steps", "density", "include", "exclude", "keep_alive")
 
 
 @dataclass(frozen=True)

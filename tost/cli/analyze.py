@@ -23,8 +23,21 @@ HELP = "figures of pruning methods: steps, saliency, recovery, layers, accuracy"
 
 # a network on which extreme sparsities tell methods apart, and that trains in seconds
 _DEFAULTS = {"model": "lenet5_caffe", "density": 0.005, "batch_size": 64, "steps": 620, "eval_every": 10, "out": "runs/analysis"}
-_PRUNING = ("model", "dataset", "data_dir", "validation", "method_steps", "density", "include", "exclude", "seed", "out")
-_TRAINING = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("method", "method_steps", "recipe"))
+_PRUNING = (
+    "model",
+    "dataset",
+    "data_dir",
+    "validation",
+    "method_steps",
+    "density",
+    "include",
+    "exclude",
+    "keep_alive",
+    "seed",
+    "out",
+)
+_SWEPT = ("method", "method_steps", "masks", "mask_check", "recipe")
+_TRAINING = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _SWEPT)
 _METHODS = {
     "iterations": ("iter_snip", "force"),
     "saliency": ("snip", "iter_snip", "force"),
@@ -105,7 +118,7 @@ def _methods_parser() -> Parser:
 
 
 def _add_batches(parser: Parser) -> None:
-    parser.add_argument("--batches", type=int, default=10, help="batches over which the gradients of a saliency are averaged")
+    parser.add_argument("--batches", type=int, default=5, help="batches over which the gradients of a saliency are averaged")
 
 
 def _iterations(what: str, options: Namespace) -> None:
@@ -151,11 +164,12 @@ def _recovery(what: str, options: Namespace) -> None:
 def _layers(what: str, options: Namespace) -> None:
     setting = _setting(options)
     from tost.analysis import analyze_layers
-    from tost.report import layers_sheet, save_layers_figure
+    from tost.report import layer_figure, layers_sheet
 
     with _bar(len(options.methods) * len(setting.seeds)) as progress:
         found = analyze_layers(setting, options.methods, progress)
-    _show(what, options, [layers_sheet(found)], found.as_dict(), lambda path: save_layers_figure(found, path))
+    sheet = layers_sheet(found)
+    _show(what, options, [sheet], found.as_dict(), lambda path: layer_figure(found.masks, path, sheet.title))
 
 
 def _methods(what: str, options: Namespace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
 from tost.report.analysis_figures import (
     save_iterations_figure,
-    save_layers_figure,
     save_recovery_figure,
     save_saliency_figure,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "save_figure",
     "save_grid_figure",
     "save_iterations_figure",
-    "save_layers_figure",
     "save_lottery_figure",
     "save_recovery_figure",
     "save_saliency_figure",

@@ -98,7 +98,7 @@ def layers_sheet(found: Layers) -> Sheet:
         f"Weights left: {setting_title(found.setting)}",
         ("layer", "shape", "weights", *names),
         tuple(rows),
-        "Mean over the seeds.",
+        "Mean over the seeds; the picture shows the first.",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
+from tost.analysis import Iterations, IterationsPoint, Recovery, Saliencies
 from tost.paired import mean_and_spread
 from tost.report.analyses import setting_title
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
@@ -14,7 +14,7 @@ from tost.report.figures import COLOURS, MARKERS, new_figure, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
+__all__ = ["save_iterations_figure", "save_recovery_figure", "save_saliency_figure"]
 
 Item = TypeVar("Item")
 
@@ -116,31 +116,6 @@ def save_recovery_figure(found: Recovery, path: str | Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    save(figure, path)
-
-
-def save_layers_figure(found: Layers, path: str | Path) -> None:
-    """Weights left in each layer by each method. Left: their number; right: in parts of the layer."""
-    layers = next(iter(found.counts.values()))[0]
-    figure = new_figure(max(10.0, 0.6 * len(layers)), 4.8)
-    figure.suptitle(setting_title(found.setting))
-    numbers, parts = figure.subplots(1, 2)
-    places = range(len(layers))
-    for colour, marker, name in _styles(list(found.counts)):
-        kept = found.mean_kept(name)
-        numbers.plot(places, kept, color=colour, marker=marker, label=name)
-        shares = [100 * k / layer.total for k, layer in zip(kept, layers, strict=True)]
-        parts.plot(places, shares, color=colour, marker=marker, label=name)
-    numbers.set_yscale("symlog", linthresh=1)
-    numbers.set_ylim(bottom=0)
-    numbers.set_ylabel("weights left")
-    parts.set_yscale("symlog", linthresh=0.01)
-    parts.set_ylim(bottom=0)
-    parts.set_ylabel("weights left, % of the layer")
-    for axes in (numbers, parts):
-        axes.set_xticks(list(places), [layer.name for layer in layers], rotation=90, fontsize=8)
-        axes.grid(alpha=0.3)
-    parts.legend(fontsize=8)
     save(figure, path)
 
 

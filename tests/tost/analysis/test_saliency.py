@@ -15,13 +15,8 @@ def test_two_weights_by_hand() -> None:
         net.weight.copy_(torch.tensor([[2.0, 3.0]]))
     before = net.weight.detach().clone()
     data = [(torch.ones(1, 2), torch.zeros(1, 1)), (-torch.ones(1, 2), torch.ones(1, 1))]
-    found = saliency(
-        nn.Sequential(net),
-        {"0": torch.tensor([[True, False]])},
-        data,
-        batches=2,
-        loss=lambda out, target: ((out - target) ** 2).sum(),
-    )
+    masks = {"0": torch.tensor([[True, False]])}
+    found = saliency(nn.Sequential(net), masks, data, batches=2, loss=lambda out, target: ((out - target) ** 2).sum())
     # with the second weight 0 the outputs are 2 and -2, dL/dw of either weight 2 * 2 * 1 and 2 * -3 * -1, 5 on average
     assert (found.sparsification, found.pruning) == (2 * 5.0 + 3 * 5.0, 2 * 5.0)
     assert net.weight.equal(before)
