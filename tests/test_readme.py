@@ -1,8 +1,10 @@
 """What the README shows runs."""
 
+import dataclasses
 import re
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,6 +31,21 @@ def test_the_loop_of_the_readme() -> None:
     assert plain.state_dict().keys() == model.state_dict().keys()
     assert tost.account(plain).density < 0.051
     assert not torch.equal(plain.get_parameter("fc.bias"), model.get_parameter("fc.bias"))
+
+
+def test_the_masks_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", README.partition("## Any mask")[2], re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    model = ResNet((1, 1), (4, 8), num_classes=3)
+    tost.prune(model, "erk", 0.25).save("theirs.npz")
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)]
+    names: dict[str, object] = {"tost": tost, "model": model, "batches": batches, "dataclasses": dataclasses}
+    exec(code[1], names)
+    variant = names["variant"]
+    assert isinstance(variant, tost.masks.Method)
+    assert tost.prune(model, variant, 0.25, data=batches).kept == tost.prune(model, "erk", 0.25).kept
+    assert names["masks"] == tost.prune(model, "erk", 0.25)
 
 
 def test_files_and_commands_of_the_readme_exist() -> None:
