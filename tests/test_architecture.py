@@ -75,6 +75,9 @@ FORBIDDEN = [
     ("tost/training.py", "tost.cli"),
     ("tost/training.py", "tost.report"),
     ("tost/experiment.py", "tost.cli"),
+    ("tost/training.py", "tost.tickets"),
+    ("tost/tickets.py", "tost.cli"),
+    ("tost/tickets.py", "tost.report"),
 ]
 
 

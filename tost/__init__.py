@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from tost.macs import Macs, count_macs
     from tost.masks import Masks, PruneStep, methods, prune, score
     from tost.recipe import Recipe
+    from tost.tickets import Lottery, lottery
     from tost.training import Result, train
 
 # public name -> the module that defines it
 _EXPORTS = {
     "Accounting": "tost.accounting",
     "Config": "tost.config",
+    "Lottery": "tost.tickets",
     "Macs": "tost.macs",
     "Masks": "tost.masks",
     "PruneStep": "tost.masks",
@@ -37,6 +39,7 @@ _EXPORTS = {
     "compare": "tost.experiment",
     "count_macs": "tost.macs",
     "finalize": "tost.ghosts",
+    "lottery": "tost.tickets",
     "methods": "tost.masks",
     "prune": "tost.masks",
     "rescale_init": "tost.init",
@@ -62,6 +65,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accounting",
     "Config",
+    "Lottery",
     "Macs",
     "Masks",
     "PruneStep",
@@ -80,6 +84,7 @@ __all__ = [
     "ghosts",
     "init",
     "losses",
+    "lottery",
     "masks",
     "methods",
     "models",

@@ -22,6 +22,7 @@ RECIPES = ("tost", "vanilla")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("multistep", "step", "cosine", "constant")
 AMP = ("none", "bf16", "fp16")
+MASK_CHECKS = ("none", "shuffled", "reinitialised")  # arXiv 2009.08576
 CHECKPOINT_SECONDS = 600.0  # between two checkpoints amid an epoch; how a run is watched, no part of the configuration
 
 
@@ -39,15 +40,23 @@ class Config:
         ValueError, TypeError: a field has a wrong value or type; the message names the field.
     """
 
-    model: str = _option("resnet20", "network, see tost.models.names()")
+    model: str = _option("resnet20", "network, see tost.models.names(); or yours: path/to/file.py:function or module:function")
     dataset: str = _option("mnist5k", "data set, see tost.data.names()")
     data_dir: str | None = _option(None, "folder of the data set's files (default: where `tost data fetch` puts them)")
     validation: float = _option(0.0, "fraction of the training images held out to choose the best epoch; 0: none is chosen")
     cutout: int = _option(0, "side in pixels of the square that is blanked in each training image; 0: none")
     method: str = _option("erk", "pruning method, see tost.methods()")
+    method_steps: int | None = _option(None, "steps of an iterative pruning method (default: the method's own)")
     density: float = _option(0.05, "fraction of the prunable weights that is kept (0.05: 95 percent sparse)")
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
     exclude: tuple[str, ...] | None = _option(None, "never prune layers whose name matches one of these patterns")
+    keep_alive: bool = _option(False, "give layers that the method leaves empty some weights back, taken from the others")
+    masks: str | None = _option(None, "file of masks to use; method, density, include, exclude and keep_alive then do nothing")
+    mask_check: str = _option(
+        "none",
+        "control experiment: shuffled (as many weights a layer, at random places) or reinitialised (weights drawn anew, after "
+        "the masks were chosen)",
+    )
     recipe: Recipe = field(
         default_factory=Recipe.tost,
         metadata={"help": "'tost', 'vanilla', or single settings as --recipe.NAME VALUE"},
@@ -113,21 +122,27 @@ class Config:
         milestones = tuple(number("milestones", m, above=0.0, below=1.0) for m in _items(self, "milestones"))
         object.__setattr__(self, "milestones", milestones)
         for name, least in _WHOLE.items():
-            if name != "steps" or self.steps is not None:
+            if name not in ("steps", "method_steps") or getattr(self, name) is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("include", "exclude"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(_items(self, name)))
 
         # model, dataset and method names are looked up by those who own them; see check_names()
-        for name, known in (("backend", BACKENDS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("amp", AMP)):
+        for name, known in (
+            ("backend", BACKENDS),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("amp", AMP),
+            ("mask_check", MASK_CHECKS),
+        ):
             check_choice(name, getattr(self, name), known)
         for name in ("model", "dataset", "method", "out"):
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
-        for name in ("data_dir", "teacher"):
+        for name in ("data_dir", "teacher", "masks"):
             path = getattr(self, name)
             _require(path is None or isinstance(path, str), name, "a path or none", path)
-        for name in ("nesterov", "tune"):
+        for name in ("nesterov", "tune", "keep_alive"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         rising = all(a < b for a, b in itertools.pairwise(milestones))
@@ -150,11 +165,17 @@ class Config:
         object.__setattr__(self, name, number(name, getattr(self, name), **limits))
 
     def check_names(self) -> None:
-        """Look up model, dataset and method; a ValueError names the field and close matches."""
-        check_choice("model", self.model, tost.models.names())
+        """Look up model, dataset, method and the file of masks.
+
+        Raises:
+            ValueError: an unknown name; names the field and close matches. FileNotFoundError: no such file.
+        """
+        tost.models.check_name(self.model)
         check_choice("dataset", self.dataset, tost.data.names())
         if self.backend != "dense":
             check_choice("method", self.method, tost.methods())
+            if self.masks is not None and not Path(self.masks).is_file():
+                raise FileNotFoundError(f"masks: no such file: {self.masks}")
 
     @property
     def first_drop(self) -> float | None:
@@ -188,11 +209,16 @@ class Config:
     def hash(self) -> str:
         """12 hex digits that name the run, over every field but `out` and over the version of this package.
 
-        What else moves the last bits does not count: the number of threads, the versions of torch and the machine, whether
-        the compiled kernels are there. `Result` says what they were.
+        Of the file of masks and of the Python file of a network of yours the content counts, not the path. What else moves
+        the last bits does not count: the number of threads, the versions of torch and the machine, whether the compiled kernels
+        are there. `Result` says what they were.
         """
         values = self.as_dict()
         del values["out"]
+        if self.masks is not None:
+            values["masks"] = hashlib.sha256(Path(self.masks).read_bytes()).hexdigest()
+        if ":" in self.model and (source := tost.models.source_digest(self.model)):
+            values["model"] = f"{source}:{self.model.rpartition(':')[2]}"
         values["version"] = tost.__version__
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -202,6 +228,7 @@ class Config:
 _WHOLE = {
     "epochs": 1,
     "steps": 1,
+    "method_steps": 1,
     "batch_size": 1,
     "accumulate": 1,
     "cutout": 0,

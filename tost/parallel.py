@@ -6,14 +6,16 @@ one after the other with two threads, and they do not wait for each other in eve
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import connection
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -24,6 +26,9 @@ from tost.runs import Result, RunFolder
 from tost.training import train
 
 _POLL_SECONDS = 0.5
+
+Item = TypeVar("Item", bound=Hashable)
+Output = TypeVar("Output")
 
 
 def train_all(
@@ -54,25 +59,53 @@ def train_all(
     if jobs > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(f"jobs: expected 1 under torchrun, whose processes share each run, got {jobs}")
     earlier = {config: RunFolder.of(config).finished and not overwrite for config in configs}
-    results: dict[Config, Result] = {}
     if jobs == 1 or len(configs) == 1:
+        results = []
         for config in configs:
-            results[config] = train(config, overwrite=overwrite, progress=progress)
-            ended(results[config], earlier[config])
-        return [results[config] for config in configs]
+            results.append(train(config, overwrite=overwrite, progress=progress))
+            ended(results[-1], earlier[config])
+        return results
 
+    def one_ended(config: Config, result: Result) -> None:
+        ended(result, earlier[config])
+
+    return in_processes(functools.partial(train, overwrite=overwrite), configs, jobs, _done_of if progress else None, one_ended)
+
+
+def in_processes(
+    work: Callable[[Item], Output],
+    items: Sequence[Item],
+    jobs: int,
+    done_of: Callable[[Item], float] | None = None,
+    ended: Callable[[Item, Output], None] = lambda item, output: None,
+) -> list[Output]:
+    """`work` of every item, in their order, `jobs` at a time, each in a process of its own with its share of torch's threads.
+
+    Args:
+        work: what a new process can import; so are items and outputs what it can send.
+        items: all different.
+        jobs: how many at the same time.
+        done_of: which fraction of an item is done, for a bar on stderr; None: no bar.
+        ended: called as each ends.
+
+    Raises:
+        What `work` raises; items that have not begun are dropped then. BrokenProcessPool: a process died.
+
+    An interrupt ends the running processes at once; so does the end of this process, however it comes about.
+    """
     threads = max(1, torch.get_num_threads() // jobs)
     # spawn: a forked child would inherit torch's thread pool without its threads
     spawn = multiprocessing.get_context("spawn")
     # Nothing is ever sent: it closes when this process ends it or ends itself, be it killed.
     lifeline, end = spawn.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, spawn, _end_with, (lifeline,))
+    pool = ProcessPoolExecutor(jobs, spawn, _begin, (lifeline, threads))
+    outputs: dict[Item, Output] = {}
     try:
-        futures = {pool.submit(_train, config, overwrite, threads): config for config in configs}
-        for future in _as_they_end(futures, progress):
-            config = futures[future]
-            results[config] = future.result()
-            ended(results[config], earlier[config])
+        futures = {pool.submit(work, item): item for item in items}
+        for future in _as_they_end(futures, done_of):
+            item = futures[future]
+            outputs[item] = future.result()
+            ended(item, outputs[item])
     except Exception:
         raise  # the runs that have begun are worth finishing
     except BaseException:
@@ -82,11 +115,11 @@ def train_all(
         pool.shutdown(cancel_futures=True)
         end.close()
         lifeline.close()
-    return [results[config] for config in configs]
+    return [outputs[item] for item in items]
 
 
-def _end_with(lifeline: connection.Connection) -> None:
-    """Ends this process when the other end of `lifeline` is closed. A run that is cut off is repeated by the next call."""
+def _begin(lifeline: connection.Connection, threads: int) -> None:
+    """Sets up a new process, which ends when the other end of `lifeline` is closed. The next call goes on with a run cut off."""
 
     def watch() -> None:
         connection.wait([lifeline])
@@ -94,22 +127,18 @@ def _end_with(lifeline: connection.Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _train(config: Config, overwrite: bool, threads: int) -> Result:
     torch.set_num_threads(threads)
-    return train(config, overwrite=overwrite)
 
 
-def _as_they_end(futures: dict[Future[Result], Config], progress: bool) -> Iterator[Future[Result]]:
+def _as_they_end(futures: dict[Future[Output], Item], done_of: Callable[[Item], float] | None) -> Iterator[Future[Output]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (done_of and console.is_terminal)) as bar:
         task = bar.add_task(f"{len(futures)} runs", total=len(futures))
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            part = 0.0 if bar.disable else sum(_done_of(futures[future]) for future in pending)
+            part = 0.0 if bar.disable or done_of is None else sum(done_of(futures[future]) for future in pending)
             bar.update(task, completed=len(futures) - len(pending) + part)
             yield from done
 

@@ -6,10 +6,11 @@ weights -> masks -> [re-scaled initialization, on the dense network] -> sparsify
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,14 @@ from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
 from tost.isolation import isolated
-from tost.masks import Masks, prune
+from tost.masks import Masks, PruneStep, methods, prune
 from tost.seeds import derive_seed
 from tost.update import precision_of
 
 __all__ = [
     "LAYOUTS",
     "Prepared",
+    "Start",
     "forced_backend",
     "initial_model",
     "is_rewired",
@@ -38,8 +40,12 @@ __all__ = [
     "make_masks",
     "plain_form",
     "prepare",
+    "prepare_from",
+    "scoring_batches",
     "set_layout",
     "split_images",
+    "train_batches",
+    "trained_model",
     "training_form",
     "tune_layers",
     "weights_fingerprint",
@@ -55,11 +61,30 @@ class Prepared:
             outside the masks.
         masks: which weights stay; None for a dense run.
         weights_fingerprint: hash of the initial weights before re-scaling: equal for the runs of a pair.
+        step: the step that the run begins with.
+        ghosts: state of the ghosts at that step, by the names they have in the training form; empty: as `add_ghosts` makes them.
     """
 
     dense: nn.Module
     masks: Masks | None
     weights_fingerprint: str
+    step: int = 0
+    ghosts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins whose weights are not drawn by its seed, but were trained already.
+
+    Attributes:
+        state: the dense network's state_dict; with those of the ghosts in its training form, where they are to go on too.
+        masks: which weights stay; None for a dense run.
+        step: the step to begin with: of the learning rate, the batches and the ghosts' strength. The optimizer is new.
+    """
+
+    state: Mapping[str, Tensor]
+    masks: Masks | None
+    step: int = 0
 
 
 def prepare(config: Config, dataset: Dataset) -> Prepared:
@@ -72,7 +97,7 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
     if is_rewired(config):
         check_ghosts(model, config.recipe)  # before minutes of pruning and re-scaling, not after
     fingerprint = weights_fingerprint(model)
-    masks = None if config.backend == "dense" else make_masks(config, model, dataset)
+    masks = None if config.backend == "dense" else make_masks(config, dataset)
     if config.recipe.rescale_init:
         model = rescale_init(
             model,
@@ -82,6 +107,26 @@ def prepare(config: Config, dataset: Dataset) -> Prepared:
             seed=derive_seed("rescale", config.seed),
         )
     return Prepared(model, masks, fingerprint)
+
+
+def prepare_from(config: Config, dataset: Dataset, start: Start) -> Prepared:
+    """What a run starts from that begins with the weights of `start`: they are not re-scaled, whatever the recipe says.
+
+    Raises:
+        RuntimeError: they are those of another network.
+    """
+    model = trained_model(config, dataset, start.state)
+    names = model.state_dict().keys()
+    ghosts = {name: value for name, value in start.state.items() if name not in names}
+    return Prepared(model, start.masks, weights_fingerprint(model), start.step, ghosts)
+
+
+def train_batches(config: Config, dataset: Dataset, shard: tuple[int, int] = (0, 1), workers: int = 0) -> TrainBatches:
+    """The batches of a configuration's training, or one process's share of them."""
+    subset, _ = split_images(config, dataset)
+    return TrainBatches(
+        dataset, config.batch_size, config.seed, cutout=config.cutout, subset=subset, shard=shard, workers=workers
+    )
 
 
 def split_images(config: Config, dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
@@ -103,31 +148,75 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def initial_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The dense network that the seed decides; the global random generators are left as found."""
+    """The dense network that the seed decides; the global random generators are left as found.
+
+    Where the weights are re-initialised as a control, not the one that the masks are chosen on.
+    """
+    return _drawn("reinitialised" if config.mask_check == "reinitialised" else "weights", config, dataset)
+
+
+def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
-    with isolated(derive_seed("weights", config.seed), devices=()):
+    with isolated(derive_seed(stream, config.seed), devices=()):
         return models.build(config.model, dataset.num_classes, channels, (height, width))
+
+
+def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor]) -> nn.Module:
+    """The dense network with the weights and buffers of `state`; what `state` holds of ghosts is left out.
+
+    Raises:
+        RuntimeError: they are those of another network.
+    """
+    model = initial_model(config, dataset)
+    names = model.state_dict().keys()
+    model.load_state_dict({name: value for name, value in state.items() if name in names})
+    return model
 
 
 _MOST_IMAGES = 1000  # in one batch that a mask is chosen on; ten a class would be 10,000 pictures of ImageNet
 
 
-def make_masks(config: Config, model: nn.Module, dataset: Dataset) -> Masks:
-    """The masks of a configuration: chosen on about ten unaugmented training images a class (at most 1,000, none of them held
-    out), as SNIP does; a method of several steps gets fresh ones at each.
+def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> TrainBatches:
+    """Batches of about ten unaugmented training images a class (at most 1,000, none of them held out), as SNIP is given.
+
+    `stream` names the order of the images, one for each purpose.
     """
     training, _ = split_images(config, dataset)
     images = min(10 * dataset.num_classes, _MOST_IMAGES, len(dataset.train) if training is None else len(training))
-    batches = TrainBatches(dataset, images, config.seed, stream="prune", augment=False, subset=training)
+    return TrainBatches(dataset, images, config.seed, stream=stream, augment=False, subset=training)
+
+
+def make_masks(
+    config: Config, dataset: Dataset, *, progress: bool = False, on_step: Callable[[PruneStep], object] | None = None
+) -> Masks:
+    """The masks of a configuration: those of its file; or chosen by its method on the initial weights and `scoring_batches`, of
+    which a method of several steps gets a fresh one at each.
+
+    Args:
+        progress: a bar on stderr for methods of several steps.
+        on_step: called with a `PruneStep` after each.
+
+    Raises:
+        FileNotFoundError, DamagedFile: no good file of masks. What `tost.prune` raises.
+    """
+    masks = Masks.load(config.masks) if config.masks is not None else _chosen(config, dataset, progress, on_step)
+    return masks.shuffled(derive_seed("shuffled", config.seed)) if config.mask_check == "shuffled" else masks
+
+
+def _chosen(config: Config, dataset: Dataset, progress: bool, on_step: Callable[[PruneStep], object] | None) -> Masks:
+    method = methods()[config.method]
     return prune(
-        model,
-        config.method,
+        _drawn("weights", config, dataset),
+        method if config.method_steps is None else dataclasses.replace(method, steps=config.method_steps),
         config.density,
-        data=batches,
+        data=scoring_batches(config, dataset),
         input_shape=dataset.input_shape,
         include=config.include,
         exclude=config.exclude,
         seed=derive_seed("prune", config.seed),
+        keep_alive=config.keep_alive,
+        progress=progress,
+        on_step=on_step,
     )
 
 
@@ -142,7 +231,12 @@ def training_form(config: Config, prepared: Prepared) -> nn.Module:
         net = prepared.masks.apply_to(prepared.dense)
     else:
         net = tk.sparsify(prepared.dense, prepared.masks)
-    return add_ghosts(net, config.recipe, inplace=True) if is_rewired(config) else net
+    if is_rewired(config):
+        net = add_ghosts(net, config.recipe, inplace=True)
+        stray = net.load_state_dict(prepared.ghosts, strict=False).unexpected_keys if prepared.ghosts else ()
+        if stray:
+            raise ValueError(f"the state to begin with: expected that of {config.model}, got also {', '.join(stray)}")
+    return net
 
 
 def is_rewired(config: Config) -> bool:

@@ -89,7 +89,8 @@ class RunFolder:
     config.json, record.jsonl (a line an epoch), masks.safetensors, model.safetensors (the finalized network after the last
     step, the plain dense model's state_dict with zeros where weights are pruned), best.safetensors (the same of the epoch with
     the best validation accuracy) and, written last, result.json: where it is, the run is finished. Until then
-    checkpoint.safetensors holds all that a run needs to go on.
+    checkpoint.safetensors holds all that a run needs to go on. The dense round of a lottery also has rewind.safetensors: the
+    state_dict of the network in training, its ghosts included, at the step to which the other rounds go back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,6 +101,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.safetensors"
         self.best = path / "best.safetensors"
         self.model = path / "model.safetensors"
+        self.rewind = path / "rewind.safetensors"
         self.result = path / "result.json"
 
     @classmethod
@@ -138,7 +140,7 @@ class RunFolder:
     def start(self, config: Config, masks: Masks | None) -> None:
         """Make the run a new one: nothing of an earlier one is left. Write the configuration and the masks."""
         self.result.unlink(missing_ok=True)  # first: unfinished from here on
-        for path in (self.checkpoint, self.best, self.model, self.masks):
+        for path in (self.checkpoint, self.best, self.model, self.rewind, self.masks):
             path.unlink(missing_ok=True)
         write_json(self.config, config.as_dict())
         if masks is not None:
@@ -177,6 +179,19 @@ class RunFolder:
             FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
         """
         return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
+
+    def save_rewind_point(self, net: nn.Module) -> None:
+        """The network in training, at the step to which other runs go back."""
+        _save_weights(self.rewind, net)
+
+    def load_rewind_point(self) -> dict[str, Tensor]:
+        """What `save_rewind_point` wrote: a state_dict.
+
+        Raises:
+            FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
+        """
+        with _advice("rounds that go back to it need it: repeat the lottery (--overwrite)"):
+            return tensor_file.read(self.rewind, "network to go back to", "pt", 1)[0]
 
     def save_best(self, net: nn.Module) -> None:
         """The plain network of the best epoch so far."""

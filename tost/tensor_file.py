@@ -93,7 +93,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def read(
-    path: str | os.PathLike[str], what: str, format: str, version: int, hint: str = "", sealed: bool = True
+    path: str | os.PathLike[str], what: str, format: str, version: int, sealed: bool = True, foreign: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors (on the CPU, in memory of their own) and the metadata of a file that `write` wrote.
 
@@ -104,8 +104,8 @@ def read(
         path: the file.
         what: "mask file", for messages.
         format, version: what its metadata must say under these names.
-        hint: added to the message where it is of another format.
         sealed: refuse a file without checksum.
+        foreign: take also a file that says nothing of a version or checksum: another program wrote it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,15 +121,10 @@ def read(
         metadata: dict[str, str] = json.loads(header).get(_METADATA) or {}
     except (SafetensorError, ValueError, RecursionError) as error:  # JSON of which the library passes over the odd parts
         raise DamagedFile(path, f"{_NO_SUCH_FILE}: {_line(error)}") from error
-    if metadata.get("format") != format:
-        got = repr(metadata.get("format"))[:100]
-        raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {got}{hint}")
-    if metadata.get("version") != str(version):
-        got = repr(metadata.get("version"))[:100]
-        reason = f"expected version {version} of the {what}'s format, got {got} (was it written by a later tost?)"
-        raise DamagedFile(path, reason)
-    if sealed or "sha256" in metadata:
-        _check_seal(path, content, header, metadata.get("sha256"))
+    if not foreign or metadata.get("format") == format or not metadata.keys().isdisjoint({"version", "sha256"}):
+        _check_kind(path, metadata, what, format, version)
+        if sealed or "sha256" in metadata:
+            _check_seal(path, content, header, metadata.get("sha256"))
     del content  # parts are copies
     tensors = {}
     while parts:
@@ -163,6 +158,16 @@ def _tensor(path: Path, name: str, part: Mapping[str, Any]) -> Tensor:
     except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         # shapes and types that the format allows and torch does not, such as 2**63 times 0 elements
         raise DamagedFile(path, f"damaged: {name!r} is no tensor: {_line(error)}") from error
+
+
+def _check_kind(path: Path, metadata: Mapping[str, str], what: str, format: str, version: int) -> None:
+    if metadata.get("format") != format:
+        got = repr(metadata.get("format"))[:100]
+        raise DamagedFile(path, f"expected a {what} (format {format!r}), got format {got}")
+    if metadata.get("version") != str(version):
+        got = repr(metadata.get("version"))[:100]
+        reason = f"expected version {version} of the {what}'s format, got {got} (was it written by a later tost?)"
+        raise DamagedFile(path, reason)
 
 
 def _check_seal(path: Path, content: bytes, header: bytes, expected: str | None) -> None:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ from tost.callbacks import (
     TensorBoard,
 )
 from tost.config import CHECKPOINT_SECONDS, Config
-from tost.data import Dataset, TrainBatches, eval_batches, load
+from tost.data import Dataset, eval_batches, load
 from tost.ghosts import finalize
 from tost.isolation import isolated
 from tost.loop import Run, steps
@@ -48,14 +49,17 @@ from tost.masks import Masks
 from tost.preparation import (
     LAYOUTS,
     Prepared,
+    Start,
     forced_backend,
     initial_model,
     kernels_of,
     layout_of,
     plain_form,
     prepare,
+    prepare_from,
     set_layout,
     split_images,
+    train_batches,
     training_form,
     tune_layers,
     weights_fingerprint,
@@ -110,9 +114,43 @@ def train(
         tost.distributed.PeerLost: under torchrun, another process is gone.
     """
     config.check_names()
-    folder = RunFolder.of(config)
-    with distributed.processes(device) as me:
-        if distributed.from_main(folder.finished and not overwrite):
+    conduct = Conduct(
+        overwrite=overwrite,
+        title=f"{config.hash} {config.model}" if progress else None,
+        callbacks=callbacks,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        tensorboard=tensorboard,
+        workers=workers,
+    )
+    return train_in(RunFolder.of(config), config, conduct)
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a run is carried out and watched; none of it changes what comes out. Fields as in `train`.
+
+    Attributes:
+        title: of the progress bar; None: there is none.
+    """
+
+    overwrite: bool = False
+    title: str | None = None
+    callbacks: Sequence[Callback] = ()
+    device: str | torch.device | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    tensorboard: bool = False
+    workers: int = 0
+
+
+def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start | None = None) -> Result:
+    """`train` in a folder of the caller's choice; with `start` from trained weights on. Returns and raises what `train` does.
+
+    The caller sees to it that `folder` stands for all that decides the result: `config` and `start`. Under torchrun every
+    process gives the same `start`.
+    """
+    with distributed.processes(conduct.device) as me:
+        if distributed.from_main(folder.finished and not conduct.overwrite):
             with contextlib.suppress(OSError):  # finished runs may lie in a place that is read-only now
                 folder.checkpoint.unlink(missing_ok=True)  # of a process that was killed between the result and this
             return dataclasses.replace(folder.load(), config=config)  # `out` may be spelled differently now
@@ -123,41 +161,23 @@ def train(
             forced_backend(config),
             own_plans(),
         ):
-            return _train(config, folder, me, overwrite, progress, callbacks, checkpoint_seconds, tensorboard, workers)
+            return _train(folder, config, conduct, start, me)
 
 
-def _train(
-    config: Config,
-    folder: RunFolder,
-    me: distributed.Processes,
-    overwrite: bool,
-    progress: bool,
-    callbacks: Sequence[Callback],
-    checkpoint_seconds: float,
-    tensorboard: bool,
-    workers: int,
-) -> Result:
+def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | None, me: distributed.Processes) -> Result:
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
-    subset, held_out = split_images(config, dataset)
-    batches = TrainBatches(
-        dataset,
-        config.batch_size,
-        config.seed,
-        cutout=config.cutout,
-        subset=subset,
-        shard=(me.rank, me.world),
-        workers=workers,
-    )
+    _, held_out = split_images(config, dataset)
+    batches = train_batches(config, dataset, (me.rank, me.world), conduct.workers)
     parts = config.accumulate * me.world
     if config.batch_size % parts:
         raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
     loss = loss_of(config, dataset, me.device)
     record = Record(folder.record if me.is_main else None)
-    board = [TensorBoard(folder.path / "tensorboard", record)] if tensorboard and me.is_main else []
+    board = [TensorBoard(folder.path / "tensorboard", record)] if conduct.tensorboard and me.is_main else []
 
-    state = folder.load_checkpoint() if distributed.from_main(folder.can_go_on and not overwrite) else None
-    prepared = _prepare_everywhere(config, dataset, folder, me, resumed=state is not None)
+    state = folder.load_checkpoint() if distributed.from_main(folder.can_go_on and not conduct.overwrite) else None
+    prepared = _prepare_everywhere(config, dataset, folder, me, start, resumed=state is not None)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)
     layout = layout_of(config, me.device)
@@ -169,10 +189,11 @@ def _train(
         return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
     def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
-        return lambda net: evaluate(net, dataset, max(config.batch_size, EVAL_BATCH), to_input, part, images, workers)
+        return lambda net: evaluate(net, dataset, max(config.batch_size, EVAL_BATCH), to_input, part, images, conduct.workers)
 
     optimizer = optimizer_of(config, net)
-    run = Run(config, net, optimizer, config.total_steps(len(batches)))
+    run = Run(config, net, optimizer, config.total_steps(len(batches)), prepared.step, *divmod(prepared.step, len(batches)))
+    batches.skip(prepared.step)
     update = Update(config, net, optimizer, loss, to_input, me.device)
     fade = GhostFade(update.rewrap)
     best = KeepBest(lambda net: folder.save_best(finished_form(net, prepared.masks)) if me.is_main else None)
@@ -191,9 +212,9 @@ def _train(
     around += [Average(config.ema)] if config.ema is not None else []
     # permanent ghosts are part of the finalized form
     around += [Evaluate(measured, alive=lambda: config.recipe.has_ghosts and fade.alive and not config.recipe.permanent), best]
-    around += [ProgressBar(f"{config.hash} {config.model}")] if progress and me.is_main else []
-    around += [*callbacks, record]
-    around += [*board, StopAtNonFinite(), stop, Checkpoint(save, checkpoint_seconds, lambda: stop.number)]
+    around += [ProgressBar(conduct.title)] if conduct.title is not None and me.is_main else []
+    around += [*conduct.callbacks, record]
+    around += [*board, StopAtNonFinite(), stop, Checkpoint(save, conduct.checkpoint_seconds, lambda: stop.number)]
 
     masks_fingerprint = prepared.masks.fingerprint[:16] if prepared.masks is not None else None
     before, fingerprints = 0.0, Fingerprints(prepared.weights_fingerprint, masks_fingerprint)
@@ -235,10 +256,12 @@ def _train(
 
 
 def _prepare_everywhere(
-    config: Config, dataset: Dataset, folder: RunFolder, me: distributed.Processes, resumed: bool
+    config: Config, dataset: Dataset, folder: RunFolder, me: distributed.Processes, start: Start | None, resumed: bool
 ) -> Prepared:
     """What the run starts from, the same in every process; rank 0 chooses the masks, and re-scales."""
-    if me.is_main and not resumed:
+    if start is not None and not resumed:
+        prepared = prepare_from(config, dataset, start)
+    elif me.is_main and not resumed:
         prepared = prepare(config, dataset)
     else:
         model = initial_model(config, dataset)

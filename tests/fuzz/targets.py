@@ -21,7 +21,7 @@ from tost import checkpoint, models
 from tost.data import Dataset, MemoryImages
 from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml, write_json
-from tost.masks import Masks
+from tost.masks import Masks, mask_file, npz_file
 from tost.report.tables import accuracy_sheet
 from tost.runs import RunFolder, find_runs
 from tost.teacher import load_teacher
@@ -60,11 +60,36 @@ def valid_files(target: Target, folder: Path) -> list[tuple[Path, bytes]]:
     return [(path, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _write_masks(folder: Path) -> None:
+def _some_masks() -> Masks:
     random = torch.Generator().manual_seed(0)
     shapes = {"conv1": (8, 3, 3, 3), "layer1.0.conv1": (8, 8, 3, 3), "layer1.0.conv2": (8, 8, 3, 3), "fc": (10, 8)}
     masks = {name: torch.rand(shape, generator=random) < 0.2 for name, shape in shapes.items()}
-    Masks({**masks, "empty": torch.zeros(4, 4)}).save(folder / "masks.safetensors")
+    return Masks({**masks, "empty": torch.zeros(4, 4)})
+
+
+def _write_masks(folder: Path) -> None:
+    _some_masks().save(folder / "masks.safetensors")
+
+
+def _load_masks(folder: Path) -> Masks:
+    """What has lost all that says it is ours may be another program's file, with other masks."""
+    path = folder / "masks.safetensors"
+    masks = Masks.load(path)
+    if mask_file.load(path)[1] is None:
+        raise DamagedFile(path, "not one of ours")
+    return masks
+
+
+def _write_archive(folder: Path) -> None:
+    _some_masks().save(folder / "masks.npz")
+
+
+def _load_archive(folder: Path) -> Masks:
+    path = folder / "masks.npz"
+    masks = Masks.load(path)
+    if npz_file.load(path)[1] is None:
+        raise DamagedFile(path, "not one of ours")
+    return masks
 
 
 def _same_masks(valid: Masks, loaded: Masks) -> bool:
@@ -154,11 +179,12 @@ def _data(files: Files) -> Target:
 TARGETS = {
     "masks": Target(
         _write_masks,
-        lambda folder: Masks.load(folder / "masks.safetensors"),
+        _load_masks,
         _same_masks,
         mutate=mutate_safetensors,
         count=50_000,
     ),
+    "archive": Target(_write_archive, _load_archive, _same_masks),
     "checkpoint": Target(
         _write_checkpoint,
         lambda folder: checkpoint.load(folder / "last.safetensors"),

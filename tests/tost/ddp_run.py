@@ -1,9 +1,10 @@
-"""Train under torchrun; `--die RANK STEP` kills that rank with SIGKILL behind that step.
+"""Train under torchrun; `--die RANK STEP` kills that rank with SIGKILL behind that step. `--lottery`: three rounds.
 
-torchrun --nproc-per-node 2 tests/tost/ddp_run.py FOLDER [--die RANK STEP]
+torchrun --nproc-per-node 2 tests/tost/ddp_run.py FOLDER [--lottery | --die RANK STEP]
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 import torch
 from small_images import small_images
 
-from tost import Config, Recipe, training
+from tost import Config, Recipe, tickets, training
 from tost.callbacks import Callback, Run
 from tost.distributed import PeerLost
 
@@ -29,10 +30,11 @@ class Die(Callback):
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
+    parser.add_argument("--lottery", action="store_true")
     parser.add_argument("--die", type=int, nargs=2, default=(-1, -1))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    training.load = lambda name, folder: small_images()
+    training.load = tickets.load = lambda name, folder: small_images()
     config = Config(
         model="resnet20",
         batch_size=16,
@@ -44,7 +46,11 @@ def main() -> int:
         out=options.folder,
     )
     try:
-        result = training.train(config, callbacks=[Die(*options.die)], checkpoint_seconds=0, device="cpu")
+        if options.lottery:
+            less = dataclasses.replace(config, density=0.4)
+            result = tickets.lottery(less, rate=0.45, rewind="1ep", device="cpu").rounds[-1].result
+        else:
+            result = training.train(config, callbacks=[Die(*options.die)], checkpoint_seconds=0, device="cpu")
     except PeerLost as error:
         print(f"tost: {error}", file=sys.stderr, flush=True)
         return 1

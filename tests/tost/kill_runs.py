@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,16 +35,21 @@ CONFIG = Config(
 )
 
 
-def train_in_child(config: Config) -> int:
+def in_child(work: Callable[[], object]) -> int:
+    """The id of a forked process that does `work`; its status is 0 where that ends well."""
     pid = os.fork()
     if pid == 0:
         try:
-            tost.train(config, checkpoint_seconds=0)
+            work()
         except BaseException as error:
             print(f"child failed: {error!r}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
     return pid
+
+
+def train_in_child(config: Config) -> int:
+    return in_child(lambda: tost.train(config, checkpoint_seconds=0))
 
 
 def ended(pid: int) -> bool:

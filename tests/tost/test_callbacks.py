@@ -142,6 +142,13 @@ def test_curves_for_tensorboard_go_on_where_a_run_was_cut_off(tmp_path: Path) ->
     events.Reload()
     assert events.Tags()["scalars"] == ["train_loss"]
     assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(1, 0.5), (2, 0.5), (3, 2.5), (4, 2.5), (5, 2.5)]
+    state.step = 2  # begun anew, at that step
+    board = TensorBoard(tmp_path, Record(None))
+    board.on_start(state)
+    board.on_end(state)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["scalars"] == []
 
 
 def test_tensorboard_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

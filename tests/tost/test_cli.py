@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from tost import Config, Masks, Recipe, experiment, training
 from tost.cli import main
@@ -64,7 +65,7 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "tost: error: expected a command: train, prune, compare, report, data, info"),
+        ([], "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, data, info"),
         (["trian"], "tost: error: command: unknown name 'trian'; did you mean train?"),
         (["train", "--densty", "1"], "tost train: error: unrecognized arguments: --densty 1; did you mean --density?"),
         (["train", "stray"], "tost train: error: unrecognized arguments: stray"),
@@ -91,6 +92,13 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
         (["compare", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe: unknown name 'tots'"),
+        (["compare-masks", "m.npz"], "tost: error: masks: expected at least two files or run folders, got 1"),
+        (["compare-masks", "m.npz", "n.npz"], "tost: error: m.npz: no such mask file"),
+        (
+            ["compare-masks", ".", "."],
+            "tost: error: masks: expected a run folder with a mask (masks.safetensors), found none in .",
+        ),
+        (["compare-maks"], "tost: error: command: unknown name 'compare-maks'; did you mean compare-masks"),
         (["report", "nowhere"], "tost: error: runs: no such folder: nowhere"),
         (["report"], "tost: error: the following arguments are required: report.folder"),
         (["info", "--jsn"], "tost info: error: unrecognized arguments: --jsn; did you mean --json?"),
@@ -124,7 +132,7 @@ def test_mistakes_in_yaml_are_one_line(text: str, tmp_path: Path, capsys: pytest
 
 
 def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "prune", "compare", "report", "info"):
+    for command in ("train", "prune", "lottery", "compare", "compare-masks", "report", "info"):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "--json" in text
@@ -291,3 +299,79 @@ def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_says_what_a_value_should_look_like(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_prune_shows_what_is_on_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["prune", "--model", "lenet5", "--method", "random", "--density", "0.01", "--out", "m.npz"]
+    assert main([*command, "--figure", "pictures/m.png"]) == 0
+    text = capsys.readouterr().out
+    assert "effective %" in text
+    assert "Effective density 0." in text
+    assert (tmp_path / "pictures" / "m.png").read_bytes()[1:4] == b"PNG"
+    assert main([*command, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert 0 < values["effective_density"] < values["density"]
+    assert sum(layer["effective"] for layer in values["layers"]) == round(values["effective_density"] * values["total"])
+    assert Masks.load("m.npz").fingerprint == values["fingerprint"]
+
+    def lost(*args: object) -> NoReturn:
+        raise ValueError("model: it runs something odd")
+
+    monkeypatch.setattr(Masks, "effective", lost)
+    assert main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["effective_density"] is None
+    assert captured.err == "tost: note: no effective density: model: it runs something odd\n"
+
+
+def test_prune_keeps_layers_alive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "prune",
+        "--model",
+        "lenet5",
+        "--method",
+        "magnitude",
+        "--density",
+        "0.0005",
+        "--out",
+        str(tmp_path / "m"),
+        "--json",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "leaves no weight in features.3, classifier.0" in captured.err
+    assert "--keep-alive true" in captured.err
+    assert json.loads(captured.out)["effective_density"] == 0
+    assert main([*command, "--keep-alive", "true"]) == 0
+    alive = json.loads(capsys.readouterr().out)
+    assert all(layer["effective"] for layer in alive["layers"])
+    assert alive["kept"] == json.loads(captured.out)["kept"]
+
+
+def test_compare_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    a, b = Masks({"one": torch.eye(4), "two": torch.ones(2, 2)}), Masks({"one": torch.ones(4, 4), "three": torch.ones(1, 1)})
+    a.save("a.npz")
+    (tmp_path / "run").mkdir()
+    b.save("run/masks.safetensors")
+    assert main(["compare-masks", "a.npz", "run", "--json"]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)
+    assert (pair["a"], pair["b"], pair["only_a"], pair["only_b"]) == ("a.npz", "run", ["two"], ["three"])
+    assert pair["layers"][0]["kept_both"] == pair["all"]["kept_both"] == 4
+    assert main(["compare-masks", "a.npz", "run", "a.npz", "--figure", "f.png"]) == 0
+    text = capsys.readouterr().out
+    assert "a.npz (1) | a.npz (2)" in text
+    assert "Only in a: two. Only in b: three." in text
+    assert (tmp_path / "f.png").is_file()
+    assert main(["compare-masks", "a.npz", "run", "--markdown"]) == 0
+    assert "| one | 16 | 4 | 16 | 4 | 4.0 | 0.250 | 0.250 | 25.00 |" in capsys.readouterr().out
+    Masks({"one": torch.ones(2, 2)}).save("c.npz")
+    assert main(["compare-masks", "a.npz", "c.npz"]) == 2
+    assert capsys.readouterr().err == (
+        "tost: error: masks: a = a.npz, b = c.npz: b: expected the shape of a's mask of 'one', (4, 4), got (2, 2)\n"
+    )

@@ -31,6 +31,7 @@ from tost import Config, Recipe
         ("epochs", 0),
         ("epochs", 1.5),
         ("steps", 0),
+        ("method_steps", 0),
         ("batch_size", 0),
         ("eval_every", 0),
         ("warmup_steps", -1),
@@ -102,8 +103,9 @@ def test_dict_and_yaml_round_trip(tmp_path: Path) -> None:
     assert Config.from_yaml(tmp_path / "v.yaml").recipe == Recipe.vanilla()
 
 
-def test_hash_is_about_the_result() -> None:
+def test_hash_is_about_the_result(tmp_path: Path) -> None:
     base = Config()
+    (tmp_path / "m").write_text("masks")
     assert len(base.hash) == 12
     assert dataclasses.replace(base, out="elsewhere").hash == base.hash
     assert Config(density=1).hash == Config(density=1.0).hash
@@ -113,6 +115,7 @@ def test_hash_is_about_the_result() -> None:
         "dataset": "cifar10",
         "data_dir": "x",
         "method": "snip",
+        "method_steps": 3,
         "density": 0.1,
         "include": ("a",),
         "exclude": ("a",),
@@ -143,10 +146,27 @@ def test_hash_is_about_the_result() -> None:
         "seed": 3,
         "backend": "dense",
         "tune": True,
+        "keep_alive": True,
+        "masks": str(tmp_path / "m"),
+        "mask_check": "shuffled",
     }
     assert {f.name for f in dataclasses.fields(Config)} == {*changed, "out"}
     hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}
     assert len(hashes | {base.hash}) == len(changed) + 1
+
+
+def test_hash_is_about_the_content_of_files(tmp_path: Path) -> None:
+    def hash_of(masks: str, model: str) -> str:
+        (tmp_path / "masks").write_text(masks)
+        (tmp_path / "net.py").write_text(model)
+        return Config(masks=str(tmp_path / "masks"), model=f"{tmp_path / 'net.py'}:f").hash
+
+    first = hash_of("a", "b")
+    assert len({first, hash_of("A", "b"), hash_of("a", "B")}) == 3
+    assert hash_of("a", "b") == first
+    (tmp_path / "masks").rename(tmp_path / "moved")
+    assert Config(masks=str(tmp_path / "moved"), model=f"{tmp_path / 'net.py'}:f").hash == first
+    assert Config(masks=str(tmp_path / "moved"), model=f"{tmp_path / 'net.py'}:g").hash != first
 
 
 def test_hash_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:

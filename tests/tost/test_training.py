@@ -115,6 +115,35 @@ def test_all_backends_train_the_same_network(config: Callable[..., Config], reci
     assert (results["reference"].kernels, results["masked-dense"].kernels) == ("reference", "dense")
 
 
+def test_masks_of_a_file(config: Callable[..., Config], tmp_path: Path) -> None:
+    chosen = train(config(method="snip"))
+    masks = Masks.load(chosen.run_dir / "masks.safetensors")
+    for name in ("mine.safetensors", "mine.npz"):
+        masks.save(tmp_path / name)
+        given = train(config(masks=str(tmp_path / name), method="erk", density=0.9))
+        assert given.masks_fingerprint == chosen.masks_fingerprint
+        assert given.run_dir != chosen.run_dir
+        assert given.history[-1]["train_loss"] == chosen.history[-1]["train_loss"]
+    other = Masks({"fc": torch.ones(3, 3)})
+    other.save(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="fc"):
+        train(config(masks=str(tmp_path / "other.npz")))
+    with pytest.raises(FileNotFoundError, match="masks: no such file"):
+        train(config(masks=str(tmp_path / "none.npz")))
+
+
+def test_control_experiments(config: Callable[..., Config], toy_images: Dataset) -> None:
+    runs = {check: train(config(mask_check=check, method="snip")) for check in ("none", "shuffled", "reinitialised")}
+    masks = {check: Masks.load(run.run_dir / "masks.safetensors") for check, run in runs.items()}
+    assert masks["none"] == masks["reinitialised"]
+    assert masks["none"] != masks["shuffled"]
+    assert masks["none"].per_layer() == masks["shuffled"].per_layer()
+    weights = {check: run.weights_fingerprint for check, run in runs.items()}
+    assert weights["none"] == weights["shuffled"] != weights["reinitialised"]
+    reinitialised = config(mask_check="reinitialised")
+    assert weights["reinitialised"] == preparation.weights_fingerprint(preparation.initial_model(reinitialised, toy_images))
+
+
 def test_dense_run_has_no_masks(config: Callable[..., Config]) -> None:
     result = train(config(backend="dense", density=0.1))
     assert result.masks_fingerprint is None

@@ -8,6 +8,7 @@ from tost.callbacks.guard import NonFiniteLoss, StopAtNonFinite, StopAtSignal
 from tost.callbacks.learning_rate import LearningRate, learning_rate_at
 from tost.callbacks.progress import ProgressBar
 from tost.callbacks.record import Record
+from tost.callbacks.rewind_point import RewindPoint
 from tost.callbacks.tensorboard import TensorBoard
 from tost.loop import Callback, Run
 
@@ -22,6 +23,7 @@ __all__ = [
     "NonFiniteLoss",
     "ProgressBar",
     "Record",
+    "RewindPoint",
     "Run",
     "StopAtNonFinite",
     "StopAtSignal",

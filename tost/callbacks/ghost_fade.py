@@ -38,7 +38,7 @@ class GhostFade(Callback):
 
     def after_step(self, run: Run) -> None:
         if self.alive:
-            self.live_steps = run.step
+            self.live_steps += 1
         if run.finished:
             self._move(run)  # a fade over the whole training ends here, before anything is finalized
 

@@ -30,7 +30,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, run: Run) -> None:
-        if run.step == 0:
+        if not self._record.history:
             shutil.rmtree(self._folder, ignore_errors=True)  # curves of a run that is begun anew
         # those behind the last checkpoint of a run that was cut off are drawn again
         self._writer = self._open(str(self._folder), purge_step=run.step + 1 if run.step else None)

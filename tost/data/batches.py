@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from itertools import tee
+from itertools import islice, tee
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class TrainBatches:
     batches" wants that goes through it several times. `epoch(e)` gives one epoch by number.
 
     `fingerprint` is a hash of every shuffle and every move handed out so far, the same on every shard. To go on where
-    another object stopped, copy its `chain` and start the epoch there: `epoch(number, start)`.
+    another object stopped, copy its `chain` and start the epoch there: `epoch(number, start)`. To begin where another object is
+    after some steps, call `skip`.
 
     Raises:
         TypeError, ValueError: an argument is wrong; named.
@@ -95,10 +96,23 @@ class TrainBatches:
         drawn, ahead = tee(self._draws(number, start))
         read = data.train.batches((self._picks(index, moves) for index, moves in ahead), self.workers)
         for (index, moves), pixels in zip(drawn, read, strict=True):
-            content = index.numpy().tobytes() + (moves.tobytes() if moves else b"")
-            self._chain = hashlib.sha256(self._chain + content).digest()
+            self._count(index, moves)
             inputs = self._inputs(pixels, moves.of(self._shard) if moves else None)
             yield inputs, data.train.targets[index[self._shard]]
+
+    def skip(self, steps: int) -> None:
+        """Count the first `steps` batches, of as many epochs as they are, as handed out by this object, which is new.
+
+        They are drawn, not made: no image is read.
+        """
+        integer("steps", steps, 0)
+        for epoch in range(-(-steps // len(self))):
+            for index, moves in islice(self._draws(epoch, 0), steps - epoch * len(self)):
+                self._count(index, moves)
+
+    def _count(self, index: Tensor, moves: Moves | None) -> None:
+        content = index.numpy().tobytes() + (moves.tobytes() if moves else b"")
+        self._chain = hashlib.sha256(self._chain + content).digest()
 
     def _draws(self, number: int, start: int) -> Iterator[tuple[Tensor, Moves | None]]:
         """For each batch from `start` on its images, of all shards, and their moves."""

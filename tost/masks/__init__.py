@@ -7,9 +7,10 @@ over the layers (`distributions`), a schedule of densities (`schedules`), and th
 
 from __future__ import annotations
 
+from tost.masks.comparison import MaskComparison, compare
 from tost.masks.masks import LayerCount, Masks
 from tost.masks.methods import Method, methods
 from tost.masks.pruning import prune, score
 from tost.masks.steps import PruneStep
 
-__all__ = ["LayerCount", "Masks", "Method", "PruneStep", "methods", "prune", "score"]
+__all__ = ["LayerCount", "MaskComparison", "Masks", "Method", "PruneStep", "compare", "methods", "prune", "score"]

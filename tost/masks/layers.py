@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -53,14 +53,18 @@ def masked_modules(
             aliases.setdefault(module, []).append(name)
     if not aliases:
         raise ValueError("model: expected at least one Conv2d or Linear, found none")
-    names = [name for group in aliases.values() for name in group]
-    included = None if include is None else _matched("include", include, names)
+    modules = {names[0]: module for module, names in aliases.items()}
+    return {name: modules[name] for name in choose({names[0]: names for names in aliases.values()}, include, exclude)}
+
+
+def choose(
+    layers: Mapping[str, Sequence[str]], include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+) -> list[str]:
+    """Those of the layers (name -> all its names) that `include` (default: all) names and `exclude` does not, in their order."""
+    names = [name for group in layers.values() for name in group]
+    included = set(names) if include is None else _matched("include", include, names)
     excluded = set() if exclude is None else _matched("exclude", exclude, names)
-    chosen = {
-        group[0]: module
-        for module, group in aliases.items()
-        if (included is None or not included.isdisjoint(group)) and excluded.isdisjoint(group)
-    }
+    chosen = [name for name, group in layers.items() if not included.isdisjoint(group) and excluded.isdisjoint(group)]
     if not chosen:
         raise ValueError(f"include, exclude: no layer is left to prune, of {', '.join(names)}")
     return chosen

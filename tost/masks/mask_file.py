@@ -27,16 +27,19 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fingerprin
     write(path, tensors, metadata)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a mask file, in their saved order, and the fingerprint saved with them (not compared yet).
+
+    Of a safetensors file that another program wrote: all its tensors, whatever they are, and None.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFile: it is damaged, or no mask file.
+        DamagedFile: it is damaged, no safetensors file, or one of ours that holds something else than masks.
     """
-    hint = "; for masks of another program use Masks(safetensors.torch.load_file(path))"
     # The first mask files had no checksum of the whole file; the fingerprint guards what is in them.
-    tensors, metadata = read(path, "mask file", FORMAT, VERSION, hint, sealed=False)
+    tensors, metadata = read(path, "mask file", FORMAT, VERSION, sealed=False, foreign=True)
+    if metadata.get("format") != FORMAT:
+        return tensors, None
     try:
         order = json.loads(metadata["order"])
         ordered = {name: tensors[name] for name in order}

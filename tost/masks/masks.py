@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tost.checks import integer
 from tost.files import DamagedFile
-from tost.masks import mask_file
+from tost.masks import mask_file, npz_file
+from tost.masks.effective import InputShape, Paths
 from tost.masks.of_model import apply_masks, read_masks
+from tost.masks.of_state import masks_in_state, named_by_module
+from tost.masks.repair import keep_alive
+from tost.seeds import generator
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -114,33 +119,45 @@ class Masks(Mapping[str, Tensor]):
             object.__setattr__(self, "_fingerprint", fingerprint)
         return fingerprint
 
-    # ---- files and models --------------------------------------------------------------------------------------------
+    # ---- files -------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: one BOOL tensor a layer under the module's name, readable by any safetensors reader.
+        """Write a file that any reader of its format opens, by the suffix of `path`.
+
+        .npz: numpy's archive, one bool array a layer under the module's name. Else safetensors: one BOOL tensor a layer. Both
+        hold the fingerprint, the archive as its comment.
 
         The file appears whole or not at all (written beside `path`, then moved onto it), so a killed process leaves the
         old file. Raises OSError where the file system refuses.
         """
-        mask_file.save(path, self._tensors, self.fingerprint)
+        kind = npz_file if _is_npz(path) else mask_file
+        kind.save(path, self._tensors, self.fingerprint)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Read what `save` wrote; bit-exact, the layers in the same order.
+        """Read what `save` wrote, bit-exact, the layers in the same order; or the masks of another program.
+
+        Those are, by the suffix of `path`, an .npz archive of arrays (never unpickled) or a safetensors file. In either each
+        entry is a mask, bool or numbers that are all exactly 0 or 1, under the name "layer" or "layer.weight"; or there are
+        entries "layer.weight_mask" (torch.nn.utils.prune), and they alone are the masks. One-dimensional masks that keep
+        everything, as those of biases, are left out.
 
         Raises:
             FileNotFoundError: there is no such file.
-            DamagedFile: (a ValueError) the file is damaged, is no safetensors file, or holds something else than masks. Masks
-                of other programs: `Masks(safetensors.torch.load_file(path))`.
+            DamagedFile: (a ValueError) the file is damaged, of no such format, or holds something else than masks.
         """
-        tensors, fingerprint = mask_file.load(path)
+        kind = npz_file if _is_npz(path) else mask_file
+        tensors, fingerprint = kind.load(path)
         try:
-            masks = cls(tensors)
-        except ValueError as error:
-            raise DamagedFile(path, f"damaged: {error}") from error
-        if masks.fingerprint != fingerprint:
+            masks = cls(tensors if fingerprint is not None else named_by_module(tensors))
+        except (TypeError, ValueError) as error:
+            what = "damaged" if fingerprint is not None else "no masks"
+            raise DamagedFile(path, f"{what}: {error}") from error
+        if fingerprint is not None and masks.fingerprint != fingerprint:
             raise DamagedFile(path, "damaged: its masks do not match the fingerprint saved with them")
         return masks
+
+    # ---- models ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_model(
@@ -149,29 +166,119 @@ class Masks(Mapping[str, Tensor]):
         """The masks a network already carries, for each of its Conv2d, Linear, SparseConv2d and SparseLinear layers.
 
         Per layer, the first that is there: the mask of a sparse layer; the `weight_mask` of torch.nn.utils.prune; the
-        `mask` of a parametrization of the weight; else the nonzeros of the dense weight.
+        `mask` of a parametrization of the weight; else the nonzeros of the dense weight. Masks of biases are not read.
 
         Args:
             model: the network; it is only read.
             include, exclude: fnmatch patterns on module names, as in `tost.prune`.
+
+        Raises:
+            TypeError: `model` is no module.
+            ValueError: no layer is left; or torch.nn.utils.prune has pruned another kind of layer (a Conv1d), whose mask would
+                be lost.
         """
         return cls(read_masks(model, include, exclude))
 
-    def apply_to(self, model: ModelT, inplace: bool = False) -> ModelT:
-        """A masked dense network: torch.nn.utils.prune multiplies each named weight by its mask at every forward.
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+    ) -> Masks:
+        """The masks in a state_dict, of a dense, pruned, parametrized or sparse network.
+
+        Per layer, the first that is there: `weight_mask` (torch.nn.utils.prune, and our sparse layers); the `mask` of a
+        parametrization of the weight; else the nonzeros of `weight`, if it has two or four dimensions. A state_dict does not
+        say what its layers are: leave out embeddings and transposed convolutions by `exclude`.
+
+        Args:
+            state: names as `model.state_dict()` gives them -> tensors.
+            include, exclude: fnmatch patterns on module names, as in `tost.prune`.
+        """
+        return cls(masks_in_state(state, include, exclude))
+
+    def apply_to(self, model: ModelT, inplace: bool = False, form: str = "prune") -> ModelT:
+        """A dense network with these masks on its layers.
 
         Args:
             model: has a Conv2d or Linear with a plain `weight` of the mask's shape under each name.
             inplace: change `model` itself instead of a deep copy.
+            form: "prune": torch.nn.utils.prune; the layers then hold the parameter `weight_orig` and the buffer `weight_mask`,
+                and multiply them at every forward. "parametrization": the same through torch.nn.utils.parametrize. "zeros":
+                plain weights, those that are not kept set to 0; nothing keeps them there when they are trained.
 
         Returns:
-            The network, whose masked layers now hold the parameter `weight_orig` and the buffer `weight_mask`. copy.deepcopy
-            refuses such a network once it has run with gradients; `tost_kernels.nn.surgery.duplicate` copies it.
+            The network. copy.deepcopy refuses one of the form "prune" once it has run with gradients;
+            `tost_kernels.nn.surgery.duplicate` copies it. `from_model` reads the masks of any form.
 
         Raises:
             TypeError, ValueError: a name, layer or shape does not fit. The model is then unchanged.
         """
-        return apply_masks(model, self._tensors, inplace)
+        return apply_masks(model, self._tensors, inplace, form)
+
+    # ---- other masks -------------------------------------------------------------------------------------------------
+
+    def shuffled(self, seed: int) -> Masks:
+        """As many weights in each layer, at random places: the sanity check of a method of pruning.
+
+        Where training comes out the same with them, what the method found is how many weights each layer needs, not which:
+        so it is for SNIP, GraSP and SynFlow (https://arxiv.org/abs/2009.08576, https://arxiv.org/abs/2009.11094).
+
+        Args:
+            seed: decides the places, those of each layer independently of what other layers there are.
+        """
+        seed = integer("seed", seed, least=0)
+        shuffled = {}
+        for name, mask in self._tensors.items():
+            order = torch.randperm(mask.numel(), generator=generator("shuffled mask", seed, name))
+            shuffled[name] = mask.flatten()[order].reshape(mask.shape)
+        return Masks(shuffled)
+
+    def effective(self, model: nn.Module, input_shape: InputShape | None = None, inputs: Any = None) -> Masks:
+        """Those of the kept weights that lie on a path from an input to an output of `model`.
+
+        The others, behind a unit that nothing reaches or before one that nobody reads, compute nothing: at high sparsity the
+        effective density, `masks.effective(...).density`, may be far below the nominal one (https://arxiv.org/abs/2107.02306).
+        Weights of a convolution that only ever meet padding are on no path, so the size of the input has a part in it. Exact, for
+        networks of any depth.
+
+        Args:
+            model: the network, dense, masked or sparse; its weights do not matter, and it is left as it is. Layers without
+                a mask count as dense.
+            input_shape: of one sample, such as (3, 32, 32); a tuple or mapping of shapes for several inputs.
+            inputs: a batch of examples in its place, for networks that read something else than floating-point numbers.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: a mask fits no layer; the model fails on such an input; what it does depends on values, or it holds
+                an operation whose paths are not known.
+        """
+        return Masks(Paths(model, list(self._tensors), input_shape, inputs).through(self._tensors))
+
+    def kept_alive(
+        self,
+        model: nn.Module,
+        input_shape: InputShape | None = None,
+        inputs: Any = None,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> Masks:
+        """As many weights, but in each layer at least one on a path from an input to an output of `model`.
+
+        Layers that have none get the best weights that give them one, as few as possible; as many others go, the worst of
+        those that no layer needs. The masks themselves where nothing is wrong. A layer that the model does not use is left
+        as it is.
+
+        Args:
+            model, input_shape, inputs: as for `effective`; the model is dense.
+            scores: layer name -> tensor of the weight's shape, larger is better; the larger |weight| among equals. Default:
+                |weight| alone.
+
+        Raises:
+            TypeError, ValueError: as `effective`; or there are too few weights.
+        """
+        paths = Paths(model, list(self._tensors), input_shape, inputs)
+        return Masks(keep_alive(paths, self._tensors, _ranks(model, self._tensors, scores)))
 
     # ---- value semantics ---------------------------------------------------------------------------------------------
 
@@ -203,6 +310,29 @@ class Masks(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
         return f"Masks({layers}, {self.kept:,} of {self.total:,} weights kept, density {self.density:.4g})"
+
+
+def _is_npz(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith(".npz")
+
+
+def _ranks(model: nn.Module, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, ...]]:
+    """Layer -> what its weights are compared by: their scores, and then |weight|."""
+    ranks: dict[str, tuple[Tensor, ...]] = {}
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        rank: tuple[Tensor, ...] = (weight.detach().abs().cpu().double(),)
+        if scores is not None:
+            score = scores.get(name)
+            if not isinstance(score, Tensor) or score.shape != mask.shape:
+                got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+                raise ValueError(f"scores[{name!r}]: expected a tensor of shape {tuple(mask.shape)}, got {got}")
+            if score.isnan().any():
+                raise ValueError(f"scores[{name!r}]: expected numbers, got NaN")
+            rank = (score.detach().cpu().double(), *rank)
+        ranks[name] = rank
+    return ranks
 
 
 def _checked_name(name: object) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from tost.choices import check_choice
 from tost.masks.layers import is_sparse, masked_modules
 from tost_kernels.nn.surgery import duplicate
 
@@ -20,8 +21,13 @@ def read_masks(
     model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """Module name -> mask of the weight's shape (bool, or 0/1), for each layer that can have one; see `Masks.from_model`."""
+    modules = masked_modules(model, include, exclude)
+    for name, module in model.named_modules():
+        # an `include` says that the others are not wanted
+        if include is None and "weight_mask" in module._buffers and not isinstance(module, (nn.Conv2d, nn.Linear)):
+            raise ValueError(f"model: {name!r} is a {type(module).__name__} with a mask; masks are for Conv2d and Linear alone")
     with torch.no_grad():
-        return {name: _mask_of(module) for name, module in masked_modules(model, include, exclude).items()}
+        return {name: _mask_of(module) for name, module in modules.items()}
 
 
 def _mask_of(module: nn.Module) -> Tensor:
@@ -39,8 +45,28 @@ def _mask_of(module: nn.Module) -> Tensor:
     return weight != 0
 
 
-def apply_masks(model: ModelT, masks: Mapping[str, Tensor], inplace: bool = False) -> ModelT:
-    """Mask the named layers through torch.nn.utils.prune; see `Masks.apply_to`."""
+FORMS = ("prune", "parametrization", "zeros")
+
+
+class Masked(nn.Module):
+    """A parametrization: `weight * mask`."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def apply_masks(model: ModelT, masks: Mapping[str, Tensor], inplace: bool = False, form: str = "prune") -> ModelT:
+    """Mask the named layers; see `Masks.apply_to`."""
+    check_choice("form", form, FORMS)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -61,8 +87,15 @@ def apply_masks(model: ModelT, masks: Mapping[str, Tensor], inplace: bool = Fals
         seen[module] = name
     if not inplace:
         model = duplicate(model)
-    custom_from_mask = cast(Any, torch_prune.custom_from_mask)  # torch does not type it
     for name, mask in masks.items():
         module = model.get_submodule(name)
-        custom_from_mask(module, "weight", mask.to(cast(Tensor, module.weight).device))  # prune makes its own copy
+        dense = cast(Tensor, module.weight)
+        mask = mask.to(dense.device)
+        if form == "prune":
+            cast(Any, torch_prune.custom_from_mask)(module, "weight", mask)  # torch does not type it; it makes its own copy
+        elif form == "parametrization":
+            parametrize.register_parametrization(module, "weight", Masked(mask.clone()))
+        else:
+            with torch.no_grad():
+                dense.masked_fill_(~mask, 0)  # a NaN would survive a product
     return model

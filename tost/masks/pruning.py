@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from tost.checks import integer, number, sample_shapes
 from tost.choices import check_choice
 from tost.isolation import isolated
+from tost.masks.effective import InputShape
 from tost.masks.layers import Layer, prunable_layers
 from tost.masks.masks import Masks
 from tost.masks.methods import Method, methods
 from tost.masks.probe import Data, Loss, Probe
 from tost.masks.steps import PruneStep, flat_scores, steps
 from tost.progress import step_bar
-from tost.user_batches import check_iterable
-
-# the shape of one sample; for several inputs a sequence of shapes, or a mapping of names to shapes
-InputShape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
+from tost.user_batches import check_iterable, endless, map_tensors
 
 
 def prune(
@@ -35,6 +33,7 @@ def prune(
     exclude: str | Sequence[str] | None = None,
     seed: int = 0,
     *,
+    keep_alive: bool = False,
     progress: bool = False,
     on_step: Callable[[PruneStep], object] | None = None,
 ) -> Masks:
@@ -58,6 +57,9 @@ def prune(
             have no mask, and do not count in `density`. Default: every layer.
         seed: of everything random (dropout and the order of a shuffling DataLoader too). On one machine, the same seed gives
             the same masks as far as the model's own kernels are deterministic (on a GPU not all are).
+        keep_alive: repair what the method chose, so that every layer keeps at least one weight on a path from an input to an
+            output: those with the best scores of the last step (|weight| where they are equal) come in, as many with the
+            worst go elsewhere; see `Masks.kept_alive`. Needs `input_shape` or `data`, whatever the method needs.
         progress: a bar on stderr for methods of several steps, where stderr is a terminal.
         on_step: called with a `PruneStep` after every step. What it draws at random does not change the masks.
 
@@ -69,11 +71,13 @@ def prune(
             not finite.
 
     Warns:
-        UserWarning: layers end without any weight; `masks.empty_layers()` names them.
+        UserWarning: layers end without any weight; `masks.empty_layers()` names them. `keep_alive` prevents it.
     """
     density = number("density", density, above=0.0, most=1.0)
     if on_step is not None and not callable(on_step):
         raise TypeError(f"on_step: expected a function of a PruneStep, got {type(on_step).__name__}")
+    if keep_alive and data is None and input_shape is None:
+        raise ValueError("input_shape: keep_alive needs the shape of a sample, such as (3, 32, 32), or `data`; got None")
     with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
         total = sum(layer.weight.numel() for layer in layers)
         k = round(density * total)
@@ -86,14 +90,28 @@ def prune(
                 if on_step is not None:
                     with isolated(seed, _devices(model)):
                         on_step(step)
-    masks = step.masks
+        masks = step.masks
+        if keep_alive:
+            masks = _repaired(masks, model, step.scores, input_shape, data)
     if masks.empty_layers():
+        remedy = "the model does not use them" if keep_alive else "keep_alive=True (--keep-alive true) leaves some in each"
         warnings.warn(
-            f"{chosen.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}",
+            f"{chosen.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}; {remedy}",
             UserWarning,
             stacklevel=2,
         )
     return masks
+
+
+def _repaired(masks: Masks, model: nn.Module, flat: Tensor, input_shape: InputShape | None, data: Data | None) -> Masks:
+    """`masks` with every layer alive, by the scores `flat`."""
+    parts = flat.split_with_sizes([layer.total for layer in masks.per_layer()])
+    scores = {layer.name: part.reshape(layer.shape) for layer, part in zip(masks.per_layer(), parts, strict=True)}
+    if input_shape is not None:
+        return masks.kept_alive(model, input_shape, scores=scores)
+    assert data is not None
+    inputs, _ = next(endless(data, "data"))
+    return masks.kept_alive(model, inputs=map_tensors(lambda x: x[:1] if x.dim() else x, inputs), scores=scores)
 
 
 def score(

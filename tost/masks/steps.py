@@ -34,6 +34,7 @@ class PruneStep:
         pruned: weights that the step before kept (at the first step: all) and this one does not.
         recovered: weights that the step before did not keep and this one does; 0 for methods without recovery.
         seconds: what the step took.
+        scores: of all weights, flat, as they were compared: -inf where the weight did not compete. The next step overwrites them.
         masks: what is kept after it; made when it is first read.
     """
 
@@ -43,6 +44,7 @@ class PruneStep:
     pruned: int
     recovered: int
     seconds: float
+    scores: Tensor = field(repr=False, compare=False)
     _make_masks: Callable[[], Masks] = field(repr=False, compare=False)
 
     @cached_property
@@ -75,10 +77,12 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
             # Without recovery removed weights do not compete: they never return, whatever their score.
             scores = flat_scores(method, probe, layers, None if method.recover else before, into=scores)
             kept, number_kept = _select(method, scores, shapes, count, least, before), count
+        assert scores is not None, "the first step makes them"
         recovered = int((kept & ~before).count_nonzero()) if method.recover else 0
         pruned = number_before - number_kept + recovered
         seconds = time.perf_counter() - began
-        yield PruneStep(number, method.steps, count, pruned, recovered, seconds, lambda of=kept: masks(of))  # type: ignore[misc]
+        assert scores is not None
+        yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
 
 
 def _select(

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tost.experiment import Comparison
+from tost.report.tables import mask_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["require_matplotlib", "save_figure"]
+__all__ = ["COLOURS", "MARKERS", "new_figure", "require_matplotlib", "save", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def require_matplotlib() -> None:
@@ -27,24 +30,38 @@ def require_matplotlib() -> None:
         raise ModuleNotFoundError("pictures need matplotlib: run `pip install 'tost-sparse[plot]'`") from error
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; it needs no display.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; the message says how to get it.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG (or what `path`'s suffix says); folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+
+
 def save_figure(comparison: Comparison, path: str | Path) -> None:
     """Write a PNG (or what `path`'s suffix says).
 
     Left: test accuracy of the finalized network over the steps, a thin line a run and a thick one for the mean. Right,
     where steps were timed: milliseconds a step with quartiles.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     timed = bool(comparison.step_times)
-    figure = Figure(figsize=(12, 4.8) if timed else (7, 4.8), layout="constrained")
+    figure = new_figure(12 if timed else 7, 4.8)
     axes = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
     _curves(axes[0], comparison)
     if timed:
         _bars(axes[1], comparison)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    save(figure, path)
 
 
 def _curves(axes: Axes, comparison: Comparison) -> None:
@@ -59,9 +76,8 @@ def _curves(axes: Axes, comparison: Comparison) -> None:
         final = statistics.fmean(comparison.accuracies(name))
         label = f"{name} ({100 * final:.2f}%, {len(results)} run{'s' if len(results) > 1 else ''})"
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2.2, label=label)
-    config = next(iter(comparison.results.values()))[0].config
-    sparsity = "dense" if config.backend == "dense" else f"{config.method} mask, {100 * (1 - config.density):g}% sparse"
-    axes.set_title(f"{config.model}, {config.dataset}, {sparsity}")
+    first = next(iter(comparison.results.values()))[0]
+    axes.set_title(f"{first.config.model}, {first.config.dataset}, {mask_name(first)}")
     axes.set_xlabel("step")
     axes.set_ylabel("test accuracy of the finalized network, %")
     axes.grid(alpha=0.3)
@@ -72,7 +88,7 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
     times = comparison.step_times
     labels = [t.backend.replace("-", "-\n") + ("\nghosts alive" if t.ghosts else "") for t in times]
     errors = [[t.ms - t.ms_low for t in times], [t.ms_high - t.ms for t in times]]
-    colours = [_COLOURS[1] if t.ghosts else _COLOURS[0] for t in times]
+    colours = [COLOURS[1] if t.ghosts else COLOURS[0] for t in times]
     bars = axes.bar(labels, [t.ms for t in times], color=colours, yerr=errors, capsize=3)
     axes.bar_label(bars, [f"{t.ms:.0f}" for t in times], padding=2)
     axes.set_title(f"a training step, batch of {next(iter(comparison.results.values()))[0].config.batch_size}")
@@ -81,4 +97,4 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

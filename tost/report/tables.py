@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
 from tost.experiment import Comparison
 from tost.paired import Paired, mean_and_spread
+from tost.runs import Result
 from tost.step_times import StepTime
 
-__all__ = ["Sheet", "accuracy_sheet", "format_paired", "step_time_sheet"]
+__all__ = ["Sheet", "accuracy_sheet", "format_paired", "mask_name", "step_time_sheet"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def _kernels(backend: str, kernels: str) -> str:
     return {"cpu": "compiled sparse kernels", "reference": "reference kernels", "dense": "dense kernels"}[kernels]
 
 
+def mask_name(result: Result) -> str:
+    """E.g. `erk mask, 95% sparse`; `dense`."""
+    config = result.config
+    if config.backend == "dense":
+        return "dense"
+    check = "" if config.mask_check == "none" else f", {config.mask_check}"
+    if config.masks is not None:
+        return f"masks of {Path(config.masks).name}{check}, {100 * (1 - result.accounting.density):.4g}% sparse"
+    return f"{config.method} mask{check}, {100 * (1 - config.density):g}% sparse"
+
+
 def accuracy_sheet(comparison: Comparison) -> Sheet:
     """Accuracy and weights of each variant, and its paired difference to the baseline."""
     rows = []
@@ -82,10 +95,9 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
         )
     first = next(iter(comparison.results.values()))[0]
     config, steps = first.config, first.history[-1]["step"]
-    what = "dense" if config.backend == "dense" else f"{config.method} mask, {100 * (1 - config.density):g}% sparse"
     count = len(comparison.seeds)
     return Sheet(
-        f"{config.model} on {config.dataset}, {what}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
+        f"{config.model} on {config.dataset}, {mask_name(first)}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
         f"{_kernels(config.backend, first.kernels)}",
         ("recipe", "test accuracy %", f"paired difference to {comparison.baseline}", "weights kept", "ghost weights", "s/run"),
         tuple(rows),

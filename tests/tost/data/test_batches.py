@@ -129,6 +129,18 @@ def test_an_epoch_goes_on_from_any_batch(colours: Dataset, cutout: int) -> None:
         assert after.chain == whole.chain
 
 
+def test_skipped_batches_are_counted(colours: Dataset) -> None:
+    whole = TrainBatches(colours, 6, seed=1)
+    chains = [whole.chain]
+    for epoch in range(2):
+        for _ in whole.epoch(epoch):
+            chains.append(whole.chain)
+    for steps, chain in enumerate(chains):
+        late = TrainBatches(colours, 6, seed=1)
+        late.skip(steps)
+        assert late.chain == chain
+
+
 def test_start_and_chain_are_checked(dataset: Dataset) -> None:
     batches = TrainBatches(dataset, 6, seed=0)
     with pytest.raises(ValueError, match="start: expected a whole number of at least 0 and below 4, got 4"):

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tost.masks import Masks
 
@@ -151,3 +153,25 @@ def test_missing_name_says_which_there_are():
     assert masks.get("b") is None
     assert "a" in masks
     assert "b" not in masks
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.tuples(st.integers(1, 6), st.integers(1, 6)), kept=st.floats(0, 1), seed=st.integers(0, 2**40))
+def test_shuffled_keeps_the_counts(shape, kept, seed):
+    masks = Masks({"a": torch.rand(shape) < kept, "b": torch.rand(2, 1, 3, 3) < kept})
+    shuffled = masks.shuffled(seed)
+    assert shuffled.per_layer() == masks.per_layer()
+    assert shuffled == masks.shuffled(seed)
+
+
+def test_shuffled_places():
+    masks = Masks({"a": torch.arange(400).reshape(20, 20) < 100, "b": torch.arange(400).reshape(20, 20) < 100})
+    shuffled = masks.shuffled(0)
+    assert shuffled != masks
+    assert shuffled != masks.shuffled(1)
+    assert not torch.equal(shuffled["a"], shuffled["b"])  # each layer has places of its own,
+    assert torch.equal(Masks({"b": masks["b"]}).shuffled(0)["b"], shuffled["b"])  # whatever other layers there are
+    places = torch.stack([masks.shuffled(seed)["a"].flatten() for seed in range(400)]).float().mean(0)
+    assert (places - 0.25).abs().max() < 0.11  # five standard deviations
+    with pytest.raises(ValueError, match="seed: expected a whole number of at least 0"):
+        masks.shuffled(-1)

@@ -1,0 +1,45 @@
+"""What the commands print: results to stdout, progress, notes and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tost.report import Sheet
+
+
+def print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def print_sheets(sheets: Sequence[Sheet]) -> None:
+    from rich.console import Console
+
+    # a pipe has no width; wide enough that no cell is folded there
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for sheet in sheets:
+        console.print(sheet.rich())
+        console.print()
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def complain(error: Exception | str, code: int) -> int:
+    note(f"tost: error: {' '.join(str(error).split())}")
+    return code
+
+
+def print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    note(f"tost: note: {' '.join(str(message).split())}")

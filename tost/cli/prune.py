@@ -1,0 +1,105 @@
+"""`tost prune`: masks of a freshly initialized network, in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from tost.cli.options import Parser, add_config, add_json, config_of
+from tost.cli.output import note, print_json, print_sheets
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tost.masks import Masks
+
+HELP = "choose a mask and save it"
+_FIELDS = (
+    "model",
+    "dataset",
+    "data_dir",
+    "validation",
+    "method",
+    "method_steps",
+    "density",
+    "include",
+    "exclude",
+    "keep_alive",
+    "seed",
+)
+
+
+def parser() -> Parser:
+    prune = Parser(description="Choose a mask for a freshly initialized network and save it.")
+    add_config(prune, _FIELDS)
+    prune.add_argument("--list", action="store_true", help="describe the methods, and choose no mask")
+    prune.add_argument("--out", type=str, default="masks.safetensors", help="file to write (.safetensors or .npz)")
+    prune.add_argument("--figure", type=str | None, default=None, help="also save a picture of what each layer keeps (FILE.png)")
+    add_json(prune)
+    return prune
+
+
+def run(options: Namespace) -> None:
+    if options.list:
+        _list(options.json)
+        return
+    config = config_of(options, without=("out",))  # here a file, there the folder of runs
+    config.check_names()
+    out = Path(options.out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out: no such folder: {out.parent}")
+    if out.is_dir():
+        raise IsADirectoryError(f"out: expected a file to write, got a folder: {out}")
+    from tost.data import load
+    from tost.preparation import initial_model, make_masks
+    from tost.report import layer_figure, layer_sheet, require_matplotlib
+
+    if options.figure is not None:
+        require_matplotlib()  # before minutes of pruning, not after
+    dataset = load(config.dataset, config.data_dir)
+    masks = make_masks(config, dataset, progress=True)
+    masks.save(out)
+    effective = _effective(masks, initial_model(config, dataset), dataset.input_shape)
+    if options.figure is not None:
+        labelled = {"kept": masks} | ({"on a path": effective} if effective is not None else {})
+        layer_figure(labelled, options.figure, f"{config.method} masks of {config.model}")
+    if options.json:
+        reached = {layer.name: layer.kept for layer in effective.per_layer()} if effective is not None else {}
+        print_json(
+            {
+                "file": str(out),
+                "fingerprint": masks.fingerprint,
+                "density": masks.density,
+                "effective_density": effective.density if effective is not None else None,
+                "kept": masks.kept,
+                "total": masks.total,
+                "layers": [{**layer._asdict(), "effective": reached.get(layer.name)} for layer in masks.per_layer()],
+            }
+        )
+        return
+    print_sheets([layer_sheet(masks, effective, f"{config.method} masks of {config.model}, saved to {out}")])
+
+
+def _effective(masks: Masks, model: nn.Module, input_shape: tuple[int, ...]) -> Masks | None:
+    """The weights on a path; None, and a note, for a network of the user's that cannot be followed."""
+    try:
+        return masks.effective(model, input_shape)
+    except ValueError as error:
+        note(f"tost: note: no effective density: {error}")
+        return None
+
+
+def _list(as_json: bool) -> None:
+    from tost.masks import methods
+    from tost.report import Sheet
+
+    known = methods().values()
+    if as_json:
+        fields = ("name", "summary", "needs", "steps", "batches", "paper")
+        print_json([{field: getattr(method, field) for field in fields} for method in known])
+        return
+    rows = [(m.name, m.summary, {"nothing": ""}.get(m.needs, m.needs), str(m.steps), m.paper) for m in known]
+    header = ("method", "keeps", "needs", "steps", "paper")
+    print_sheets([Sheet("pruning methods, all with exactly round(density * weights) kept", header, tuple(rows))])

@@ -1,0 +1,59 @@
+"""A lottery -> table and picture: accuracy against density, round by round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tost.report.figures import COLOURS, require_matplotlib
+from tost.report.tables import Sheet
+from tost.tickets import Lottery
+
+__all__ = ["lottery_sheet", "save_lottery_figure"]
+
+
+def lottery_sheet(lottery: Lottery) -> Sheet:
+    """A row a round; with the best epoch by validation where images were held out."""
+    validated = lottery.rounds[0].result.best is not None
+    rows = []
+    for one in lottery.rounds:
+        best = one.result.best
+        cells = [str(one.number), f"{100 * one.density:.4g}", f"{one.kept:,}", f"{100 * one.result.test_accuracy:.2f}"]
+        if best is not None:
+            cells += [f"{100 * best['validation_accuracy']:.2f}", f"{100 * best['test_accuracy']:.2f}"]
+        rows.append((*cells, f"{one.result.seconds:.0f}"))
+    header = ["round", "kept %", "weights kept", "test accuracy %"]
+    header += ["best validation %", "test accuracy % then"] if validated else []
+    note = "Round 0 is dense; accuracy after the last step, finalized network."
+    return Sheet(_title(lottery), (*header, "s"), tuple(rows), note)
+
+
+def save_lottery_figure(lottery: Lottery, path: str | Path) -> None:
+    """Write a PNG (or what `path`'s suffix says): test accuracy of every round against its density, the dense one as a line."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
+    axes = figure.subplots()
+    densities = [100 * one.density for one in lottery.rounds]
+    accuracies = [100 * one.result.test_accuracy for one in lottery.rounds]
+    axes.axhline(accuracies[0], color="0.6", linewidth=0.9, label="dense")
+    axes.plot(densities, accuracies, color=COLOURS[0], marker="o", linewidth=1.8, label="tickets")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = densities[:: max(1, len(densities) // 6)]
+    axes.set_xticks(ticks, [f"{density:.3g}" for density in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_title(_title(lottery), fontsize=10)
+    axes.set_xlabel("weights kept, %")
+    axes.set_ylabel("test accuracy of the finalized network, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+
+
+def _title(lottery: Lottery) -> str:
+    back = {None: "without rewinding", 0: "rewound to the first weights"}.get(lottery.rewind, f"rewound to step {lottery.rewind}")
+    config = lottery.config
+    return f"{config.model} on {config.dataset}, lottery tickets {back}, {100 * lottery.rate:g}% removed a round"
