@@ -50,7 +50,7 @@ class Config:
     density: float = _option(0.05, "fraction of the prunable weights that is kept (0.05: 95 percent sparse)")
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
     exclude: tuple[str, ...] | None = _option(None, "never prune layers whose name matches one of these patterns")
-    keep_alive: bool = _option(False, "give layers that the method leaves empty some weights back, taken from the others")
+    keep_alive: bool = _option(False, "give layers that the method leaves without a weight on a path some, taken from the others")
     masks: str | None = _option(None, "file of masks to use; method, density, include, exclude and keep_alive then do nothing")
     mask_check: str = _option(
         "none",

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from tost import distributed
 from tost.callbacks import Callback, RewindPoint
@@ -25,14 +23,13 @@ from tost.checks import integer, number
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, load
 from tost.files import write_json
-from tost.masks import Masks
+from tost.masks import Masks, prune
 from tost.masks.layers import prunable_layers
-from tost.masks.selection import keep_largest
 from tost.preparation import Start, initial_model, train_batches, trained_model
 from tost.runs import Result, RunFolder
 from tost.training import Conduct, train_in
 
-__all__ = ["Lottery", "Round", "lottery", "prune_further", "rewind_step"]
+__all__ = ["Lottery", "Round", "lottery", "rewind_step"]
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,8 @@ def lottery(
             if i > 0:
                 trained = plan.folders[i - 1].load_model()
                 model = trained_model(config, dataset, trained)
-                masks = prune_further(model, plan.counts[i], masks, config.include, config.exclude)
+                density = plan.counts[i] / plan.total
+                masks = prune(model, "magnitude", density, include=config.include, exclude=config.exclude, within=masks)
                 if not overwrite:
                     _check_follows(folder, masks)
                 if not finished_earlier:
@@ -256,44 +254,6 @@ def rewind_step(rewind: int | str, steps_per_epoch: int, total_steps: int) -> in
     if step is not None and step >= total_steps:
         raise ValueError(f"rewind: expected a step before the last of {total_steps}, got {rewind!r} (step {step})")
     return step
-
-
-def prune_further(
-    net: nn.Module,
-    k: int,
-    masks: Mapping[str, Tensor] | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-) -> Masks:
-    """Masks of the `k` weights of largest magnitude, all layers together, among those that `masks` keeps.
-
-    Of equal magnitudes the first stays; a weight that `masks` removes never returns, also where kept ones are 0.
-
-    Args:
-        net: a dense network; it is only read.
-        k: how many weights to keep.
-        masks: of the layers that `include` and `exclude` leave; None: all weights compete.
-        include, exclude: as in `tost.prune`.
-
-    Raises:
-        ValueError: a weight is not finite, or `masks` keeps fewer than `k`.
-
-    Warns:
-        UserWarning: layers end without any weight.
-    """
-    layers = prunable_layers(net, include, exclude)
-    magnitudes = torch.cat([layer.weight.detach().abs().flatten().cpu() for layer in layers])
-    if not torch.isfinite(magnitudes).all():
-        raise ValueError("net: expected finite weights, got others")
-    before = torch.ones_like(magnitudes, dtype=torch.bool)
-    if masks is not None:
-        before = torch.cat([masks[layer.name].flatten() for layer in layers])
-    kept = torch.zeros_like(before).masked_scatter_(before, keep_largest(magnitudes[before], k))
-    parts = torch.split_with_sizes(kept, [layer.weight.numel() for layer in layers])
-    pruned = Masks({layer.name: part.reshape(layer.weight.shape) for layer, part in zip(layers, parts, strict=True)})
-    if pruned.empty_layers():
-        warnings.warn(f"{k} weights leave none in {', '.join(pruned.empty_layers())}", UserWarning, stacklevel=2)
-    return pruned
 
 
 def _check_config(config: Config) -> None:

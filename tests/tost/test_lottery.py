@@ -23,7 +23,7 @@ from tost.data import Dataset
 from tost.files import DamagedFile
 from tost.models.resnet import ResNet
 from tost.runs import find_runs
-from tost.tickets import Lottery, lottery, prune_further, rewind_step
+from tost.tickets import Lottery, lottery, rewind_step
 
 GHOSTS = Recipe(rescale_init=False)
 
@@ -372,36 +372,6 @@ def test_rewind_step() -> None:
 )
 def test_how_many_weights_each_round_keeps(total: int, rate: float, density: float, counts: list[int]) -> None:
     assert tickets._counts(total, rate, density) == counts
-
-
-def small_net() -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
-    with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([[5.0, 0.0, -3.0], [0.0, 1.0, 0.0]]))
-        net[1].weight.copy_(torch.tensor([[-4.0, 1.0], [2.0, 0.0]]))
-    return net
-
-
-def test_prune_further() -> None:
-    net = small_net()
-    four = prune_further(net, 4)
-    assert four["0"].tolist() == [[True, False, True], [False, False, False]]
-    assert four["1"].tolist() == [[True, False], [True, False]]
-    five = prune_further(net, 5)
-    assert five["0"].tolist() == [[True, False, True], [False, True, False]]  # of two equal ones the first
-    before = Masks({"0": torch.tensor([[False, True, False], [True, True, True]]), "1": torch.ones(2, 2).bool()})
-    six = prune_further(net, 6, before)  # kept zeros stay before removed weights return
-    assert six["0"].tolist() == [[False, True, False], [True, True, False]]
-    assert six["1"].tolist() == [[True, True], [True, False]]
-    assert list(prune_further(net, 2, exclude="1")) == ["0"]
-    with pytest.warns(UserWarning, match="1 weights leave none in 1"):
-        prune_further(net, 1)
-    with pytest.raises(ValueError, match="k: expected 0 <= k <= 8, got 9"):
-        prune_further(net, 9, before)
-    with torch.no_grad():
-        net[1].weight[0, 0] = torch.inf
-    with pytest.raises(ValueError, match="net: expected finite weights"):
-        prune_further(net, 4)
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def prune(
     exclude: str | Sequence[str] | None = None,
     seed: int = 0,
     *,
+    within: Mapping[str, Tensor] | None = None,
     keep_alive: bool = False,
     progress: bool = False,
     on_step: Callable[[PruneStep], object] | None = None,
@@ -57,6 +58,8 @@ def prune(
             have no mask, and do not count in `density`. Default: every layer.
         seed: of everything random (dropout and the order of a shuffling DataLoader too). On one machine, the same seed gives
             the same masks as far as the model's own kernels are deterministic (on a GPU not all are).
+        within: masks of an earlier pruning, one for each layer: only weights that they keep are kept, and the first scores are
+            taken on the network with these alone. `density` still counts all weights.
         keep_alive: repair what the method chose, so that every layer keeps at least one weight on a path from an input to an
             output: those with the best scores of the last step (|weight| where they are equal) come in, as many with the
             worst go elsewhere; see `Masks.kept_alive`. Needs `input_shape` or `data`, whatever the method needs.
@@ -76,6 +79,8 @@ def prune(
     density = number("density", density, above=0.0, most=1.0)
     if on_step is not None and not callable(on_step):
         raise TypeError(f"on_step: expected a function of a PruneStep, got {type(on_step).__name__}")
+    if keep_alive and within is not None:
+        raise ValueError("keep_alive: expected False with `within`, to which a repair could not keep, got True")
     if keep_alive and data is None and input_shape is None:
         raise ValueError("input_shape: keep_alive needs the shape of a sample, such as (3, 32, 32), or `data`; got None")
     with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
@@ -83,9 +88,12 @@ def prune(
         k = round(density * total)
         if k == 0:
             raise ValueError(f"density: {density} of {total} weights is less than one weight")
+        allowed = None if within is None else torch.cat([part.flatten() for part in _of_layers("within", within, layers)])
+        if allowed is not None and k > int(allowed.count_nonzero()):
+            raise ValueError(f"within: expected masks that keep {k} weights or more, got {int(allowed.count_nonzero())}")
         with step_bar(progress and chosen.steps > 1) as bar:
             task = bar.add_task(chosen.name, total=chosen.steps)
-            for step in steps(chosen, probe, layers, density, k):
+            for step in steps(chosen, probe, layers, density, k, allowed):
                 bar.update(task, completed=step.number)
                 if on_step is not None:
                     with isolated(seed, _devices(model)):
@@ -142,16 +150,21 @@ def score(
     """
     with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
         if masks is not None:
-            masks = masks if isinstance(masks, Masks) else Masks(masks)
-            expected = {layer.name: tuple(layer.weight.shape) for layer in layers}
-            got = {layer.name: layer.shape for layer in masks.per_layer()}
-            if got != expected:
-                wrong = ", ".join(name for name in {**expected, **got} if expected.get(name) != got.get(name))
-                raise ValueError(f"masks: expected one of the weight's shape for each layer, got no such for {wrong}")
-            probe.mask([masks[name] for name in expected])
+            probe.mask(_of_layers("masks", masks, layers))
         flat = flat_scores(chosen, probe, layers)
     parts = flat.split_with_sizes([layer.weight.numel() for layer in layers])
     return {layer.name: part.reshape(layer.weight.shape).clone() for layer, part in zip(layers, parts, strict=True)}
+
+
+def _of_layers(argument: str, masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
+    """The masks of exactly these layers, in their order, bool on the CPU; ValueError if they are not."""
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    expected = {layer.name: tuple(layer.weight.shape) for layer in layers}
+    got = {layer.name: layer.shape for layer in masks.per_layer()}
+    if got != expected:
+        wrong = ", ".join(name for name in {**expected, **got} if expected.get(name) != got.get(name))
+        raise ValueError(f"{argument}: expected one mask of the weight's shape for each layer, got no such for {wrong}")
+    return [masks[name] for name in expected]
 
 
 @contextmanager

@@ -52,14 +52,19 @@ class PruneStep:
         return self._make_masks()
 
 
-def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float, k: int) -> Iterator[PruneStep]:
-    """Runs a method on the weights of `layers`; after the last step exactly `k` are kept."""
+def steps(
+    method: Method, probe: Probe, layers: Sequence[Layer], density: float, k: int, allowed: Tensor | None = None
+) -> Iterator[PruneStep]:
+    """Runs a method on the weights of `layers`; after the last step exactly `k` are kept, all of them `allowed` (flat, bool)."""
     names, shapes = [layer.name for layer in layers], [tuple(layer.weight.shape) for layer in layers]
     sizes = [prod(shape) for shape in shapes]
     final = method.distribution(shapes, k)
     least = [0] * len(sizes) if final is None else checked(final, shapes, k)
-    counts = targets(method.schedule, method.steps, density, sum(sizes), k)
-    kept, number_kept = torch.ones(sum(sizes), dtype=torch.bool), sum(sizes)
+    if allowed is not None:
+        least = [min(pair) for pair in zip(least, _counts(allowed, sizes), strict=True)]
+    kept = torch.ones(sum(sizes), dtype=torch.bool) if allowed is None else allowed
+    number_kept = int(kept.count_nonzero())
+    counts = [min(count, number_kept) for count in targets(method.schedule, method.steps, density, sum(sizes), k)]
     scores: Tensor | None = None
 
     def masks(of: Tensor) -> Masks:
@@ -71,27 +76,27 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
         before, number_before = kept, number_kept
         # Without recovery there may be nothing to remove: no scores are needed then.
         if number == 1 or method.recover or count < number_before:
-            if number > 1:
+            if number > 1 or allowed is not None:
                 probe.mask(before.split_with_sizes(sizes))
             probe.keep = count
             # Without recovery removed weights do not compete: they never return, whatever their score.
-            scores = flat_scores(method, probe, layers, None if method.recover else before, into=scores)
-            kept, number_kept = _select(method, scores, shapes, count, least, before), count
+            competing = allowed if method.recover else before
+            scores = flat_scores(method, probe, layers, competing, into=scores)
+            kept, number_kept = _select(method, scores, shapes, count, least, competing), count
         assert scores is not None, "the first step makes them"
         recovered = int((kept & ~before).count_nonzero()) if method.recover else 0
         pruned = number_before - number_kept + recovered
         seconds = time.perf_counter() - began
-        assert scores is not None
         yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
 
 
 def _select(
-    method: Method, scores: Tensor, shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[int], before: Tensor
+    method: Method, scores: Tensor, shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[int], competing: Tensor | None
 ) -> Tensor:
     """The `count` weights to keep by their flat scores, as one flat bool mask.
 
-    Without recovery, weights not kept `before` have the score -inf, and a layer keeps at least what the distribution gives it
-    in the last step (`least`), at most what it kept before. So it only ever loses weights, down to exactly that number.
+    Weights that are not `competing` have the score -inf. A layer keeps at most those that are, at least what the distribution
+    gives it in the last step (`least`). So without recovery it only ever loses weights, down to exactly that number.
     """
     sizes = [prod(shape) for shape in shapes]
     quotas = method.distribution(shapes, count)
@@ -102,8 +107,8 @@ def _select(
         quotas = _counts(winners, sizes)
     else:
         quotas = checked(quotas, shapes, count)
-        if not method.recover:
-            quotas = within(quotas, least, _counts(before, sizes))
+        if competing is not None:
+            quotas = within(quotas, least, _counts(competing, sizes))
     kept = []
     for part, shape, quota in zip(scores.split_with_sizes(sizes), shapes, quotas, strict=True):
         mask = method.selection(part.reshape(shape), quota)
@@ -111,8 +116,8 @@ def _select(
             raise ValueError(f"selection: expected a bool mask of shape {shape} with {quota} True, got {_described(mask)}")
         kept.append(mask.flatten())
     together = torch.cat(kept)
-    if not method.recover and bool((together & ~before).any()):
-        raise ValueError("selection: it kept a weight whose score is -inf, one that was removed before")
+    if competing is not None and bool((together & ~competing).any()):
+        raise ValueError("selection: it kept a weight whose score is -inf, one that does not compete")
     return together
 
 

@@ -29,7 +29,6 @@ from tost.masks import Method, methods, prune, score
 from tost.masks.layers import prunable_layers
 from tost.masks.schedules import exponential, linear, targets
 from tost.masks.selection import keep_largest
-from tost.tickets import prune_further
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* leaves no weight in")
 
@@ -183,7 +182,7 @@ def test_imp():
         trained = network(100 + level)
         left, count = int(before.sum()), int(reference_mask.sum())
         assert count == left - math.ceil(0.2 * left) - 1  # they drop the weight at the threshold too
-        masks = prune_further(trained, count, masks)
+        masks = prune(trained, "magnitude", count / TOTAL, within=masks)
         magnitudes = flat(layer.weight.detach().abs() for layer in prunable_layers(trained))
         check(flat(score(trained, "magnitude").values()), flat(masks.values()), magnitudes, reference_mask, before)
         before = reference_mask

@@ -49,7 +49,7 @@ def test_of_a_masked_network(two_layers):
 
 
 def test_the_masks_have_to_fit(two_layers):
-    with pytest.raises(ValueError, match="masks: expected one of the weight's shape for each layer, got no such for 2"):
+    with pytest.raises(ValueError, match="masks: expected one mask of the weight's shape for each layer, got no such for 2"):
         tost.score(two_layers, "magnitude", masks={"0": torch.ones(2, 2)})
     with pytest.raises(ValueError, match=r"masks: .* for 2, 3"):
         tost.score(two_layers, "magnitude", masks={"0": torch.ones(2, 2), "2": torch.ones(2, 2), "3": torch.ones(2, 2)})

@@ -1,0 +1,61 @@
+"""`prune(..., within=masks)`: only weights that earlier masks keep."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tost.masks import Masks, methods, prune
+from tost.masks.distributions import erk, uniform
+
+EARLIER = Masks({"0": torch.tensor([[0, 1, 0], [1, 1, 1]]), "1": torch.ones(2, 2)})
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[5.0, 0.0, -3.0], [0.0, 1.0, 0.0]]))
+        net[1].weight.copy_(torch.tensor([[-4.0, 1.0], [2.0, 0.0]]))
+    return net
+
+
+def test_the_largest_of_those_that_are_left(net):
+    four = prune(net, "magnitude", 0.4)
+    assert four["0"].tolist() == [[True, False, True], [False, False, False]]
+    six = prune(net, "magnitude", 0.6, within=EARLIER)  # kept zeros stay before removed weights return
+    assert six["0"].tolist() == [[False, True, False], [True, True, False]]
+    assert six["1"].tolist() == [[True, True], [True, False]]
+    assert prune(net, "magnitude", 0.8, within=EARLIER) == EARLIER
+    assert prune(net, "magnitude", 0.6, within=dict(EARLIER.items())) == six
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("distribution", [None, uniform, erk])
+def test_every_method(resnet, batches, name, distribution):
+    method = methods()[name]
+    method = replace(method, steps=min(method.steps, 3), distribution=distribution or method.distribution)
+    earlier = prune(resnet, "random", 0.5, seed=3)
+    masks = prune(resnet, method, 0.2, data=batches, within=earlier)
+    assert masks.kept == round(0.2 * masks.total)
+    for layer, mask in masks.items():
+        assert not (mask & ~earlier[layer]).any(), layer
+
+
+def test_the_first_scores_are_those_of_the_masked_network(resnet, batches):
+    earlier = prune(resnet, "random", 0.5, seed=3)
+    masks = prune(resnet, "snip", 0.1, data=batches, within=earlier)
+    with torch.no_grad():  # what is multiplied by 0 has the score 0
+        for name, mask in earlier.items():
+            resnet.get_submodule(name).weight.mul_(mask)
+    assert prune(resnet, "snip", 0.1, data=batches) == masks
+
+
+def test_what_is_wrong_is_said(net):
+    with pytest.raises(ValueError, match="within: expected masks that keep 9 weights or more, got 8"):
+        prune(net, "magnitude", 0.9, within=EARLIER)
+    with pytest.raises(ValueError, match="within: expected one mask of the weight's shape for each layer, got no such for 1"):
+        prune(net, "magnitude", 0.4, within={"0": EARLIER["0"]})
+    with pytest.raises(ValueError, match="keep_alive: expected False with `within`"):
+        prune(net, "magnitude", 0.4, within=EARLIER, keep_alive=True, input_shape=(3,))
