@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from tost import distributed
 from tost.callbacks import Callback, RewindPoint
 from tost.checks import integer, number
 from tost.config import CHECKPOINT_SECONDS, Config
-from tost.data import load
+from tost.data import Dataset, load
 from tost.files import write_json
 from tost.masks import Masks
 from tost.masks.layers import prunable_layers
@@ -158,65 +158,80 @@ def lottery(
     """
     rate = number("rate", rate, above=0.0, below=1.0)
     _check_config(config)
+    conduct = Conduct(
+        overwrite=overwrite, device=device, checkpoint_seconds=checkpoint_seconds, tensorboard=tensorboard, workers=workers
+    )
     with distributed.processes(device) as me:
         dataset = load(config.dataset, config.data_dir)
-        steps_per_epoch = len(train_batches(config, dataset))
-        step = rewind_step(rewind, steps_per_epoch, config.total_steps(steps_per_epoch))
-        layers = prunable_layers(initial_model(config, dataset), config.include, config.exclude)
-        total = sum(layer.weight.numel() for layer in layers)
-        counts = _counts(total, rate, config.density)
-        last = len(counts) - 1
-
-        # a method of its own: a round is not to be taken for an erk run of the same density
-        method = f"lottery rate={rate} rewind={'none' if step is None else step}"
-        family = dataclasses.replace(config, method=method, method_steps=None, density=1.0)
-        place = Path(config.out) / f"lottery-{family.hash}"
-        folders = [RunFolder(place / f"round-{i:02d}-{kept}") for i, kept in enumerate(counts)]
-        record = folders[last].path / _RECORD
-
-        def save_rewind_point(net: nn.Module) -> None:
-            if me.is_main:
-                folders[0].save_rewind_point(net)
-
+        plan = _plan(config, dataset, rate, rewind)
+        dense, last = plan.folders[0], len(plan.folders) - 1
+        record = plan.folders[last].path / _RECORD
         rounds: list[Round] = []
         masks: Masks | None = None
-        for i, (kept, folder) in enumerate(zip(counts, folders, strict=True)):
+        for i, folder in enumerate(plan.folders):
             # rank 0 asks when it is through with the round before, so that all find its files whole
             finished_earlier = distributed.from_main(folder.finished and not overwrite)
             if me.is_main and not finished_earlier:
                 record.unlink(missing_ok=True)  # of the lottery that is overwritten
             start, around = None, list(callbacks(i))
-            if i == 0:
-                around += [RewindPoint(step, save_rewind_point)] if step is not None else []
-                of_round = dataclasses.replace(family, backend="dense")
-            else:
-                before = folders[i - 1].load_model()
-                masks = prune_further(trained_model(config, dataset, before), kept, masks, config.include, config.exclude)
+            if i > 0:
+                trained = plan.folders[i - 1].load_model()
+                model = trained_model(config, dataset, trained)
+                masks = prune_further(model, plan.counts[i], masks, config.include, config.exclude)
                 if not overwrite:
                     _check_follows(folder, masks)
                 if not finished_earlier:
-                    start = Start(before if step is None else folders[0].load_rewind_point(), masks, step or 0)
-                of_round = dataclasses.replace(family, density=kept / total)
-            conduct = Conduct(
-                overwrite=overwrite,
-                title=f"round {i} of {last}, {100 * kept / total:.3g}% kept" if progress else None,
-                callbacks=around,
-                device=device,
-                checkpoint_seconds=checkpoint_seconds,
-                tensorboard=tensorboard,
-                workers=workers,
-            )
-            rounds.append(Round(i, kept, total, train_in(folder, of_round, conduct, start)))
+                    state = trained if plan.rewind is None else dense.load_rewind_point()
+                    start = Start(state, masks, plan.rewind or 0)
+            elif plan.rewind is not None:
+                around.append(RewindPoint(plan.rewind, dense.save_rewind_point if me.is_main else lambda net: None))
+            title = f"round {i} of {last}, {100 * plan.counts[i] / plan.total:.3g}% kept" if progress else None
+            of_round = dataclasses.replace(conduct, title=title, callbacks=around)
+            result = train_in(folder, plan.config_of(i), of_round, start)
+            rounds.append(Round(i, plan.counts[i], plan.total, result))
             if me.is_main:
-                report(_line(rounds[-1], last, finished_earlier))
-        found = Lottery(dataclasses.replace(family, density=config.density), rate, step, tuple(rounds))
+                report(_line(rounds[i], last, finished_earlier))
+        found = Lottery(dataclasses.replace(plan.config, density=config.density), rate, plan.rewind, tuple(rounds))
         if me.is_main and not record.is_file():
-            with folders[last].held():  # what a killed process left half written is gone
+            with plan.folders[last].held():  # what a killed process left half written is gone
                 write_json(record, found.as_dict())
         return found
 
 
 _RECORD = "lottery.json"
+
+
+class _Plan(NamedTuple):
+    """What a lottery is going to do.
+
+    config: of all its rounds but for density and backend. rewind: the step they go back to. counts, folders: of each round, how
+    many weights it keeps and where it lives.
+    """
+
+    config: Config
+    rewind: int | None
+    counts: list[int]
+    folders: list[RunFolder]
+
+    @property
+    def total(self) -> int:
+        return self.counts[0]
+
+    def config_of(self, number: int) -> Config:
+        backend = self.config.backend if number else "dense"
+        return dataclasses.replace(self.config, backend=backend, density=self.counts[number] / self.total)
+
+
+def _plan(config: Config, dataset: Dataset, rate: float, rewind: int | str) -> _Plan:
+    steps_per_epoch = len(train_batches(config, dataset))
+    step = rewind_step(rewind, steps_per_epoch, config.total_steps(steps_per_epoch))
+    layers = prunable_layers(initial_model(config, dataset), config.include, config.exclude)
+    counts = _counts(sum(layer.weight.numel() for layer in layers), rate, config.density)
+    # a method of its own: a round is not to be taken for an erk run of the same density
+    method = f"lottery rate={rate} rewind={'none' if step is None else step}"
+    common = dataclasses.replace(config, method=method, method_steps=None, density=1.0)
+    place = Path(config.out) / f"lottery-{common.hash}"
+    return _Plan(common, step, counts, [RunFolder(place / f"round-{i:02d}-{kept}") for i, kept in enumerate(counts)])
 
 
 def rewind_step(rewind: int | str, steps_per_epoch: int, total_steps: int) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tost.cli import compare, compare_masks, data, info, lottery, prune, report, train
+from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, train
 from tost.cli.options import Parser
 from tost.cli.output import complain, print_warning
 from tost.cli.words import with_recipe_spelled_out, with_underscores
@@ -24,6 +24,7 @@ _COMMANDS = {
     "lottery": lottery,
     "compare": compare,
     "compare-masks": compare_masks,
+    "analyze": analyze,
     "report": report,
     "data": data,
     "info": info,
@@ -57,7 +58,9 @@ def _parser() -> Parser:
     parser.commands = tuple(_COMMANDS)
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, command in _COMMANDS.items():
-        commands.add_subcommand(name, command.parser(), help=command.HELP)
+        commands.add_subcommand(name, command_parser := command.parser(), help=command.HELP)
+        if command is analyze:
+            analyze.add_actions(command_parser)  # not before it has its own place in the tree
     return parser
 
 

@@ -84,8 +84,11 @@ def _kth_largest(values: NDArray[Any], k: int) -> float:
         # -inf stands for weights that do not compete: not looked at, for there may be very many
         low = sample[place - margin] if place > margin else -np.inf
         low, high = max(low, np.finfo(values.dtype).min), sample[place + margin] if place + margin < len(sample) else np.inf
-        above = int(np.count_nonzero(values > high))
-        between = values[(values >= low) & (values <= high)]
+        inside = values >= low
+        above = int(np.count_nonzero(inside))
+        inside &= values <= high
+        between = values[inside]
+        above -= len(between)
         if above < k <= above + len(between):
             values, k = between, k - above
             highest, lowest = int(np.count_nonzero(values == high)), int(np.count_nonzero(values == low))

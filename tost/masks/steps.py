@@ -59,7 +59,7 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
     final = method.distribution(shapes, k)
     least = [0] * len(sizes) if final is None else checked(final, shapes, k)
     counts = targets(method.schedule, method.steps, density, sum(sizes), k)
-    kept = torch.ones(sum(sizes), dtype=torch.bool)
+    kept, number_kept = torch.ones(sum(sizes), dtype=torch.bool), sum(sizes)
     scores: Tensor | None = None
 
     def masks(of: Tensor) -> Masks:
@@ -68,18 +68,18 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
 
     for number, count in enumerate(counts, 1):
         began = time.perf_counter()
-        before = kept
+        before, number_before = kept, number_kept
         # Without recovery there may be nothing to remove: no scores are needed then.
-        if number == 1 or method.recover or count < int(before.count_nonzero()):
+        if number == 1 or method.recover or count < number_before:
             if number > 1:
                 probe.mask(before.split_with_sizes(sizes))
             probe.keep = count
-            scores = flat_scores(method, probe, layers, into=scores)
-            if not method.recover:
-                scores.masked_fill_(~before, -torch.inf)  # removed weights never return, whatever their score
-            kept = _select(method, scores, shapes, count, least, before)
+            # Without recovery removed weights do not compete: they never return, whatever their score.
+            scores = flat_scores(method, probe, layers, None if method.recover else before, into=scores)
+            kept, number_kept = _select(method, scores, shapes, count, least, before), count
         assert scores is not None, "the first step makes them"
-        pruned, recovered = int((before & ~kept).count_nonzero()), int((kept & ~before).count_nonzero())
+        recovered = int((kept & ~before).count_nonzero()) if method.recover else 0
+        pruned = number_before - number_kept + recovered
         seconds = time.perf_counter() - began
         assert scores is not None
         yield PruneStep(number, method.steps, count, pruned, recovered, seconds, scores, lambda of=kept: masks(of))  # type: ignore[misc]
@@ -88,10 +88,10 @@ def steps(method: Method, probe: Probe, layers: Sequence[Layer], density: float,
 def _select(
     method: Method, scores: Tensor, shapes: Sequence[tuple[int, ...]], count: int, least: Sequence[int], before: Tensor
 ) -> Tensor:
-    """The `count` weights to keep by their scores (flat; -inf: does not compete), as one flat bool mask.
+    """The `count` weights to keep by their flat scores, as one flat bool mask.
 
-    `least` weights a layer are kept in any case, for later steps; without recovery at most those kept `before`. So what is
-    kept only ever shrinks, in each layer, down to exactly what the distribution gives to the last step.
+    Without recovery, weights not kept `before` have the score -inf, and a layer keeps at least what the distribution gives it
+    in the last step (`least`), at most what it kept before. So it only ever loses weights, down to exactly that number.
     """
     sizes = [prod(shape) for shape in shapes]
     quotas = method.distribution(shapes, count)
@@ -124,13 +124,19 @@ def _described(mask: Tensor) -> str:
     return f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.count_nonzero())}"
 
 
-def flat_scores(method: Method, probe: Probe, layers: Sequence[Layer], into: Tensor | None = None) -> Tensor:
-    """All scores in one finite float32 or float64 vector on the CPU: in the memory of `into`, if it suits."""
+def flat_scores(
+    method: Method, probe: Probe, layers: Sequence[Layer], competing: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """All scores, finite, in one float32 or float64 vector on the CPU: in the memory of `into`, if it suits.
+
+    -inf where the flat bool vector `competing` is False.
+    """
     sizes = [layer.weight.numel() for layer in layers]
     scores = iter(method.score(probe))
     first = next(scores)
     precise = torch.float64 if first.dtype is torch.float64 else torch.float32
     flat = into if into is not None and into.dtype is precise else torch.empty(sum(sizes), dtype=precise)
+    broken = []
     end = 0
     for layer, size, score in zip(layers, sizes, chain([first], scores), strict=True):
         if score.shape != layer.weight.shape:
@@ -138,11 +144,15 @@ def flat_scores(method: Method, probe: Probe, layers: Sequence[Layer], into: Ten
             raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
         if score.dtype is torch.float64:
             flat = flat.double()
-        flat[end : end + size].copy_(score.detach().reshape(-1))
-        end += size
-    if not torch.isfinite(torch.stack(torch.aminmax(flat))).all():  # NaN is handed on to both
-        parts = zip(layers, flat.split_with_sizes(sizes), strict=True)
-        broken = [layer.name for layer, part in parts if not torch.isfinite(part).all()]
+        begin, end = end, end + size
+        score = score.detach().flatten().to("cpu", flat.dtype)
+        if not torch.isfinite(torch.stack(torch.aminmax(score))).all():  # NaN is handed on to both
+            broken.append(layer.name)
+        if competing is None:
+            flat[begin:end] = score
+        else:
+            torch.where(competing[begin:end], score, score.new_tensor(-torch.inf), out=flat[begin:end])
+    if broken:
         raise ValueError(
             f"{method.name}: not finite: the scores of {', '.join(broken)}; look for NaN in `data` and for overflow in the model"
         )

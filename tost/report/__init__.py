@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
+from tost.report.analysis_figures import (
+    save_iterations_figure,
+    save_layers_figure,
+    save_recovery_figure,
+    save_saliency_figure,
+)
 from tost.report.figures import require_matplotlib, save_figure
 from tost.report.from_runs import comparisons_of, recipe_name
+from tost.report.grids import grid_sheets, save_grid_figure
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.tables import Sheet, accuracy_sheet, format_paired, step_time_sheet
@@ -14,12 +22,22 @@ __all__ = [
     "comparison_sheets",
     "comparisons_of",
     "format_paired",
+    "grid_sheets",
+    "iterations_sheet",
     "layer_figure",
     "layer_sheet",
+    "layers_sheet",
     "lottery_sheet",
     "recipe_name",
+    "recovery_sheet",
     "require_matplotlib",
+    "saliency_sheet",
     "save_figure",
+    "save_grid_figure",
+    "save_iterations_figure",
+    "save_layers_figure",
     "save_lottery_figure",
+    "save_recovery_figure",
+    "save_saliency_figure",
     "step_time_sheet",
 ]

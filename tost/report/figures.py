@@ -11,11 +11,13 @@ from tost.report.tables import mask_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "require_matplotlib", "save_figure"]
+__all__ = ["COLOURS", "MARKERS", "new_figure", "require_matplotlib", "save", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def require_matplotlib() -> None:
@@ -28,24 +30,38 @@ def require_matplotlib() -> None:
         raise ModuleNotFoundError("pictures need matplotlib: run `pip install 'tost-sparse[plot]'`") from error
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; it needs no display.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; the message says how to get it.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a PNG (or what `path`'s suffix says); folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+
+
 def save_figure(comparison: Comparison, path: str | Path) -> None:
     """Write a PNG (or what `path`'s suffix says).
 
     Left: test accuracy of the finalized network over the steps, a thin line a run and a thick one for the mean. Right,
     where steps were timed: milliseconds a step with quartiles.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     timed = bool(comparison.step_times)
-    figure = Figure(figsize=(12, 4.8) if timed else (7, 4.8), layout="constrained")
+    figure = new_figure(12 if timed else 7, 4.8)
     axes = figure.subplots(1, 2 if timed else 1, squeeze=False)[0]
     _curves(axes[0], comparison)
     if timed:
         _bars(axes[1], comparison)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    save(figure, path)
 
 
 def _curves(axes: Axes, comparison: Comparison) -> None:

@@ -55,7 +55,7 @@ def environment(device: str) -> dict[str, Any]:
         "format": FORMAT,
         "torch": torch.__version__,
         "tost_kernels": _version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_instructions": torch.ops.tost.cpu_isa() if library.reason("cpu") is None else None,
         "libraries": _libraries(),
     }
@@ -163,7 +163,7 @@ def _version() -> str:
 
 
 @functools.cache
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tost_kernels as tk
 from tost.masks import Masks, Method, methods, prune
+from tost.masks.schedules import exponential
 
 METHODS = sorted(methods())
 NAMES = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.0.shortcut.0", "fc"]
@@ -33,7 +34,6 @@ def prune_quietly(*arguments, **keywords) -> Masks:
 
 
 def test_the_registry():
-    assert {"random", "erk", "magnitude", "snip", "synflow"} <= set(methods())
     for name, method in methods().items():
         assert method.name == name
         assert str(method) == f"{name}: {method.summary} ({method.paper})"
@@ -43,8 +43,27 @@ def test_the_registry():
     assert methods()
 
 
+def test_the_defaults_of_the_papers():
+    known = {name: (method.needs, method.steps, method.batches, method.recover) for name, method in methods().items()}
+    assert known == {
+        "random": ("nothing", 1, 1, False),
+        "erk": ("nothing", 1, 1, False),
+        "magnitude": ("nothing", 1, 1, False),
+        "snip": ("data", 1, 1, False),
+        "snip_mb": ("data", 1, 60, False),
+        "grasp": ("data", 1, 1, False),
+        "grasp_mb": ("data", 1, 60, False),
+        "grasp_it": ("data", 60, 1, False),
+        "synflow": ("input_shape", 100, 1, False),
+        "iter_snip": ("data", 60, 1, False),
+        "force": ("data", 60, 1, True),
+        "early": ("data", 1, 1000, False),
+    }
+    assert all(method.schedule is exponential for method in methods().values())
+
+
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("density", [1, 0.5, 0.1, 0.02, 0.005])
+@pytest.mark.parametrize("density", [1, 0.5, 0.1, 0.02, 0.005, 0.001])
 def test_exactly_k(resnet, batches, name, density):
     masks = prune_quietly(resnet, quick(name), density, data=batches)
     assert masks.kept == round(density * TOTAL)

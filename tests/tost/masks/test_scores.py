@@ -141,8 +141,20 @@ def test_several_batches_need_a_score_that_reads_them(name):
         replace(methods()[name], batches=2)
 
 
-def direct(net, data, counts, recover):
-    """Iterative SNIP and FORCE written out, with a sort, on the masked weights."""
+def test_squared_gradient(two_layers):
+    # as for snip above: dL/dW2 = (0, 4), dL/dW1 = [[0, 0], [-1, -2]]; of the second batch (1.5, 0), [[-1, -2], [0, 0]]
+    data = [(torch.tensor([[1.0, 2.0]]), torch.zeros(1)), (torch.tensor([[-0.5, -1.0]]), torch.zeros(1))]
+    first, second = scores.squared_gradient(probe_of(two_layers, training, data=data, loss=sum_of_outputs))
+    assert first.tolist() == [[0, 0], [1, 4]]
+    assert second.tolist() == [[0, 16]]
+    # averaged first, then squared
+    first, second = scores.squared_gradient(probe_of(two_layers, training, data=data, loss=sum_of_outputs, batches=2))
+    assert first.tolist() == [[0.25, 1], [0.25, 1]]
+    assert second.tolist() == [[0.75**2, 4]]
+
+
+def direct(net, data, counts, recover, squared):
+    """Iterative SNIP, GRASP-It and FORCE written out, with a sort, on the masked weights."""
     layers = [m for m in net if isinstance(m, (nn.Conv2d, nn.Linear))]
     original = [layer.weight.detach().clone() for layer in layers]
     keep = [torch.ones_like(w, dtype=torch.bool) for w in original]
@@ -153,7 +165,7 @@ def direct(net, data, counts, recover):
         inputs, targets = data[step % len(data)]
         loss = nn.functional.cross_entropy(net(inputs), targets)
         gradients = torch.autograd.grad(loss, [layer.weight for layer in layers])
-        flat = torch.cat([(w * g).abs().flatten() for w, g in zip(original, gradients, strict=True)])
+        flat = torch.cat([(g if squared else w * g).flatten() for w, g in zip(original, gradients, strict=True)]).square()
         before = torch.cat([mask.flatten() for mask in keep])
         if not recover:
             flat[~before] = -1.0
@@ -164,12 +176,13 @@ def direct(net, data, counts, recover):
     return keep, returned
 
 
-@pytest.mark.parametrize("name", ["iter_snip", "force"])
+@pytest.mark.filterwarnings("ignore:grasp_it .* leaves no weight:UserWarning")
+@pytest.mark.parametrize("name", ["iter_snip", "grasp_it", "force"])
 def test_iterative_methods(convnet, batches, name):
     method = replace(methods()[name], steps=5)
     masks = prune(convnet, method, 0.05, data=batches)
     counts = [round(1656 * 0.05 ** (t / 5)) for t in range(1, 6)]
-    expected, returned = direct(convnet, batches, counts, method.recover)
+    expected, returned = direct(convnet, batches, counts, method.recover, squared=name == "grasp_it")
     assert (returned > 0) == method.recover  # else the test would not tell the two apart
     assert kept(masks) == [mask.int().tolist() for mask in expected]
 

@@ -1,0 +1,28 @@
+"""What pruning does to a network, as plain records; `tost.report` draws them, `tost analyze` does both.
+
+The figures of "Progressive Skeletonization" (FORCE, https://arxiv.org/abs/2006.09081) on any network and data set.
+"""
+
+from __future__ import annotations
+
+from tost.analysis.iterations import Iterations, IterationsPoint, analyze_iterations
+from tost.analysis.layers import Layers, analyze_layers
+from tost.analysis.recovery import Recovery, analyze_recovery
+from tost.analysis.saliency import Saliencies, Saliency, SaliencyPoint, analyze_saliency, saliency
+from tost.analysis.setting import Setting
+
+__all__ = [
+    "Iterations",
+    "IterationsPoint",
+    "Layers",
+    "Recovery",
+    "Saliencies",
+    "Saliency",
+    "SaliencyPoint",
+    "Setting",
+    "analyze_iterations",
+    "analyze_layers",
+    "analyze_recovery",
+    "analyze_saliency",
+    "saliency",
+]

@@ -1,0 +1,124 @@
+"""What the number of steps T does to an iterative pruning method: saliency, accuracy and time; FORCE's Fig. 4."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tost.analysis.saliency import BATCHES, saliency
+from tost.analysis.setting import Setting, each, environment
+from tost.checks import integer
+from tost.config import Config
+from tost.grid import train_grid
+from tost.masks import Masks, PruneStep
+
+__all__ = ["Iterations", "IterationsPoint", "analyze_iterations"]
+
+
+@dataclass(frozen=True)
+class IterationsPoint:
+    """One method, number of steps and seed.
+
+    Attributes:
+        method: pruning method.
+        steps: T.
+        seed: of network, mask and batches.
+        saliency: pruning saliency of the masked network before training, see `tost.analysis.saliency`.
+        seconds: that the T steps took.
+        test_accuracy: after training.
+    """
+
+    method: str
+    steps: int
+    seed: int
+    saliency: float
+    seconds: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """Points of every method, number of steps and seed.
+
+    Attributes:
+        setting: networks and density.
+        batches: over which the gradients of the saliency are averaged.
+        environment: what the seconds were measured on.
+        points: in the order of method, T, seed.
+    """
+
+    setting: Setting
+    batches: int
+    environment: dict[str, Any]
+    points: tuple[IterationsPoint, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **self.setting.as_dict(),
+            "training_steps": self.setting.config.steps,
+            "epochs": self.setting.config.epochs if self.setting.config.steps is None else None,
+            "batches": self.batches,
+            "environment": self.environment,
+            "points": [dataclasses.asdict(point) for point in self.points],
+        }
+
+
+def analyze_iterations(
+    setting: Setting,
+    names: Sequence[str] = ("iter_snip", "force"),
+    iterations: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
+    batches: int = BATCHES,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int], object] = lambda done: None,
+    bars: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Iterations:
+    """Prune with each method, T and seed, one after the other with the clock running; then train each.
+
+    Args:
+        setting: networks, density, training.
+        names: methods.
+        iterations: numbers of steps T, all different.
+        batches: over which the gradients of the saliency are averaged, the same images for all of a seed.
+        jobs, overwrite, report: of the training, as in `tost.grid.train_grid`; finished runs are read back.
+        progress: called with the number of networks that were pruned.
+        bars: progress bars of the training on stderr.
+    """
+    if not iterations or len(set(iterations)) != len(iterations):
+        raise ValueError(f"iterations: expected at least one and each once, got {list(iterations)}")
+    for steps in iterations:
+        integer("iterations", steps, least=1)
+    measured: dict[tuple[str, int, int], tuple[float, float]] = {}
+    done = 0
+    for name, config in each(setting, names, lambda _: None):
+        for steps in iterations:
+            measured[name, steps, config.seed] = _prune(setting, dataclasses.replace(config, method_steps=steps), batches)
+            done += 1
+            progress(done)
+    variants = {f"{name}, T = {steps}": {"method": name, "method_steps": steps} for name in names for steps in iterations}
+    density = setting.config.density
+    grid = train_grid(
+        setting.config, variants, [density], setting.seeds, jobs=jobs, overwrite=overwrite, progress=bars, report=report
+    )
+    points = []
+    for name in names:
+        for steps in iterations:
+            for seed, result in zip(setting.seeds, grid.results[density][f"{name}, T = {steps}"], strict=True):
+                points.append(IterationsPoint(name, steps, seed, *measured[name, steps, seed], result.test_accuracy))
+    return Iterations(setting, batches, environment(), tuple(points))
+
+
+def _prune(setting: Setting, config: Config, batches: int) -> tuple[float, float]:
+    """(pruning saliency, seconds)"""
+    seconds: list[float] = []
+
+    def after(step: PruneStep) -> None:
+        seconds.append(step.seconds)
+
+    masks: Masks = setting.masks(config, after)
+    return saliency(setting.model(config), masks, setting.batches(config), batches).pruning, sum(seconds)

@@ -1,0 +1,50 @@
+"""How many weights a method leaves in each layer; FORCE's Figs. 8 and 13."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tost.analysis.setting import Setting, each
+from tost.masks import LayerCount
+
+__all__ = ["Layers", "analyze_layers"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What is left.
+
+    Attributes:
+        setting: networks and density.
+        counts: method -> for each seed the layers in the order of the network.
+    """
+
+    setting: Setting
+    counts: Mapping[str, tuple[tuple[LayerCount, ...], ...]]
+
+    def mean_kept(self, method: str) -> list[float]:
+        """Weights left in each layer, averaged over the seeds."""
+        seeds = self.counts[method]
+        return [sum(layer.kept for layer in layers) / len(seeds) for layers in zip(*seeds, strict=True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        counts = {
+            name: [[{**layer._asdict(), "shape": list(layer.shape)} for layer in layers] for layers in seeds]
+            for name, seeds in self.counts.items()
+        }
+        return {**self.setting.as_dict(), "layers": counts}
+
+
+def analyze_layers(
+    setting: Setting,
+    names: Sequence[str] = ("random", "magnitude", "snip", "grasp", "synflow", "iter_snip", "force"),
+    progress: Callable[[int], object] = lambda done: None,
+) -> Layers:
+    """Prune with each method and seed. `progress`: called with the number of finished ones."""
+    counts: dict[str, list[tuple[LayerCount, ...]]] = {}
+    for name, config in each(setting, names, progress):
+        counts.setdefault(name, []).append(setting.masks(config).per_layer())
+    return Layers(setting, {name: tuple(seeds) for name, seeds in counts.items()})

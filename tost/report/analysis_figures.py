@@ -1,0 +1,166 @@
+"""Analyses of pruning -> pictures, those of FORCE (https://arxiv.org/abs/2006.09081)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
+from tost.paired import mean_and_spread
+from tost.report.analyses import setting_title
+from tost.report.figures import COLOURS, MARKERS, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
+
+Item = TypeVar("Item")
+
+
+def save_iterations_figure(found: Iterations, path: str | Path) -> None:
+    """Three panels: saliency against T, in parts of the method's at the first T; accuracy against T; accuracy against seconds."""
+    figure = new_figure(13, 4.2)
+    figure.suptitle(setting_title(found.setting))
+    saliency, accuracy, time = figure.subplots(1, 3)
+    for colour, marker, name in _styles([point.method for point in found.points]):
+        groups = _grouped([point for point in found.points if point.method == name], lambda point: point.steps)
+        first = {point.seed: point.saliency for point in next(iter(groups.values()))}
+        relative = {steps: [p.saliency / first[p.seed] for p in points if first[p.seed]] for steps, points in groups.items()}
+        _band(saliency, {steps: values for steps, values in relative.items() if values}, colour, marker, name)
+        percents = {steps: [100 * point.test_accuracy for point in points] for steps, points in groups.items()}
+        _band(accuracy, percents, colour, marker, name)
+        cells = [(mean_and_spread([p.seconds for p in points])[0], points) for points in groups.values()]
+        _points(time, cells, colour, marker, name)
+    first_steps = found.points[0].steps
+    saliency.set_ylabel(f"pruning saliency / that of T = {first_steps}")
+    saliency.set_yscale("log")
+    for axes in (saliency, accuracy):
+        axes.set_xlabel("number of steps T")
+        axes.set_ylim(auto=True)
+    accuracy.set_ylabel("test accuracy, %")
+    time.set_ylabel("test accuracy, %")
+    time.set_xlabel("seconds to prune (beside the points: T)")
+    for axes in (saliency, accuracy, time):
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+    saliency.legend()
+    save(figure, path)
+
+
+def _points(axes: Axes, cells: Sequence[tuple[float, Sequence[IterationsPoint]]], colour: str, marker: str, name: str) -> None:
+    means = [100 * mean_and_spread([point.test_accuracy for point in points])[0] for _, points in cells]
+    axes.plot([seconds for seconds, _ in cells], means, color=colour, marker=marker, label=name)
+    for (seconds, points), mean in zip(cells, means, strict=True):
+        axes.annotate(str(points[0].steps), (seconds, mean), xytext=(4, -11), textcoords="offset points", fontsize=8)
+
+
+def save_saliency_figure(found: Saliencies, path: str | Path) -> None:
+    """Left: both saliencies against the weights left, sparsification dashed. Right: one against the other, a point a step."""
+    figure = new_figure(12, 4.8)
+    figure.suptitle(setting_title(found.setting))
+    way, relation = figure.subplots(1, 2)
+    for colour, marker, name in _styles([point.method for point in found.points]):
+        points = [point for point in found.points if point.method == name]
+        groups = _grouped(points, lambda point: point.density)
+        by_density = {100 * density: group for density, group in groups.items()}
+        pruning = {density: [point.saliency.pruning for point in group] for density, group in by_density.items()}
+        sparsification = {density: [p.saliency.sparsification for p in group] for density, group in by_density.items()}
+        _band(way, pruning, colour, "", f"{name}, pruning")
+        _band(way, sparsification, colour, "", f"{name}, sparsification", linestyle="--")
+        relation.scatter(
+            [point.saliency.sparsification for point in points],
+            [point.saliency.pruning for point in points],
+            color=colour,
+            marker=marker,
+            s=14,
+            alpha=0.6,
+            label=name,
+        )
+    way.set_xscale("log")
+    way.invert_xaxis()
+    way.set_yscale("log")
+    way.set_xlabel("weights left, %")
+    way.set_ylabel("sum of |w dL/dw|")
+    relation.axline((1.0, 1.0), slope=1.0, color="0.6", linewidth=0.9)
+    relation.set_xscale("log")
+    relation.set_yscale("log")
+    relation.set_xlabel("sparsification saliency")
+    relation.set_ylabel("pruning saliency")
+    for axes in (way, relation):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def save_recovery_figure(found: Recovery, path: str | Path) -> None:
+    """Weights pruned and recovered at every step. Left: their numbers; right: recovered ones in parts of the pruned ones."""
+    figure = new_figure(12, 4.5)
+    figure.suptitle(setting_title(found.setting))
+    numbers, parts = figure.subplots(1, 2)
+    for colour, marker, name in _styles([step.method for step in found.steps]):
+        groups = _grouped([step for step in found.steps if step.method == name], lambda step: step.number)
+        _band(numbers, {n: [s.pruned for s in steps] for n, steps in groups.items()}, colour, marker, f"{name}, pruned")
+        recovered = {n: [s.recovered for s in steps] for n, steps in groups.items()}
+        if any(map(any, recovered.values())):
+            _band(numbers, recovered, colour, marker, f"{name}, recovered", linestyle="--")
+        shares = {n: [100 * s.recovered / s.pruned for s in steps if s.pruned] for n, steps in groups.items()}
+        _band(parts, {n: values for n, values in shares.items() if values}, colour, marker, name)
+    numbers.set_yscale("symlog", linthresh=1)
+    numbers.set_ylim(bottom=0)
+    numbers.set_ylabel("weights")
+    parts.set_ylabel("recovered / pruned, %")
+    parts.set_ylim(bottom=0)
+    for axes in (numbers, parts):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def save_layers_figure(found: Layers, path: str | Path) -> None:
+    """Weights left in each layer by each method. Left: their number; right: in parts of the layer."""
+    layers = next(iter(found.counts.values()))[0]
+    figure = new_figure(max(10.0, 0.6 * len(layers)), 4.8)
+    figure.suptitle(setting_title(found.setting))
+    numbers, parts = figure.subplots(1, 2)
+    places = range(len(layers))
+    for colour, marker, name in _styles(list(found.counts)):
+        kept = found.mean_kept(name)
+        numbers.plot(places, kept, color=colour, marker=marker, label=name)
+        shares = [100 * k / layer.total for k, layer in zip(kept, layers, strict=True)]
+        parts.plot(places, shares, color=colour, marker=marker, label=name)
+    numbers.set_yscale("symlog", linthresh=1)
+    numbers.set_ylim(bottom=0)
+    numbers.set_ylabel("weights left")
+    parts.set_yscale("symlog", linthresh=0.01)
+    parts.set_ylim(bottom=0)
+    parts.set_ylabel("weights left, % of the layer")
+    for axes in (numbers, parts):
+        axes.set_xticks(list(places), [layer.name for layer in layers], rotation=90, fontsize=8)
+        axes.grid(alpha=0.3)
+    parts.legend(fontsize=8)
+    save(figure, path)
+
+
+def _styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(colour, marker, name) of each different name, in order."""
+    n = len(COLOURS)
+    return [(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], name) for i, name in enumerate(dict.fromkeys(names))]
+
+
+def _grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, list[Item]]:
+    groups: dict[float, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _band(
+    axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marker: str, label: str, linestyle: str = "-"
+) -> None:
+    """A line through the means, and a band from the least to the largest value of the seeds."""
+    means = [mean_and_spread(group)[0] for group in values.values()]
+    axes.plot(list(values), means, color=colour, marker=marker or None, markersize=4, linestyle=linestyle, label=label)
+    axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)
