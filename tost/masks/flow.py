@@ -301,7 +301,7 @@ _RULES: dict[str, Rule] = {
         _shape_only,
         "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty",
     ),
-    **_rules(_pointwise, "_prelu_kernel hardswish"),
+    **_rules(_pointwise, "_prelu_kernel hardswish leaky_relu"),  # leaky_relu: no tag before torch 2.13
     **_rules(_pooled_to, "adaptive_max_pool2d adaptive_max_pool3d"),
     **_rules(_embedded, "embedding"),
     **_rules(_gated, "glu"),
