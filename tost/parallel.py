@@ -18,10 +18,9 @@ from multiprocessing import connection
 from typing import TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tost.config import Config
+from tost.progress import percent_bar
 from tost.runs import Result, RunFolder
 from tost.training import train
 
@@ -131,9 +130,7 @@ def _begin(lifeline: connection.Connection, threads: int) -> None:
 
 
 def _as_they_end(futures: dict[Future[Output], Item], done_of: Callable[[Item], float] | None) -> Iterator[Future[Output]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (done_of and console.is_terminal)) as bar:
+    with percent_bar(done_of is not None) as bar:
         task = bar.add_task(f"{len(futures)} runs", total=len(futures))
         pending = set(futures)
         while pending:
