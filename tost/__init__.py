@@ -12,11 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import callbacks, checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
+    from tost import analysis, callbacks, checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
     from tost.ghosts import add_ghosts, finalize
+    from tost.grid import train_grid
     from tost.init import rescale_init
     from tost.macs import Macs, count_macs
     from tost.masks import Masks, PruneStep, methods, prune, score
@@ -45,8 +46,10 @@ _EXPORTS = {
     "rescale_init": "tost.init",
     "score": "tost.masks",
     "train": "tost.training",
+    "train_grid": "tost.grid",
 }
 _SUBMODULES = {
+    "analysis",
     "callbacks",
     "checkpoint",
     "data",
@@ -73,6 +76,7 @@ __all__ = [
     "Result",
     "account",
     "add_ghosts",
+    "analysis",
     "callbacks",
     "checkpoint",
     "compare",
@@ -93,6 +97,7 @@ __all__ = [
     "rescale_init",
     "score",
     "train",
+    "train_grid",
 ]
 
 

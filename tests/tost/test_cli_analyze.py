@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from tost import tickets, training
+from tost import Recipe, grid, tickets, training
 from tost.analysis import setting
 from tost.cli import main
 from tost.data import Dataset
@@ -88,3 +89,23 @@ def test_every_part_has_help_json_and_seed(what: str, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     for option in ("--json", "--seed ", "--seeds", "--out", "--threads"):
         assert option in text
+
+
+def test_the_example_is_five_seeds_at_98_to_99_8_percent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def no_training(*arguments: Any, **options: Any) -> NoReturn:
+        seen.append(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(grid, "train_grid", no_training)
+    example = Path(__file__).parents[2] / "examples" / "pruners.yaml"
+    assert main(["analyze", "methods", "--config", str(example)]) == 2
+    assert capsys.readouterr().err == "tost: error: enough\n"
+    ((config, variants, densities, seeds),) = seen
+    assert (config.model, config.dataset, config.recipe) == ("lenet5_caffe", "mnist5k", Recipe.vanilla())
+    assert variants["force"] == {"method": "force"}
+    assert variants["LTH, rewound to epoch 1"] == {"rewind": "1ep"}
+    assert (densities, seeds) == ((0.02, 0.01, 0.005, 0.002), (0, 1, 2, 3, 4))

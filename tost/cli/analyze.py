@@ -165,15 +165,17 @@ def _layers(what: str, options: Namespace) -> None:
     setting = _setting(options)
     from tost.analysis import analyze_layers
     from tost.report import layer_figure, layers_sheet
+    from tost.report.analyses import setting_title
 
     with _bar(len(options.methods) * len(setting.seeds)) as progress:
         found = analyze_layers(setting, options.methods, progress)
-    sheet = layers_sheet(found)
-    _show(what, options, [sheet], found.as_dict(), lambda path: layer_figure(found.masks, path, sheet.title))
+    first = setting_title(dataclasses.replace(setting, seeds=setting.seeds[:1]))
+    _show(what, options, [layers_sheet(found)], found.as_dict(), lambda path: layer_figure(found.masks, path, first))
 
 
 def _methods(what: str, options: Namespace) -> None:
     setting = _setting(options)
+    from tost.analysis import environment
     from tost.choices import check_choice
     from tost.grid import train_grid
     from tost.report import grid_sheets, save_grid_figure
@@ -190,7 +192,8 @@ def _methods(what: str, options: Namespace) -> None:
         progress=True,
         report=note,
     )
-    _show(what, options, grid_sheets(grid, options.baselines), grid.as_dict(), lambda path: save_grid_figure(grid, path))
+    record = {**grid.as_dict(), "environment": environment()}
+    _show(what, options, grid_sheets(grid, options.baselines), record, lambda path: save_grid_figure(grid, path))
 
 
 def _changes(name: object, value: Any) -> Mapping[str, Any]:

@@ -12,9 +12,10 @@ __all__ = ["iterations_sheet", "layers_sheet", "recovery_sheet", "saliency_sheet
 
 
 def setting_title(setting: Setting) -> str:
-    """E.g. `resnet20 on mnist5k, 98% sparse, 3 seeds`."""
-    config, count = setting.config, len(setting.seeds)
-    return f"{config.model} on {config.dataset}, {100 * (1 - config.density):g}% sparse, {count} seed{'s' if count > 1 else ''}"
+    """E.g. `resnet20 on mnist5k, 98% sparse, 3 seeds`, or `... seed 7`."""
+    config, seeds = setting.config, setting.seeds
+    said = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"{config.model} on {config.dataset}, {100 * (1 - config.density):g}% sparse, {said}"
 
 
 def iterations_sheet(found: Iterations) -> Sheet:
@@ -27,8 +28,8 @@ def iterations_sheet(found: Iterations) -> Sheet:
                 (
                     name,
                     str(steps),
-                    _spread([point.saliency for point in points], 3),
-                    _spread([100 * point.test_accuracy for point in points], 2),
+                    _spread([point.saliency for point in points]),
+                    _percent([point.test_accuracy for point in points]),
                     f"{mean_and_spread([point.seconds for point in points])[0]:.2f}",
                 )
             )
@@ -52,8 +53,8 @@ def saliency_sheet(found: Saliencies) -> Sheet:
         rows.append(
             (
                 name,
-                _spread([end.pruning for end in last], 3),
-                _spread([end.sparsification for end in last], 3),
+                _spread([end.pruning for end in last]),
+                _spread([end.sparsification for end in last]),
                 f"{mean_and_spread([end.pruning / max(end.sparsification, 1e-300) for end in last])[0]:.3f}",
             )
         )
@@ -102,6 +103,11 @@ def layers_sheet(found: Layers) -> Sheet:
     )
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _percent(values: Sequence[float]) -> str:
     mean, spread = mean_and_spread(values)
-    return f"{mean:.{digits}g}" if len(values) == 1 else f"{mean:.{digits + 1}g} ± {spread:.{max(digits - 1, 2)}g}"
+    return f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if len(values) > 1 else "")
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.4g}" + (f" ± {spread:.2g}" if len(values) > 1 else "")
