@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from tost.config import Config
 from tost.paired import Paired, mean_and_spread, paired
 from tost.parallel import in_processes, train_all
 from tost.runs import Result
-from tost.tickets import lottery
+from tost.tickets import check_lottery, forget_rounds, lottery
 
 __all__ = ["Grid", "train_grid"]
 
@@ -117,6 +118,11 @@ def train_grid(
     for (_, name, _), plan in cells.items():
         if names.setdefault(plan, name) != name:
             raise ValueError(f"variants: expected different ones, got the same under the names {names[plan]!r} and {name!r}")
+    for name in variants:
+        first = cells[densities[0], name, seeds[0]]
+        if isinstance(first, _Ticket):  # all of its lotteries go back to the same step
+            with _named(name):
+                check_lottery(first.config, rewind=first.rewind)
     configs = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, Config)]
     tickets = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, _Ticket)]
 
@@ -154,12 +160,19 @@ class _Ticket:
 def _plan(base: Config, name: str, changes: Mapping[str, Any], density: float, seed: int) -> Config | _Ticket:
     fields = {**changes, "density": 1.0 if changes.get("backend") == "dense" else density, "seed": seed}
     rewind = fields.pop("rewind", None)
-    try:
+    with _named(name):
         config = Config.from_dict({**base.as_dict(), **fields})
         config.check_names()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"variants: {name}: {error}") from None
     return config if rewind is None else _Ticket(config, str(rewind))
+
+
+@contextmanager
+def _named(variant: str) -> Iterator[None]:
+    """Errors say which variant is wrong."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"variants: {variant}: {error}") from None
 
 
 def _draw(
@@ -190,9 +203,9 @@ def _draw(
 
 
 def _draw_group(group: Sequence[_Ticket], overwrite: bool, progress: bool = False) -> list[Result]:
-    return [
-        lottery(ticket.config, rewind=ticket.rewind, overwrite=overwrite, progress=progress).rounds[-1].result for ticket in group
-    ]
+    if overwrite:
+        forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
+    return [lottery(ticket.config, rewind=ticket.rewind, progress=progress).rounds[-1].result for ticket in group]
 
 
 def _nothing_done(group: tuple[_Ticket, ...]) -> float:

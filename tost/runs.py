@@ -137,11 +137,15 @@ class RunFolder:
                 if not any(self.path.iterdir()):
                     self.path.rmdir()  # nothing was begun
 
-    def start(self, config: Config, masks: Masks | None) -> None:
-        """Make the run a new one: nothing of an earlier one is left. Write the configuration and the masks."""
+    def forget(self) -> None:
+        """Remove what an earlier run found, so that the next one begins anew."""
         self.result.unlink(missing_ok=True)  # first: unfinished from here on
         for path in (self.checkpoint, self.best, self.model, self.rewind, self.masks):
             path.unlink(missing_ok=True)
+
+    def start(self, config: Config, masks: Masks | None) -> None:
+        """Make the run a new one. Write the configuration and the masks."""
+        self.forget()
         write_json(self.config, config.as_dict())
         if masks is not None:
             masks.save(self.masks)  # atomic by itself

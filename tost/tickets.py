@@ -29,7 +29,7 @@ from tost.preparation import Start, initial_model, train_batches, trained_model
 from tost.runs import Result, RunFolder
 from tost.training import Conduct, train_in
 
-__all__ = ["Lottery", "Round", "lottery", "rewind_step"]
+__all__ = ["Lottery", "Round", "check_lottery", "forget_rounds", "lottery", "rewind_step"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,22 @@ def lottery(
             with plan.folders[last].held():  # what a killed process left half written is gone
                 write_json(record, found.as_dict())
         return found
+
+
+def check_lottery(config: Config, *, rate: float = 0.2, rewind: int | str = "init") -> None:
+    """Raise what `lottery` would for these arguments, before anything is trained."""
+    _check_config(config)
+    _plan(config, load(config.dataset, config.data_dir), number("rate", rate, above=0.0, below=1.0), rewind)
+
+
+def forget_rounds(config: Config, *, rate: float = 0.2, rewind: int | str = "init") -> None:
+    """Make every round that is there of a lottery, to whatever density, an unfinished one that begins anew."""
+    plan = _plan(config, load(config.dataset, config.data_dir), rate, rewind)
+    for path in sorted(plan.folders[0].path.parent.glob("round-*")):
+        folder = RunFolder(path)
+        with folder.held():
+            folder.forget()
+            (path / _RECORD).unlink(missing_ok=True)
 
 
 _RECORD = "lottery.json"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.tost.finished_run import finished
-from tost import Config, Recipe, parallel, tickets, training
+from tost import Config, Masks, Recipe, parallel, tickets, training
 from tost.data import Dataset
 from tost.grid import Grid, train_grid
 from tost.report import grid_sheets, save_grid_figure
-from tost.runs import Result
+from tost.runs import Result, RunFolder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
@@ -52,6 +52,31 @@ def test_every_cell_is_one_run_a_seed(base: Config) -> None:
     again = train_grid(base, VARIANTS, (0.8, 0.7), (3, 4), report=lines.append)
     assert again.as_dict() == grid.as_dict()
     assert sum("finished earlier" in line for line in lines) == 10
+
+
+def test_shared_rounds_are_repeated_once(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = {"LTH": {"rewind": 1}}
+    first = train_grid(base, variants, (0.8, 0.6), (3,))
+    rounds = {path.parent: path.stat().st_mtime_ns for path in Path(base.out).glob("lottery-*/*/result.json")}
+    began: list[Path] = []
+    start = RunFolder.start
+
+    def spy(folder: RunFolder, config: Config, masks: Masks | None) -> None:
+        began.append(folder.path)
+        start(folder, config, masks)
+
+    monkeypatch.setattr(RunFolder, "start", spy)
+    again = train_grid(base, variants, (0.8, 0.6), (3,), overwrite=True)
+    assert sorted(began) == sorted(rounds)
+    for density in (0.8, 0.6):
+        assert again.accuracies(density, "LTH") == first.accuracies(density, "LTH")
+
+
+@pytest.mark.parametrize("wrong", [{"rewind": "5000it"}, {"rewind": "soon"}, {"rewind": "init", "backend": "dense"}])
+def test_a_wrong_lottery_is_found_before_anything_is_trained(base: Config, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"variants: LTH: (rewind|backend): expected"):
+        train_grid(base, {"random": {"method": "random"}, "LTH": wrong}, (0.8,), (3,))
+    assert not Path(base.out).exists()
 
 
 def test_two_at_a_time_equal_one_after_the_other(tmp_path: Path) -> None:
