@@ -90,7 +90,8 @@ class RunFolder:
     step, the plain dense model's state_dict with zeros where weights are pruned), best.safetensors (the same of the epoch with
     the best validation accuracy) and, written last, result.json: where it is, the run is finished. Until then
     checkpoint.safetensors holds all that a run needs to go on. The dense round of a lottery also has rewind.safetensors: the
-    state_dict of the network in training, its ghosts included, at the step to which the other rounds go back.
+    state_dict of the network in training, its ghosts included, at the step to which the other rounds go back; the last round
+    has lottery.json, the record of all rounds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +103,7 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.model = path / "model.safetensors"
         self.rewind = path / "rewind.safetensors"
+        self.lottery = path / "lottery.json"
         self.result = path / "result.json"
 
     @classmethod
@@ -140,7 +142,7 @@ class RunFolder:
     def forget(self) -> None:
         """Remove what an earlier run found, so that the next one begins anew."""
         self.result.unlink(missing_ok=True)  # first: unfinished from here on
-        for path in (self.checkpoint, self.best, self.model, self.rewind, self.masks):
+        for path in (self.checkpoint, self.best, self.model, self.rewind, self.lottery, self.masks):
             path.unlink(missing_ok=True)
 
     def start(self, config: Config, masks: Masks | None) -> None:
@@ -169,7 +171,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: they are gone. ValueError: the file is damaged.
         """
-        with _advice("a run cannot go on without its masks; to begin anew overwrite it (--overwrite)"):
+        with _advice("nothing goes on from a run without its masks; to begin anew overwrite it (--overwrite)"):
             return Masks.load(self.masks)
 
     def save_model(self, net: nn.Module) -> None:
@@ -182,7 +184,8 @@ class RunFolder:
         Raises:
             FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
         """
-        return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
+        with _advice("the run's network cannot be had without it; to train it anew overwrite the run (--overwrite)"):
+            return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
 
     def save_rewind_point(self, net: nn.Module) -> None:
         """The network in training, at the step to which other runs go back."""
