@@ -87,7 +87,7 @@ class Lottery:
 
     @property
     def path(self) -> Path:
-        return self.rounds[-1].result.run_dir / _RECORD
+        return RunFolder(self.rounds[-1].result.run_dir).lottery
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -162,7 +162,7 @@ def lottery(
         dataset = load(config.dataset, config.data_dir)
         plan = _plan(config, dataset, rate, rewind)
         dense, last = plan.folders[0], len(plan.folders) - 1
-        record = plan.folders[last].path / _RECORD
+        record = plan.folders[last].lottery
         rounds: list[Round] = []
         masks: Masks | None = None
         for i, folder in enumerate(plan.folders):
@@ -209,10 +209,6 @@ def forget_rounds(config: Config, *, rate: float = 0.2, rewind: int | str = "ini
         folder = RunFolder(path)
         with folder.held():
             folder.forget()
-            (path / _RECORD).unlink(missing_ok=True)
-
-
-_RECORD = "lottery.json"
 
 
 class _Plan(NamedTuple):
