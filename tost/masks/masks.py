@@ -312,6 +312,18 @@ class Masks(Mapping[str, Tensor]):
         return f"Masks({layers}, {self.kept:,} of {self.total:,} weights kept, density {self.density:.4g})"
 
 
+def as_masks(argument: str, masks: Mapping[str, Tensor]) -> Masks:
+    """`masks` as `Masks`; what is wrong with them is said of the argument."""
+    if isinstance(masks, Masks):
+        return masks
+    try:
+        return Masks(masks)
+    except TypeError as error:
+        raise TypeError(f"{argument}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+
+
 # of pickles, and of formats that hold no names
 _FOREIGN_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy", ".h5"}
 
