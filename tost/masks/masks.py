@@ -151,8 +151,8 @@ class Masks(Mapping[str, Tensor]):
         try:
             masks = cls(tensors if fingerprint is not None else named_by_module(tensors))
         except (TypeError, ValueError) as error:
-            what = "damaged" if fingerprint is not None else "no masks"
-            raise DamagedFile(path, f"{what}: {error}") from error
+            what, remedy = ("damaged", "") if fingerprint is not None else ("no masks", f"; {mask_file.OTHERWISE}")
+            raise DamagedFile(path, f"{what}: {error}{remedy}") from error
         if fingerprint is not None and masks.fingerprint != fingerprint:
             raise DamagedFile(path, "damaged: its masks do not match the fingerprint saved with them")
         return masks
