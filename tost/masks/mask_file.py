@@ -16,8 +16,8 @@ FORMAT = "tost.masks"
 VERSION = 1
 # where the masks are, if they are not in this file
 OTHERWISE = (
-    "the masks of a run are in its masks.safetensors; those in the weights of a network file finds "
-    "Masks.from_state_dict(safetensors.torch.load_file(...))"
+    "the masks of a run are in its masks.safetensors; "
+    "Masks.from_state_dict(safetensors.torch.load_file(...)) reads those in the weights of a network"
 )
 
 

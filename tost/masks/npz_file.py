@@ -77,10 +77,10 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str | None]:
     if comment.startswith(_TAG[:-2]):
         raise DamagedFile(path, f"expected version 1 of the mask file's format, got {comment[:30]!r} (by a later tost?)")
     named = _named(tensors)
-    if all(_NAMELESS.fullmatch(name) for name in named):
+    if named and all(_NAMELESS.fullmatch(name) for name in named):
         raise DamagedFile(
             path,
-            f"expected arrays under the names of layers, got {', '.join(named) or 'none'}: numpy.savez(path, **{{name: mask}}) "
+            f"expected arrays under the names of layers, got {', '.join(named)}: numpy.savez(path, **{{name: mask}}) "
             "saves them with names",
         )
     return named, None
