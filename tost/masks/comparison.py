@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tost.masks.masks import Masks
+from tost.masks.masks import Masks, as_masks
 
 __all__ = ["MaskComparison", "Overlap", "compare"]
 
@@ -93,7 +93,7 @@ def compare(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> MaskComparison:
     Raises:
         TypeError, ValueError: what `Masks` says of `a` and `b`; they have no layer in common, or one of another shape.
     """
-    a, b = (masks if isinstance(masks, Masks) else Masks(masks) for masks in (a, b))
+    a, b = as_masks("a", a), as_masks("b", b)
     counts_b = {layer.name: layer for layer in b.per_layer()}
     layers = []
     for layer in a.per_layer():

@@ -192,9 +192,11 @@ def _trace(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the model's own code raises
-        reason = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if "tracing tensor" in reason:  # with advice on how to trace
+            reason = "what it does depends on values that it computes (`if`, `while`, .item())"
         got = describe(kwargs or (args if len(args) > 1 else args[0]))
-        raise ValueError(f"model: it cannot be run and traced on an input of {got}: {type(error).__name__}: {reason}") from error
+        raise ValueError(f"model: it cannot be run and traced on an input of {got}: {reason}") from error
     graph.graph.eliminate_dead_code()
     graph.recompile()
     random = torch.Generator().manual_seed(0)

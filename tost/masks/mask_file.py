@@ -14,6 +14,11 @@ from tost.tensor_file import read, write
 
 FORMAT = "tost.masks"
 VERSION = 1
+# where the masks are, if they are not in this file
+OTHERWISE = (
+    "the masks of a run are in its masks.safetensors; "
+    "Masks.from_state_dict(safetensors.torch.load_file(...)) reads those in the weights of a network"
+)
 
 
 def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fingerprint: str) -> None:
@@ -37,7 +42,12 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str | None]:
         DamagedFile: it is damaged, no safetensors file, or one of ours that holds something else than masks.
     """
     # The first mask files had no checksum of the whole file; the fingerprint guards what is in them.
-    tensors, metadata = read(path, "mask file", FORMAT, VERSION, sealed=False, foreign=True)
+    try:
+        tensors, metadata = read(path, "mask file", FORMAT, VERSION, sealed=False, foreign=True)
+    except DamagedFile as error:
+        if not error.reason.startswith("expected a mask file"):
+            raise
+        raise DamagedFile(path, f"{error.reason}; {OTHERWISE}") from error  # a network, or the folder of a run
     if metadata.get("format") != FORMAT:
         return tensors, None
     try:

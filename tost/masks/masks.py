@@ -151,8 +151,8 @@ class Masks(Mapping[str, Tensor]):
         try:
             masks = cls(tensors if fingerprint is not None else named_by_module(tensors))
         except (TypeError, ValueError) as error:
-            what = "damaged" if fingerprint is not None else "no masks"
-            raise DamagedFile(path, f"{what}: {error}") from error
+            what, remedy = ("damaged", "") if fingerprint is not None else ("no masks", f"; {mask_file.OTHERWISE}")
+            raise DamagedFile(path, f"{what}: {error}{remedy}") from error
         if fingerprint is not None and masks.fingerprint != fingerprint:
             raise DamagedFile(path, "damaged: its masks do not match the fingerprint saved with them")
         return masks
@@ -310,6 +310,18 @@ class Masks(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         layers = f"{len(self)} layer{'s' if len(self) != 1 else ''}"
         return f"Masks({layers}, {self.kept:,} of {self.total:,} weights kept, density {self.density:.4g})"
+
+
+def as_masks(argument: str, masks: Mapping[str, Tensor]) -> Masks:
+    """`masks` as `Masks`; what is wrong with them is said of the argument."""
+    if isinstance(masks, Masks):
+        return masks
+    try:
+        return Masks(masks)
+    except TypeError as error:
+        raise TypeError(f"{argument}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
 
 
 # of pickles, and of formats that hold no names

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
 from tost.checks import integer
+from tost.choices import check_choice
 from tost.masks import scores
 from tost.masks.distributions import Distribution, erk, globally, uniform
 from tost.masks.early import early_magnitude
@@ -16,6 +17,8 @@ from tost.masks.probe import linearized, training
 from tost.masks.schedules import Schedule, exponential
 from tost.masks.scores import Score
 from tost.masks.selection import Selection, per_layer
+
+Needs = Literal["nothing", "data", "input_shape"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Method:
     summary: str
     paper: str
     score: Score
-    needs: Literal["nothing", "data", "input_shape"] = "nothing"
+    needs: Needs = "nothing"
     prepare: Callable[[nn.Module], None] | None = None
     selection: Selection = per_layer
     distribution: Distribution = globally
@@ -55,6 +58,13 @@ class Method:
     recover: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("score", "prepare", "selection", "distribution", "schedule"):
+            part = getattr(self, field)
+            if not (callable(part) or (field == "prepare" and part is None)):
+                raise TypeError(f"{field}: expected a function, got {type(part).__name__} ({part!r})")
+        check_choice("needs", self.needs, get_args(Needs))
+        if not isinstance(self.recover, bool):
+            raise TypeError(f"recover: expected True or False, got {type(self.recover).__name__} ({self.recover!r})")
         for field in ("steps", "batches"):
             integer(field, getattr(self, field), least=1)
         if self.batches > 1 and self.needs != "data":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from tost.files import DamagedFile, replacing
 
 _TAG = b"tost.masks/1 "
 _SUFFIX = ".npy"
+_NAMELESS = re.compile(r"arr_\d+")  # what numpy.savez(path, mask) calls an array
 _MOST_HEADER = 10_000  # bytes; numpy's own limit
 # how much smaller deflate makes anything, at most: what claims to be larger is not what it claims
 _MOST_RATIO = 1100
@@ -74,7 +76,14 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str | None]:
         return _named(tensors), comment.removeprefix(_TAG).decode("ascii", "replace")
     if comment.startswith(_TAG[:-2]):
         raise DamagedFile(path, f"expected version 1 of the mask file's format, got {comment[:30]!r} (by a later tost?)")
-    return _named(tensors), None
+    named = _named(tensors)
+    if named and all(_NAMELESS.fullmatch(name) for name in named):
+        raise DamagedFile(
+            path,
+            f"expected arrays under the names of layers, got {', '.join(named)}: numpy.savez(path, **{{name: mask}}) "
+            "saves them with names",
+        )
+    return named, None
 
 
 def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ class Probe:
         self._names = [layer.name for layer in layers]
         self._generator = generator
         self._stream = endless(data, "data") if data is not None else None
+        self._sample: Any = None
         self._input_shape = input_shape
         self._loss = loss
         self._network: nn.Module | None = None
@@ -112,19 +113,33 @@ class Probe:
     def ones(self) -> Any:
         """One sample of ones, shape (1, *input_shape); several inputs as in `input_shape` or `data`."""
         if self._input_shape is None:
-            # of integers too: they may be indices
-            return map_tensors(lambda part: torch.ones_like(part[:1]) if part.dim() else part, self.next_batch()[0])
+            # of integers too: they may be indices; not of booleans: a mask of ones may leave nothing to look at
+            one = _first_sample(self.next_batch()[0])
+            return map_tensors(lambda part: part if part.dim() == 0 or part.dtype is torch.bool else torch.ones_like(part), one)
         return _map_shapes(
             lambda shape: torch.ones((1, *shape), dtype=self._live[0].dtype, device=self._live[0].device), self._input_shape
         )
 
     def next_batch(self) -> tuple[Any, Any]:
         """The next (inputs, targets), their tensors on the device of the weights; floating inputs in their precision."""
-        assert self._stream is not None, "a method that reads data says so in `needs`"
-        inputs, targets = next(self._stream)
+        inputs, targets = self._taken()
         weight = self._live[0]
         inputs = map_tensors(lambda x: x.to(weight.device, weight.dtype if x.is_floating_point() else None), inputs)
         return inputs, map_tensors(lambda y: y.to(weight.device), targets)
+
+    def sample(self) -> Any:
+        """The inputs of one sample, as they are in `data`: of the first batch that was taken, or else of the next."""
+        if self._sample is None:
+            self._taken()
+        return self._sample
+
+    def _taken(self) -> tuple[Any, Any]:
+        """The next (inputs, targets)."""
+        assert self._stream is not None, "a method that reads data says so in `needs`"
+        inputs, targets = next(self._stream)
+        if self._sample is None:  # cloned, not to hold the whole batch
+            self._sample = map_tensors(Tensor.clone, _first_sample(inputs))
+        return inputs, targets
 
     # ---- outputs, losses, gradients ----------------------------------------------------------------------------------
 
@@ -203,6 +218,10 @@ class Probe:
             for part, gradient in zip(total, gradients, strict=True):
                 part += gradient
         return [part.div_(self.batches) for part in total]
+
+
+def _first_sample(inputs: Any) -> Any:
+    return map_tensors(lambda part: part[:1] if part.dim() else part, inputs)
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -14,12 +14,12 @@ from tost.choices import check_choice
 from tost.isolation import isolated
 from tost.masks.effective import InputShape
 from tost.masks.layers import Layer, prunable_layers
-from tost.masks.masks import Masks
+from tost.masks.masks import Masks, as_masks
 from tost.masks.methods import Method, methods
 from tost.masks.probe import Data, Loss, Probe
 from tost.masks.steps import PruneStep, flat_scores, steps
 from tost.progress import step_bar
-from tost.user_batches import check_iterable, endless, map_tensors
+from tost.user_batches import check_iterable
 
 
 def prune(
@@ -40,26 +40,31 @@ def prune(
 ) -> Masks:
     """Choose the weights to keep: exactly `round(density * total)` of them.
 
-    Prunable are the weights of all Conv2d and Linear layers, stem, shortcuts and classifier included; biases and
-    normalisation are not. Ties go to the first in the order of `model.named_modules()`.
+    Prunable are the weights of all Conv2d and Linear layers, stem, shortcuts and classifier included. Nothing else is pruned,
+    nor counted in `density`: no biases, normalisation or embeddings, no Conv1d, Conv3d, transposed convolution or recurrent
+    layer, and of nn.MultiheadAttention only `out_proj`, not the projections of queries, keys and values. Ties go to the first
+    in the order of `model.named_modules()`.
 
     Args:
         model: a dense network; scored on the device it is on. It comes back as it was: weights, gradients, BatchNorm
-            statistics, flags; so do all global random generators. (Hooks on the model do run.)
+            statistics, flags; so do all global random generators. (Hooks on the model do run.) Layers have the names they have
+            in `model`: in what torch.compile, DataParallel or DistributedDataParallel return, "_orig_mod.fc" or "module.fc",
+            which do not fit the network inside. Prune that network, before it is wrapped.
         method: a name out of `methods()`, or a `Method`.
         density: fraction of the prunable weights to keep, in (0, 1].
         data: iterable of batches (inputs, targets), for the methods that need it; a fresh batch is taken for every step,
             from the start again when they end. Batches as in training: around 128 samples. Inputs that are a tuple or list
             are the arguments of the model, a mapping its keyword arguments.
         input_shape: shape of one sample, e.g. (3, 32, 32), for the methods that need it, or a tuple or mapping of shapes for
-            several inputs; default: that of `data`.
+            several inputs; default: that of `data`. SynFlow feeds one sample of ones. By the shapes of `data` integers are 1 as
+            well (an index of an embedding), and booleans (a padding mask) are those of the first sample of the batch.
         loss: (outputs, targets) -> scalar, outputs being whatever the model returns; default: cross-entropy.
         include, exclude: fnmatch patterns on module names, e.g. "layer1.*", exclude=["conv1", "fc"]; the layers left out
             have no mask, and do not count in `density`. Default: every layer.
         seed: of everything random (dropout and the order of a shuffling DataLoader too). On one machine, the same seed gives
             the same masks as far as the model's own kernels are deterministic (on a GPU not all are).
-        within: masks of an earlier pruning, one for each layer: only weights that they keep are kept, and the first scores are
-            taken on the network with these alone. `density` still counts all weights.
+        within: masks of an earlier pruning, one for each layer, by any of its names: only weights that they keep are kept, and
+            the first scores are taken on the network with these alone. `density` still counts all weights.
         keep_alive: repair what the method chose, so that every layer keeps at least one weight on a path from an input to an
             output: those with the best scores of the last step (|weight| where they are equal) come in, as many with the
             worst go elsewhere; see `Masks.kept_alive`. Needs `input_shape` or `data`, whatever the method needs.
@@ -88,7 +93,7 @@ def prune(
         k = round(density * total)
         if k == 0:
             raise ValueError(f"density: {density} of {total} weights is less than one weight")
-        allowed = None if within is None else torch.cat([part.flatten() for part in _of_layers("within", within, layers)])
+        allowed = None if within is None else torch.cat([part.flatten() for part in _of_layers("within", within, model, layers)])
         if allowed is not None and k > int(allowed.count_nonzero()):
             raise ValueError(f"within: expected masks that keep {k} weights or more, got {int(allowed.count_nonzero())}")
         with step_bar(progress and chosen.steps > 1) as bar:
@@ -100,9 +105,14 @@ def prune(
                         on_step(step)
         masks = step.masks
         if keep_alive:
-            masks = _repaired(masks, model, step.scores, input_shape, data)
+            masks = _repaired(masks, model, step.scores, input_shape, probe)
     if masks.empty_layers():
-        remedy = "the model does not use them" if keep_alive else "keep_alive=True (--keep-alive true) leaves some in each"
+        if keep_alive:
+            remedy = "the model does not use them"
+        elif within is not None:  # with which there is no `keep_alive`
+            remedy = "more weights would stay at a higher density"
+        else:
+            remedy = "keep_alive=True (--keep-alive true) leaves some in each that the model uses"
         warnings.warn(
             f"{chosen.name} at density {density:g} leaves no weight in {', '.join(masks.empty_layers())}; {remedy}",
             UserWarning,
@@ -111,15 +121,13 @@ def prune(
     return masks
 
 
-def _repaired(masks: Masks, model: nn.Module, flat: Tensor, input_shape: InputShape | None, data: Data | None) -> Masks:
+def _repaired(masks: Masks, model: nn.Module, flat: Tensor, input_shape: InputShape | None, probe: Probe) -> Masks:
     """`masks` with every layer alive, by the scores `flat`."""
     parts = flat.split_with_sizes([layer.total for layer in masks.per_layer()])
     scores = {layer.name: part.reshape(layer.shape) for layer, part in zip(masks.per_layer(), parts, strict=True)}
     if input_shape is not None:
         return masks.kept_alive(model, input_shape, scores=scores)
-    assert data is not None
-    inputs, _ = next(endless(data, "data"))
-    return masks.kept_alive(model, inputs=map_tensors(lambda x: x[:1] if x.dim() else x, inputs), scores=scores)
+    return masks.kept_alive(model, inputs=probe.sample(), scores=scores)
 
 
 def score(
@@ -138,9 +146,9 @@ def score(
 
     Args:
         model, method, data, input_shape, loss, include, exclude, seed: as for `prune`.
-        masks: one for each layer to be scored, of its weight's shape: the scores are taken on the network with these alone.
-            Removed weights get a score too, what they would have if they came back; only methods with `recover` let them
-            compete by it. Default: nothing is removed.
+        masks: one for each layer to be scored, by any of its names, of its weight's shape: the scores are taken on the network
+            with these alone. Removed weights get a score too, what they would have if they came back; only methods with
+            `recover` let them compete by it. Default: nothing is removed.
 
     Returns:
         Layer name -> scores, float32 or float64 on the CPU, in the shape of the weight.
@@ -150,21 +158,30 @@ def score(
     """
     with _probing(model, method, data, input_shape, loss, include, exclude, seed) as (chosen, layers, probe):
         if masks is not None:
-            probe.mask(_of_layers("masks", masks, layers))
+            probe.mask(_of_layers("masks", masks, model, layers))
         flat = flat_scores(chosen, probe, layers)
     parts = flat.split_with_sizes([layer.weight.numel() for layer in layers])
     return {layer.name: part.reshape(layer.weight.shape).clone() for layer, part in zip(layers, parts, strict=True)}
 
 
-def _of_layers(argument: str, masks: Mapping[str, Tensor], layers: Sequence[Layer]) -> list[Tensor]:
+def _of_layers(argument: str, masks: Mapping[str, Tensor], model: nn.Module, layers: Sequence[Layer]) -> list[Tensor]:
     """The masks of exactly these layers, in their order, bool on the CPU; ValueError if they are not."""
-    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    masks = as_masks(argument, masks)
+    first = {layer.module: layer.name for layer in layers}
+    aliases = {name: first[module] for name, module in model.named_modules(remove_duplicate=False) if module in first}
+    names: dict[str, str] = {}  # layer -> the name that its mask has
+    for name in masks:
+        layer = aliases.get(name, name)
+        if layer in names:
+            raise ValueError(f"{argument}: {names[layer]!r} and {name!r} are one module, but have a mask each")
+        names[layer] = name
     expected = {layer.name: tuple(layer.weight.shape) for layer in layers}
-    got = {layer.name: layer.shape for layer in masks.per_layer()}
+    shapes = {layer.name: layer.shape for layer in masks.per_layer()}
+    got = {layer: shapes[name] for layer, name in names.items()}
     if got != expected:
         wrong = ", ".join(name for name in {**expected, **got} if expected.get(name) != got.get(name))
         raise ValueError(f"{argument}: expected one mask of the weight's shape for each layer, got no such for {wrong}")
-    return [masks[name] for name in expected]
+    return [masks[names[layer]] for layer in expected]
 
 
 @contextmanager

@@ -52,5 +52,7 @@ def test_refused():
         compare(a, {"y": torch.ones(1, 1), "z": torch.ones(1, 1)})
     with pytest.raises(ValueError, match=r"b: expected the shape of a's mask of 'x', \(2, 2\), got \(1, 2\)"):
         compare(a, {"x": torch.ones(1, 2)})
-    with pytest.raises(TypeError, match="expected a mapping"):
+    with pytest.raises(TypeError, match=r"^b: masks: expected a mapping"):
         compare(a, 3)
+    with pytest.raises(ValueError, match=r"^a: masks\['x'\]: expected only 0 and 1"):
+        compare({"x": torch.full((2, 2), 0.5)}, a)

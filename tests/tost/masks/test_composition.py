@@ -90,6 +90,24 @@ def test_selections_of_ones_own(convnet):
         prune(convnet, replace(magnitude, selection=turns, steps=2), 0.1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "error", "text"),
+    [
+        ({"distribution": "erk"}, TypeError, r"distribution: expected a function, got str \('erk'\)"),
+        ({"selection": None}, TypeError, "selection: expected a function, got NoneType"),
+        ({"schedule": 0.5}, TypeError, "schedule: expected a function, got float"),
+        ({"score": "snip"}, TypeError, "score: expected a function, got str"),
+        ({"prepare": True}, TypeError, "prepare: expected a function, got bool"),
+        ({"needs": "dta"}, ValueError, "needs: unknown name 'dta'; did you mean data"),
+        ({"recover": "no"}, TypeError, "recover: expected True or False, got str"),
+    ],
+)
+def test_the_parts_are_checked_when_they_are_put_together(parts, error, text):
+    with pytest.raises(error, match=text):
+        replace(methods()["snip"], **parts)
+    assert replace(methods()["snip"], prepare=None, needs="nothing").prepare is None
+
+
 def test_distributions_and_schedules_are_checked(convnet):
     magnitude = methods()["magnitude"]
     with pytest.raises(

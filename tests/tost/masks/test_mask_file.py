@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tost.files import DamagedFile
 from tost.masks import Masks
+from tost.tensor_file import write
 
 
 def npy(shape: str, dtype: str = "|b1") -> bytes:
@@ -230,6 +231,33 @@ def test_a_layer_with_the_name_of_the_metadata(masks, tmp_path):
     assert Masks.load(tmp_path / "m") == masks
     with pytest.raises(ValueError, match=r"m.npz: expected names without a zero byte, got 'a\\x00b'"):
         Masks({"a\0b": torch.ones(1, 1)}).save(tmp_path / "m.npz")
+
+
+def test_the_file_of_a_network_says_where_its_masks_are(tmp_path):
+    zeros, path = torch.tensor([[0.5, 0.0]]), tmp_path / "model.safetensors"
+    parametrized = {"a.parametrizations.weight.original": zeros, "a.parametrizations.weight.0.mask": torch.tensor([[1, 0]])}
+    for state in ({"a.weight": zeros, "a.bias": torch.ones(1)}, parametrized):
+        save_file(state, path)
+        with pytest.raises(
+            DamagedFile, match=r"no masks: .*; the masks of a run are in its masks\.safetensors; .*from_state_dict"
+        ):
+            Masks.load(path)
+        write(path, state, {"format": "pt", "version": "1"})  # as runs do
+        with pytest.raises(DamagedFile, match=r"got format 'pt'; the masks of a run are in its masks\.safetensors; .*from_state"):
+            Masks.load(path)
+        assert Masks.from_state_dict(load_file(path)) == Masks({"a": torch.tensor([[1, 0]])})
+    with pytest.raises(DamagedFile, match=r"got a directory or device; the masks of a run are in its masks\.safetensors"):
+        Masks.load(tmp_path)
+
+
+def test_arrays_without_names(tmp_path):
+    np.savez(tmp_path / "m.npz", np.eye(2), np.eye(3))
+    with pytest.raises(DamagedFile, match=r"expected arrays under the names of layers, got arr_0, arr_1: numpy\.savez\("):
+        Masks.load(tmp_path / "m.npz")
+    np.savez(tmp_path / "m.npz", arr_0=np.eye(2), fc=np.eye(3))
+    assert list(Masks.load(tmp_path / "m.npz")) == ["arr_0", "fc"]
+    Masks({"arr_0": np.eye(2)}).save(tmp_path / "m.npz")  # a layer may have this name
+    assert list(Masks.load(tmp_path / "m.npz")) == ["arr_0"]
 
 
 def test_missing(tmp_path):

@@ -149,11 +149,18 @@ def test_prune_with_keep_alive(resnet, batches, method):
     assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["random", "snip"])
+def test_keep_alive_reads_no_more_data_than_the_method(resnet, batches, method):
+    """The data may be an iterator, of which nothing is left in the end."""
+    masks = tost.prune(resnet, method, 0.004, batches, keep_alive=True)
+    assert tost.prune(resnet, method, 0.004, iter(batches[:1]), keep_alive=True) == masks
+
+
 def test_the_best_by_score_come_in(two_layers):
     """Magnitude keeps nothing of the second layer; there, -1 is larger than 0.5 and leads from a unit that is reached."""
     with torch.no_grad():
         two_layers[2].weight.copy_(torch.tensor([[0.4, -0.45]]))
-    with pytest.warns(UserWarning, match=r"leaves no weight in 2; keep_alive=True"):
+    with pytest.warns(UserWarning, match=r"leaves no weight in 2; keep_alive=True .* in each that the model uses"):
         tost.prune(two_layers, "magnitude", 0.5)
     masks = tost.prune(two_layers, "magnitude", 0.5, input_shape=(2,), keep_alive=True)
     assert masks["0"].tolist() == [[False, True], [True, False]]

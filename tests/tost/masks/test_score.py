@@ -48,6 +48,15 @@ def test_of_a_masked_network(two_layers):
     assert flow["2"].tolist() == [[6, 0.5]]
 
 
+def test_masks_under_the_second_name_of_a_shared_module():
+    net = torch.nn.Sequential(shared := torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), shared)
+    masks = {"2": torch.eye(2), "1": torch.ones(2, 2)}
+    scores = tost.score(net, "synflow", input_shape=(2,), masks=masks)
+    assert list(scores) == ["0", "1"]
+    expected = tost.score(net, "synflow", input_shape=(2,), masks={"0": torch.eye(2), "1": torch.ones(2, 2)})
+    assert all(torch.equal(score, expected[layer]) for layer, score in scores.items())
+
+
 def test_the_masks_have_to_fit(two_layers):
     with pytest.raises(ValueError, match="masks: expected one mask of the weight's shape for each layer, got no such for 2"):
         tost.score(two_layers, "magnitude", masks={"0": torch.ones(2, 2)})

@@ -115,6 +115,22 @@ def test_synflow_with_indices_for_inputs():
     assert prune(net, "synflow", 0.5, data=[(torch.tensor([[0, 1], [2, 3]]), None)]).kept == 12
 
 
+def test_synflow_with_a_padding_mask_for_an_input():
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.fc = nn.MultiheadAttention(4, 1, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.attention(x, x, x, key_padding_mask=padding)[0])
+
+    # the second place is padding; if all were, attention would have nothing to look at, and its results would be NaN
+    data = [((torch.randn(2, 3, 4), torch.tensor([[False, True, False]] * 2)), None)]
+    scores = tost.score(Attends(), "synflow", data=data)
+    assert list(scores) == ["attention.out_proj", "fc"]
+    assert all((score > 0).all() for score in scores.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [

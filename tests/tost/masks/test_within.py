@@ -52,10 +52,25 @@ def test_the_first_scores_are_those_of_the_masked_network(resnet, batches):
     assert prune(resnet, "snip", 0.1, data=batches) == masks
 
 
+def test_masks_under_the_second_name_of_a_shared_module(net):
+    net.append(net[1])
+    masks = {"0": EARLIER["0"], "2": EARLIER["1"]}
+    assert prune(net, "magnitude", 0.6, within=masks) == prune(net, "magnitude", 0.6, within=EARLIER)
+    with pytest.raises(ValueError, match="within: '1' and '2' are one module, but have a mask each"):
+        prune(net, "magnitude", 0.6, within={**EARLIER, "2": EARLIER["1"]})
+
+
+def test_the_warning_about_empty_layers_does_not_advise_what_is_refused(net):
+    with pytest.warns(UserWarning, match="leaves no weight in 0; more weights would stay at a higher density$"):
+        prune(net, "magnitude", 0.2, within=EARLIER)
+
+
 def test_what_is_wrong_is_said(net):
     with pytest.raises(ValueError, match="within: expected masks that keep 9 weights or more, got 8"):
         prune(net, "magnitude", 0.9, within=EARLIER)
     with pytest.raises(ValueError, match="within: expected one mask of the weight's shape for each layer, got no such for 1"):
         prune(net, "magnitude", 0.4, within={"0": EARLIER["0"]})
+    with pytest.raises(ValueError, match=r"^within: masks\['0'\]: expected only 0 and 1"):
+        prune(net, "magnitude", 0.4, within={"0": torch.full((2, 3), 2)})
     with pytest.raises(ValueError, match="keep_alive: expected False with `within`"):
         prune(net, "magnitude", 0.4, within=EARLIER, keep_alive=True, input_shape=(3,))
