@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tost.masks.layers import Layer
-from tost.user_batches import call, describe, endless, map_tensors, tensors_in
+from tost.user_batches import call, describe, endless, map_tensors, sample_of_ones, tensors_in
 from tost_kernels.nn.surgery import duplicate
 
 # (outputs of the model, targets of the batch) -> scalar
@@ -62,9 +62,13 @@ class Probe:
             return
         self._network = duplicate(model)
         prepare(self._network)
-        self._network.requires_grad_(False)  # only the gradients of the prunable weights are wanted
-        self._live = [cast(Tensor, self._network.get_submodule(name).weight).requires_grad_() for name in self._names]
-        self.weights = [_at_least_single(weight.detach()) for weight in self._live]
+        self._network._apply(_at_least_single)  # type: ignore[no-untyped-call] # products of small gradients are 0 in half precision
+        self._free: list[Tensor] = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+        for parameter in self._network.parameters():
+            # Frozen ones too: reentrant checkpointing gives no gradients to what stands behind frozen layers.
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        self._live = [cast(Tensor, self._network.get_submodule(name).weight) for name in self._names]
+        self.weights = [weight.detach() for weight in self._live]
 
     # ---- the network's weights ---------------------------------------------------------------------------------------
 
@@ -80,22 +84,21 @@ class Probe:
 
     @contextmanager
     def trainable(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """(all floating-point parameters of the network, the prunable weights among them), free to be trained.
+        """(the parameters that the user did not freeze, all prunable weights), to be trained.
 
         On leaving the network is as it was.
         """
         assert self._network is not None, "a method that runs the network says how to `prepare` it"
+        if not self._free:
+            raise ValueError("model: expected a parameter to train, but all are frozen (requires_grad=False)")
         before = {tensor: tensor.detach().clone() for tensor in (*self._network.parameters(), *self._network.buffers())}
-        parameters = [parameter for parameter in self._network.parameters() if parameter.is_floating_point()]
         try:
-            yield [parameter.requires_grad_() for parameter in parameters], self._live
+            yield self._free, self._live
         finally:
-            self._network.requires_grad_(False).zero_grad()
+            self._network.zero_grad()
             with torch.no_grad():
                 for tensor, value in before.items():
                     tensor.copy_(value)
-            for weight in self._live:
-                weight.requires_grad_()
 
     def remask(self) -> None:
         """Set the removed weights to 0 again, after an update."""
@@ -107,16 +110,14 @@ class Probe:
 
     def draw(self) -> list[Tensor]:
         """Uniform numbers of the shapes of the weights, from the seed's own generator (float64, CPU: the same everywhere)."""
-        return [torch.rand(weight.shape, generator=self._generator, dtype=torch.float64) for weight in self.weights]
+        return [torch.rand(weight.shape, generator=self._generator, dtype=torch.float64, device="cpu") for weight in self.weights]
 
     def ones(self) -> Any:
         """One sample of ones, shape (1, *input_shape); several inputs as in `input_shape` or `data`."""
         if self._input_shape is None:
             # of integers too: they may be indices
             return map_tensors(lambda part: torch.ones_like(part[:1]) if part.dim() else part, self.next_batch()[0])
-        return _map_shapes(
-            lambda shape: torch.ones((1, *shape), dtype=self._live[0].dtype, device=self._live[0].device), self._input_shape
-        )
+        return sample_of_ones(self._input_shape, self._live[0].dtype, self._live[0].device)
 
     def next_batch(self) -> tuple[Any, Any]:
         """The next (inputs, targets), their tensors on the device of the weights; floating inputs in their precision."""
@@ -172,7 +173,12 @@ class Probe:
         """d scalar / d weight for each layer; zeros for a layer the network did not use."""
         if not scalar.requires_grad:
             raise ValueError("model: its output does not depend on any prunable weight (is it detached?)")
-        gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError("model: it checkpoints activations; expected use_reentrant=False there, got True") from error
         return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, self._live, strict=True)]
 
     def mean_loss_gradients(self, temperature: float = 1.0) -> list[Tensor]:
@@ -210,20 +216,13 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return sum(products[1:], start=products[0])
 
 
-def _map_shapes(function: Callable[[tuple[int, ...]], Tensor], shapes: Any) -> Any:
-    """`function` of a shape, of each in a tuple, or of each in a dict."""
-    if isinstance(shapes, dict):
-        return {name: function(shape) for name, shape in shapes.items()}
-    return tuple(function(shape) for shape in shapes) if isinstance(shapes[0], tuple) else function(shapes)
-
-
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _at_least_single(weight: Tensor) -> Tensor:
-    """Scores in half precision would be full of ties."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+def _at_least_single(tensor: Tensor) -> Tensor:
+    """In single precision if it was in half; scores in half precision would be full of ties."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def training(network: nn.Module) -> None:
