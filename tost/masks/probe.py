@@ -173,12 +173,16 @@ class Probe:
         """d scalar / d weight for each layer; zeros for a layer the network did not use."""
         if not scalar.requires_grad:
             raise ValueError("model: its output does not depend on any prunable weight (is it detached?)")
+        reentrant = "model: it checkpoints activations; expected use_reentrant=False there, got True"
         try:
             gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
-            raise ValueError("model: it checkpoints activations; expected use_reentrant=False there, got True") from error
+            raise ValueError(reentrant) from error
+        # the weights in it are no part of the graph, and it runs only if something before it needs a gradient
+        if any(gradient is None for gradient in gradients) and _holds(scalar, "CheckpointFunctionBackward"):
+            raise ValueError(reentrant)
         return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, self._live, strict=True)]
 
     def mean_loss_gradients(self, temperature: float = 1.0) -> list[Tensor]:
@@ -209,6 +213,22 @@ class Probe:
             for part, gradient in zip(total, gradients, strict=True):
                 part += gradient
         return [part.div_(self.batches) for part in total]
+
+
+def _holds(scalar: Tensor, name: str) -> bool:
+    """Whether there is an operation of this name in the graph of `scalar`."""
+    waiting = [scalar.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if node.name() == name:
+            return True
+        new = {before for before, _ in node.next_functions} - seen
+        seen |= new
+        waiting += new
+    return False
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
