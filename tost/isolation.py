@@ -42,6 +42,18 @@ def isolated(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Inside, new tensors are float32 on the CPU, whatever the caller's default type and device are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread inside: sums of torch's CPU kernels are then rounded the same whatever the number of threads."""
     threads = torch.get_num_threads()

@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["call", "check_iterable", "describe", "endless", "inputs_of", "map_tensors", "tensors_in"]
+__all__ = ["call", "check_iterable", "describe", "endless", "inputs_of", "map_tensors", "sample_of_ones", "tensors_in"]
 
 
 def check_iterable(data: object, where: str) -> None:
@@ -66,6 +67,17 @@ def call(network: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, list | tuple) else network(inputs)
+
+
+def sample_of_ones(shapes: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Ones of shape (1, *shape); a tuple or dict of them for a tuple or dict of shapes (see `tost.checks.sample_shapes`)."""
+
+    def ones(shape: tuple[int, ...]) -> Tensor:
+        return torch.ones((1, *shape), dtype=dtype, device=device)
+
+    if isinstance(shapes, dict):
+        return {name: ones(shape) for name, shape in shapes.items()}
+    return tuple(ones(shape) for shape in shapes) if isinstance(shapes[0], tuple) else ones(shapes)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -66,7 +66,10 @@ def apportion(k: int, weights: Sequence[int], capacities: Sequence[int]) -> list
 
     Args:
         k: 0 <= k <= sum(capacities).
-        weights, capacities: integers, one a layer; a weight of 0 gets nothing, and some weight is positive.
+        weights, capacities: integers, one a layer; a weight of 0 gets nothing.
+
+    Raises:
+        ValueError: `k` is out of its range, or more than the layers of positive weight hold.
     """
     if not 0 <= k <= sum(capacities):
         raise ValueError(f"k: expected 0 <= k <= {sum(capacities)}, got {k}")
@@ -75,13 +78,15 @@ def apportion(k: int, weights: Sequence[int], capacities: Sequence[int]) -> list
     left = k
     while free:
         whole = sum(weights[i] for i in free)
+        if whole == 0 and left > 0:
+            raise ValueError(f"weights: expected them positive where the capacities hold {k}, got {list(weights)}")
         # Cutting a layer leaves more for the others, so all that are too large now may be cut at once.
         full = {i for i in free if left * weights[i] > capacities[i] * whole}
         if not full:
             for i in free:
-                shares[i] = left * weights[i] // whole
+                shares[i] = left * weights[i] // max(whole, 1)
             # Stable sort: the first among equal remainders. A remainder of 0 never gets one, so no capacity is exceeded.
-            by_remainder = sorted(free, key=lambda i: -(left * weights[i] % whole))
+            by_remainder = sorted(free, key=lambda i: -(left * weights[i] % max(whole, 1)))
             for i in by_remainder[: left - sum(shares[i] for i in free)]:
                 shares[i] += 1
             break

@@ -17,15 +17,15 @@ DISTANCE = 0.1
 
 
 def early_magnitude(probe: Probe) -> list[Tensor]:
-    """|w| after a short training of all parameters with SGD, a batch an update, until the largest weights stay the same.
+    """|w| after a short training of all parameters but frozen ones with SGD, until the largest weights stay the same.
 
     As Early-Bird tickets are drawn (https://arxiv.org/abs/1909.11957), with single weights in the place of channels: every 50
     updates the mask that would be drawn is compared with the one before, and training ends when the last 5 distances are
     all below 0.1, or with the method's number of batches. The distance is the fraction of the kept weights that changed:
     with the fraction of ALL weights that differ, as for channels, two masks of density 0.05 were never further apart than 0.1.
 
-    Learning rate 0.1, momentum 0.9, weight decay 1e-4, no schedule. Without a number of weights to keep (`tost.score`) it
-    trains on all the batches. Weights that are removed already stay so.
+    A batch an update, learning rate 0.1, momentum 0.9, weight decay 1e-4, no schedule. Without a number of weights to keep
+    (`tost.score`) it trains on all the batches. Weights that are removed already stay so.
     """
     last: Tensor | None = None
     distances: deque[float] = deque(maxlen=CHECKS)

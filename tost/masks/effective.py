@@ -21,9 +21,9 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils._pytree import tree_leaves
 
 from tost.checks import sample_shapes
-from tost.isolation import isolated
-from tost.masks.flow import Kept, Reach, ReachInterpreter
-from tost.user_batches import describe, map_tensors, tensors_in
+from tost.isolation import isolated, plain_tensors
+from tost.masks.flow import HALF, Kept, Reach, ReachInterpreter
+from tost.user_batches import describe, map_tensors, sample_of_ones, tensors_in
 from tost_kernels.nn import densify
 from tost_kernels.nn.surgery import duplicate
 
@@ -38,7 +38,8 @@ class Paths:
     then run again on zeros and ones, "an input reaches this number" instead of the number, and backwards on "this number reaches
     an output"; each is made 0 or 1 again behind every operation, so nothing over- or underflows in a network of any depth, and
     the answer is exact. A path goes through an operation from each of its operands; what dropout, normalisation and softmax do to
-    one number because of others is no path, and neither are biases.
+    one number because of others is no path, and neither are biases. No path goes through a product with a constant 0, or to
+    what a constant condition does not choose; a parameter without a mask is never 0.
 
     Args:
         model: dense, pruned, parametrized or sparse; what it has for weights does not matter, nor do they change.
@@ -63,7 +64,7 @@ class Paths:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
         args, kwargs = _arguments(input_shape, inputs)
-        with isolated(0, {t.device for t in (*model.parameters(), *model.buffers())}):
+        with isolated(0, {t.device for t in (*model.parameters(), *model.buffers())}), plain_tensors():
             net = _plain(model, names)
             self._graph, self._values = _trace(net, args, kwargs)
             parameters = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -74,7 +75,8 @@ class Paths:
             if list(self._keys.values()).count(key) > 1:
                 raise ValueError(f"model: {name!r} has a mask, and so has another layer with the same weight {key!r}")
         # a number or a flag that is handed over as it is is no input
-        self._inputs = [Reach(torch.ones(x.shape)) if isinstance(x, Tensor) else x for x in tree_leaves((args, kwargs))]
+        leaves = tree_leaves((args, kwargs))
+        self._inputs = [Reach(torch.ones_like(x, dtype=torch.float32)) if isinstance(x, Tensor) else x for x in leaves]
 
     def through(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of the kept weights that lie on a path from an input to an output, when these `masks` are on the layers.
@@ -91,7 +93,7 @@ class Paths:
         for name, shape in self._shapes.items():
             if tuple(masks[name].shape) != shape:
                 raise ValueError(f"model: the mask of {name!r} has shape {tuple(masks[name].shape)}, its weight {shape}")
-        with isolated(0, ()):
+        with isolated(0, ()), plain_tensors():
             leaves = {name: masks[name].detach().cpu().float().requires_grad_() for name in self._shapes}
             values: dict[str, Any] = dict(self._values)
             values.update((self._keys[name], Kept(leaf)) for name, leaf in leaves.items())
@@ -100,11 +102,11 @@ class Paths:
             flow = torch.stack(reached).sum() if reached else torch.zeros(())
             if not flow.requires_grad:  # no layer with a mask is between inputs and outputs
                 return {name: torch.zeros(shape, dtype=torch.bool) for name, shape in self._shapes.items()}
-            gradients = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True)
+            gradients = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True, materialize_grads=True)
         # A gradient counts the places at which a reached input and a needed output meet: whole numbers, but for the rounding
         # of the convolution.
         return {
-            name: (leaf.detach() > 0) & (gradient > 0.5) if gradient is not None else torch.zeros(leaf.shape, dtype=torch.bool)
+            name: (leaf.detach() > 0) & (gradient > HALF)
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
         }
 
@@ -123,12 +125,7 @@ def _arguments(input_shape: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     if (input_shape is None) == (inputs is None):
         raise TypeError("input_shape, inputs: expected one of the two: the shape of a sample, or a batch of examples")
     if inputs is None:
-        shapes = sample_shapes(input_shape)
-        if isinstance(shapes, dict):
-            inputs = {name: torch.ones((1, *shape)) for name, shape in shapes.items()}
-        else:
-            shapes = shapes if isinstance(shapes[0], tuple) else (shapes,)
-            inputs = tuple(torch.ones((1, *shape)) for shape in shapes)
+        inputs = sample_of_ones(sample_shapes(input_shape), torch.float32, "cpu")
     elif not tensors_in(inputs):
         raise TypeError(f"inputs: expected a tensor, or a tuple or mapping of tensors, got {type(inputs).__name__}")
     inputs = map_tensors(lambda x: x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu(), inputs)

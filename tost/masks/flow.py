@@ -51,7 +51,7 @@ def _binary(x: Tensor, least: float = 0.0, least_back: float = 0.0) -> Tensor:
 
 # Sums of products of zeros and ones are whole numbers. A convolution by Winograd's or Fourier's way rounds, forwards and
 # backwards, and what should be 0 is 1e-7. Other operations have fractions, and make 0 of nothing but zeros.
-_HALF = 0.5
+HALF = 0.5
 
 
 class ReachInterpreter(Interpreter):
@@ -102,17 +102,17 @@ def _pointwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
     reaches = [leaf.tensor.expand(shape) for leaf in leaves if isinstance(leaf, Reach)]
     kept = [leaf.tensor.expand(shape) for leaf in leaves if isinstance(leaf, Kept)]
     product = _name(target) == "mul"
+    # nothing goes through a product with a constant 0
+    zeros = [torch.as_tensor(factor) != 0 for factor in args if product and not isinstance(factor, Reach | Kept)]
     if reaches:
         reach = torch.stack(reaches).sum(0) if len(reaches) > 1 else reaches[0]
         if kept and not product:
             raise ValueError(f"model: {target} takes activations and weights with a mask; their paths are not known here")
-        for mask in kept:
+        for mask in (*kept, *zeros):
             reach = reach * mask
         return Reach(_binary(reach))
     if product:  # also with a mask that the model applies itself
-        for constant in (leaf for leaf in leaves if isinstance(leaf, Tensor)):
-            kept[0] = kept[0] * (constant != 0)
-        for mask in kept[1:]:
+        for mask in (*kept[1:], *zeros):
             kept[0] = kept[0] * mask
         return Kept(kept[0])
     return Kept(_binary(torch.stack(kept).sum(0)) if len(kept) > 1 else kept[0])
@@ -148,7 +148,7 @@ def _padded(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _moved(target, args[:2], {})
 
 
-def _same(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _first_operand(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Number by number the first operand, as far as paths go."""
     if _is(Reach, args[1:], kwargs) or _is(Kept, args[1:], kwargs):
         raise ValueError(f"model: {target} takes factors that depend on the inputs; their paths are not known here")
@@ -157,9 +157,26 @@ def _same(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _shape_only(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A constant that has only its shape from the operand."""
+    """The first operand gives its shape alone; the numbers are those of the second, or constants."""
+    second = args[1] if len(args) > 1 else None
+    if isinstance(second, Reach | Kept):
+        return type(second)(second.tensor.expand(_raw(args[0]).shape))
     with torch.no_grad():
         return target(*map(_raw, args), **kwargs)
+
+
+def _picked(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Number by number one of two operands: of the other none, where a constant says which."""
+    where, yes, no = args if _name(target) == "where" else (args[1], args[2], args[0])
+    if not isinstance(where, Tensor):
+        return _pointwise(target, args, kwargs)
+    yes, no = (value if isinstance(value, Reach | Kept) else (torch.as_tensor(value) != 0).float() for value in (yes, no))
+    return _moved(torch.where, (where, yes, no), {})
+
+
+def _averaged(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Means of windows; the last argument of the operation is a divisor of the user's, which may be negative."""
+    return _moved(target, args[:6], {})
 
 
 def _reduced(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -191,10 +208,10 @@ def _max_pooled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         covered = (shape[axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
         border += [padding[axis], max(covered - x.shape[axis - rank] - padding[axis], 0)]
     convolve = F.conv3d if rank == 3 else F.conv2d
-    sums = convolve(F.pad(_binary(flat, least_back=_HALF), border), torch.ones(1, 1, *kernel), stride=stride, dilation=dilation)
+    sums = convolve(F.pad(_binary(flat, least_back=HALF), border), torch.ones(1, 1, *kernel), stride=stride, dilation=dilation)
     for axis, size in zip(range(-rank, 0), shape, strict=True):
         sums = sums.narrow(axis, 0, size)
-    return Reach(_binary(sums.reshape(*x.shape[:-rank], *shape), _HALF)), None
+    return Reach(_binary(sums.reshape(*x.shape[:-rank], *shape), HALF)), None
 
 
 def _pooled_to(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -217,7 +234,7 @@ def _contracted(a: Any, b: Any, product: Callable[[Tensor, Tensor], Tensor]) -> 
 
     def structure(value: Any) -> Tensor:
         if isinstance(value, Reach):
-            return _binary(value.tensor, least_back=_HALF)
+            return _binary(value.tensor, least_back=HALF)
         return value.tensor if isinstance(value, Kept) else (value != 0).float()
 
     left, right = structure(a), structure(b)
@@ -225,7 +242,7 @@ def _contracted(a: Any, b: Any, product: Callable[[Tensor, Tensor], Tensor]) -> 
         result = product(left, torch.ones_like(right)) + product(torch.ones_like(left), right)
     else:
         result = product(left, right)
-    result = _binary(result, _HALF)
+    result = _binary(result, HALF)
     return Reach(result) if _is(Reach, a, b) else Kept(result)
 
 
@@ -259,12 +276,6 @@ def _gated(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return Reach(_binary(halves[0] + halves[1]))
 
 
-def _copied(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The second operand, in the shape of the first."""
-    new = args[1] if isinstance(args[1], Reach) else Reach(torch.zeros(()))
-    return Reach(new.tensor.expand(_raw(args[0]).shape))
-
-
 def _rules(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
@@ -276,9 +287,10 @@ _RULES: dict[str, Rule] = {
     **_rules(_multiplied_and_added, "addmm baddbmm addmv"),
     **_rules(_max_pooled, "max_pool2d_with_indices max_pool3d_with_indices"),
     **_rules(
-        _same,
+        _first_operand,
         "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_layer_norm native_group_norm "
-        "_fused_rms_norm _softmax _log_softmax _safe_softmax log_sigmoid_forward native_dropout _to_copy",
+        "_fused_rms_norm _softmax _log_softmax _safe_softmax log_sigmoid_forward native_dropout _to_copy "
+        "detach alias",
     ),
     **_rules(
         _reduced,
@@ -293,17 +305,18 @@ _RULES: dict[str, Rule] = {
         "unsafe_split unsafe_split_with_sizes slice_scatter select_scatter index_put im2col col2im "
         "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d "
-        "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
+        "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
         "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d upsample_bilinear2d "
-        "upsample_trilinear3d _upsample_nearest_exact3d avg_pool1d",
+        "upsample_trilinear3d _upsample_nearest_exact3d",
     ),
     **_rules(
         _shape_only,
-        "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty",
+        "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty copy fill zero",
     ),
     **_rules(_pointwise, "_prelu_kernel hardswish leaky_relu"),  # leaky_relu: no tag before torch 2.13
     **_rules(_pooled_to, "adaptive_max_pool2d adaptive_max_pool3d"),
     **_rules(_embedded, "embedding"),
     **_rules(_gated, "glu"),
-    **_rules(_copied, "copy"),
+    **_rules(_picked, "where masked_fill"),
+    **_rules(_averaged, "avg_pool1d avg_pool2d avg_pool3d"),
 }

@@ -80,7 +80,7 @@ def _matched(argument: str, patterns: str | Sequence[str], names: Sequence[str])
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"{argument}: expected patterns as strings, got {pattern!r}")
-        hits = {name for name in names if fnmatchcase(name, pattern)}
+        hits = {name for name in names if name == pattern or fnmatchcase(name, pattern)}  # a name may hold brackets
         if not hits:  # most likely a typo, which would silently prune too much or too little
             raise ValueError(f"{argument}: pattern {pattern!r} matches no layer; the layers are {', '.join(names)}")
         matched |= hits

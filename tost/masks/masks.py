@@ -374,6 +374,8 @@ def _checked_name(name: object) -> str:
 def _checked_mask(name: str, mask: object) -> Tensor:
     """A private, contiguous bool copy of `mask` on the CPU."""
     what = f"masks[{name!r}]"
+    if isinstance(mask, np.ma.MaskedArray):
+        raise TypeError(f"{what}: expected a plain array, got a masked one, of which some values do not count")
     if isinstance(mask, np.ndarray):
         if mask.dtype != np.bool_ and not np.issubdtype(mask.dtype, np.number):
             raise TypeError(f"{what}: expected bool or numbers, got an array of dtype {mask.dtype}")

@@ -19,6 +19,7 @@ from tost.files import DamagedFile, replacing
 _TAG = b"tost.masks/1 "
 _SUFFIX = ".npy"
 _NAMELESS = re.compile(r"arr_\d+")  # what numpy.savez(path, mask) calls an array
+_MOST_NAME = 2**16 - 1  # bytes; of any zip archive
 _MOST_HEADER = 10_000  # bytes; numpy's own limit
 # how much smaller deflate makes anything, at most: what claims to be larger is not what it claims
 _MOST_RATIO = 1100
@@ -34,6 +35,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], fingerprin
     for name in tensors:
         if "\0" in name:  # zipfile would cut it there
             raise ValueError(f"{path}: expected names without a zero byte, got {name!r}")
+        if len((name + _SUFFIX).encode()) > _MOST_NAME:
+            raise ValueError(f"{path}: expected names up to {_MOST_NAME - len(_SUFFIX)} bytes, got one of {len(name.encode())}")
     with replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.comment = _TAG + fingerprint.encode()
         for name, tensor in tensors.items():
@@ -95,14 +98,9 @@ def _tensor(name: str, data: bytes) -> Tensor:
     if not name.endswith(_SUFFIX):
         raise ValueError(f"expected arrays (.npy), got {name!r}")
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header: Any = np.lib.format.read_array_header_1_0(file, max_header_size=_MOST_HEADER)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file, max_header_size=_MOST_HEADER)
-    else:
-        raise ValueError(f"expected an array of version 1.0 or 2.0, got {version}")
-    shape, by_columns, dtype = header
+    shape, by_columns, dtype = _header(file)
+    if any(size < 0 for size in shape):  # numpy would make one of them up
+        raise ValueError(f"{name!r}: expected a shape, got {shape}")
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise ValueError(f"{name!r}: expected bool or numbers, got {dtype}")
     values = np.frombuffer(data, dtype, offset=file.tell())
@@ -110,3 +108,15 @@ def _tensor(name: str, data: bytes) -> Tensor:
         raise ValueError(f"{name!r}: expected booleans, got bytes other than 0 and 1")
     array = values.reshape(shape, order="F" if by_columns else "C")
     return torch.from_numpy(np.array(array, dtype.newbyteorder("="), order="C"))
+
+
+def _header(file: io.BytesIO) -> Any:
+    """(shape, whether it is by columns, dtype) at the beginning of an .npy file."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"expected an array of version 1.0 or 2.0, got {version}")
+    read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        return read(file, max_header_size=_MOST_HEADER)
+    except MemoryError as error:  # Python's parser; a header is short, and memory is not what it lacks
+        raise ValueError("its header is nested too deeply") from error

@@ -46,6 +46,8 @@ def masks_in_state(
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             continue  # get_extra_state hands out anything
         parametrized = _PARAMETRIZED.fullmatch(name)
+        if name.endswith(_PRUNED) and tensor.dim() not in (2, 4) and include is None:  # an `include` says which are wanted
+            raise ValueError(f"state: expected masks of two or four dimensions, got shape {tuple(tensor.shape)} for {name!r}")
         if name.endswith(_PRUNED) and tensor.dim() in (2, 4):
             found[name.removesuffix(_PRUNED)] = [tensor]
         elif parametrized is not None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tost.masks.layers import Layer
-from tost.user_batches import call, describe, endless, map_tensors, tensors_in
+from tost.user_batches import call, describe, endless, map_tensors, sample_of_ones, tensors_in
 from tost_kernels.nn.surgery import duplicate
 
 # (outputs of the model, targets of the batch) -> scalar
@@ -63,9 +63,13 @@ class Probe:
             return
         self._network = duplicate(model)
         prepare(self._network)
-        self._network.requires_grad_(False)  # only the gradients of the prunable weights are wanted
-        self._live = [cast(Tensor, self._network.get_submodule(name).weight).requires_grad_() for name in self._names]
-        self.weights = [_at_least_single(weight.detach()) for weight in self._live]
+        self._network._apply(_at_least_single)  # type: ignore[no-untyped-call] # products of small gradients are 0 in half precision
+        self._free: list[Tensor] = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
+        for parameter in self._network.parameters():
+            # Frozen ones too: reentrant checkpointing gives no gradients to what stands behind frozen layers.
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        self._live = [cast(Tensor, self._network.get_submodule(name).weight) for name in self._names]
+        self.weights = [weight.detach() for weight in self._live]
 
     # ---- the network's weights ---------------------------------------------------------------------------------------
 
@@ -81,22 +85,21 @@ class Probe:
 
     @contextmanager
     def trainable(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """(all floating-point parameters of the network, the prunable weights among them), free to be trained.
+        """(the parameters that the user did not freeze, all prunable weights), to be trained.
 
         On leaving the network is as it was.
         """
         assert self._network is not None, "a method that runs the network says how to `prepare` it"
+        if not self._free:
+            raise ValueError("model: expected a parameter to train, but all are frozen (requires_grad=False)")
         before = {tensor: tensor.detach().clone() for tensor in (*self._network.parameters(), *self._network.buffers())}
-        parameters = [parameter for parameter in self._network.parameters() if parameter.is_floating_point()]
         try:
-            yield [parameter.requires_grad_() for parameter in parameters], self._live
+            yield self._free, self._live
         finally:
-            self._network.requires_grad_(False).zero_grad()
+            self._network.zero_grad()
             with torch.no_grad():
                 for tensor, value in before.items():
                     tensor.copy_(value)
-            for weight in self._live:
-                weight.requires_grad_()
 
     def remask(self) -> None:
         """Set the removed weights to 0 again, after an update."""
@@ -108,7 +111,7 @@ class Probe:
 
     def draw(self) -> list[Tensor]:
         """Uniform numbers of the shapes of the weights, from the seed's own generator (float64, CPU: the same everywhere)."""
-        return [torch.rand(weight.shape, generator=self._generator, dtype=torch.float64) for weight in self.weights]
+        return [torch.rand(weight.shape, generator=self._generator, dtype=torch.float64, device="cpu") for weight in self.weights]
 
     def ones(self) -> Any:
         """One sample of ones, shape (1, *input_shape); several inputs as in `input_shape` or `data`."""
@@ -116,9 +119,7 @@ class Probe:
             # of integers too: they may be indices; not of booleans: a mask of ones may leave nothing to look at
             one = _first_sample(self.next_batch()[0])
             return map_tensors(lambda part: part if part.dim() == 0 or part.dtype is torch.bool else torch.ones_like(part), one)
-        return _map_shapes(
-            lambda shape: torch.ones((1, *shape), dtype=self._live[0].dtype, device=self._live[0].device), self._input_shape
-        )
+        return sample_of_ones(self._input_shape, self._live[0].dtype, self._live[0].device)
 
     def next_batch(self) -> tuple[Any, Any]:
         """The next (inputs, targets), their tensors on the device of the weights; floating inputs in their precision."""
@@ -187,7 +188,16 @@ class Probe:
         """d scalar / d weight for each layer; zeros for a layer the network did not use."""
         if not scalar.requires_grad:
             raise ValueError("model: its output does not depend on any prunable weight (is it detached?)")
-        gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
+        reentrant = "model: it checkpoints activations; expected use_reentrant=False there, got True"
+        try:
+            gradients = torch.autograd.grad(scalar, self._live, create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(reentrant) from error
+        # the weights in it are no part of the graph, and it runs only if something before it needs a gradient
+        if any(gradient is None for gradient in gradients) and _holds(scalar, "CheckpointFunctionBackward"):
+            raise ValueError(reentrant)
         return [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, self._live, strict=True)]
 
     def mean_loss_gradients(self, temperature: float = 1.0) -> list[Tensor]:
@@ -224,25 +234,34 @@ def _first_sample(inputs: Any) -> Any:
     return map_tensors(lambda part: part[:1] if part.dim() else part, inputs)
 
 
+def _holds(scalar: Tensor, name: str) -> bool:
+    """Whether there is an operation of this name in the graph of `scalar`."""
+    waiting = [scalar.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if node.name() == name:
+            return True
+        new = {before for before, _ in node.next_functions} - seen
+        seen |= new
+        waiting += new
+    return False
+
+
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     products = [(a * b).sum() for a, b in zip(left, right, strict=True)]
     return sum(products[1:], start=products[0])
-
-
-def _map_shapes(function: Callable[[tuple[int, ...]], Tensor], shapes: Any) -> Any:
-    """`function` of a shape, of each in a tuple, or of each in a dict."""
-    if isinstance(shapes, dict):
-        return {name: function(shape) for name, shape in shapes.items()}
-    return tuple(function(shape) for shape in shapes) if isinstance(shapes[0], tuple) else function(shapes)
 
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _at_least_single(weight: Tensor) -> Tensor:
-    """Scores in half precision would be full of ties."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+def _at_least_single(tensor: Tensor) -> Tensor:
+    """In single precision if it was in half; scores in half precision would be full of ties."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def training(network: nn.Module) -> None:

@@ -100,12 +100,13 @@ def prune(
             task = bar.add_task(chosen.name, total=chosen.steps)
             for step in steps(chosen, probe, layers, density, k, allowed):
                 bar.update(task, completed=step.number)
+                scores = step.scores.clone() if keep_alive and step.number == step.steps else None  # the observer's are its own
                 if on_step is not None:
                     with isolated(seed, _devices(model)):
                         on_step(step)
         masks = step.masks
-        if keep_alive:
-            masks = _repaired(masks, model, step.scores, input_shape, probe)
+        if scores is not None:
+            masks = _repaired(masks, model, scores, input_shape, probe)
     if masks.empty_layers():
         if keep_alive:
             remedy = "the model does not use them"

@@ -65,7 +65,7 @@ def keep_alive(paths: Paths, masks: Mapping[str, Tensor], scores: Mapping[str, S
     _take_away(result, masks, sum(int(mask.sum()) for mask in result.values()) - kept, scores, alive)
     left = sum(int(mask.sum()) for mask in result.values())
     if left > kept:
-        raise ValueError(_too_few(kept, len(needed), f"here {left:,} at least"))
+        raise ValueError(_too_few(kept, len(needed), f"this choice of them needs {left:,}"))
     return result
 
 
@@ -90,6 +90,8 @@ def _closed(
 
     while not alive({**full, name: mask}):
         useful = (paths.through(full)[name] & ~mask).flatten().nonzero().flatten().numpy()
+        if len(useful) == 0:
+            raise ValueError(f"model: no weight of layer {name!r} lies on a path, though without it others lie on none")
         order = useful[_best_first([score.flatten().numpy()[useful] for score in scores])]
         # All of them would do. The shortest beginning of the list that does is as good as always the very first.
         count = 1

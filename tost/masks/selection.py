@@ -27,19 +27,22 @@ def per_filter(scores: Tensor, k: int) -> Tensor:
     """The largest of every filter, each of the `O` filters keeping `k // O` or one more: a constant fan-in.
 
     The extra places go to the filters whose next best score is largest, the first among equals. (Constant fan-in:
-    https://arxiv.org/abs/2305.02299.)
-
-    Of weights chosen before in this way, any `k` up to their number can be chosen again.
+    https://arxiv.org/abs/2305.02299.) A filter in which fewer weights compete keeps them all, and its places go to the others
+    in the same way.
     """
     rows = scores.reshape(scores.shape[0], -1)
-    each, extra = divmod(k, len(rows))
     # Stable, so the first among equals; a filter is short, sorting it costs little.
     ranked, order = rows.sort(dim=1, descending=True, stable=True)
-    keep = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :each], True)
-    if extra:
-        lucky = keep_largest(ranked[:, each].contiguous(), extra)
-        keep[lucky, order[lucky, each]] = True
-    return keep.reshape(scores.shape)
+    most = (rows > -torch.inf).sum(1)
+    counts = torch.zeros_like(most)
+    while left := k - int(counts.sum()):
+        free = (counts < most).nonzero().flatten()
+        each = left // len(free)
+        if each == 0:  # one more for some
+            free, each = free[keep_largest(ranked[free, counts[free]], left)], 1
+        counts[free] = torch.minimum(counts[free] + each, most[free])
+    chosen = torch.arange(rows.shape[1], device="cpu") < counts[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen).reshape(scores.shape)
 
 
 def keep_largest(scores: Tensor, k: int) -> Tensor:
@@ -59,7 +62,7 @@ def keep_largest(scores: Tensor, k: int) -> Tensor:
     if not 0 <= k <= n:
         raise ValueError(f"k: expected 0 <= k <= {n}, got {k}")
     if k == 0 or k == n:
-        return torch.full((n,), k == n, dtype=torch.bool)
+        return torch.full((n,), k == n, dtype=torch.bool, device="cpu")
     threshold = _kth_largest(scores.numpy(), k)
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -62,7 +62,7 @@ def steps(
     least = [0] * len(sizes) if final is None else checked(final, shapes, k)
     if allowed is not None:
         least = [min(pair) for pair in zip(least, _counts(allowed, sizes), strict=True)]
-    kept = torch.ones(sum(sizes), dtype=torch.bool) if allowed is None else allowed
+    kept = torch.ones(sum(sizes), dtype=torch.bool, device="cpu") if allowed is None else allowed
     number_kept = int(kept.count_nonzero())
     counts = [min(count, number_kept) for count in targets(method.schedule, method.steps, density, sum(sizes), k)]
     scores: Tensor | None = None
@@ -129,6 +129,25 @@ def _described(mask: Tensor) -> str:
     return f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.count_nonzero())}"
 
 
+def _one_each(method: Method, probe: Probe, layers: Sequence[Layer]) -> Iterator[Tensor]:
+    """The scores that a method gives, checked for being a tensor a layer, of the weight's shape."""
+    given = method.score(probe)
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{method.name}: expected its score to give a tensor for each layer, got {type(given).__name__}")
+    number = 0
+    for number, score in enumerate(given, 1):
+        if not isinstance(score, Tensor) or number > len(layers):
+            got = f"tensor number {number}" if isinstance(score, Tensor) else type(score).__name__
+            raise TypeError(f"{method.name}: expected its score to give a tensor for each of {len(layers)} layers, got {got}")
+        layer = layers[number - 1]
+        if score.shape != layer.weight.shape:
+            shapes = f"expected {tuple(layer.weight.shape)}, got {tuple(score.shape)}"
+            raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
+        yield score
+    if number < len(layers):
+        raise TypeError(f"{method.name}: expected its score to give a tensor for each of {len(layers)} layers, got {number}")
+
+
 def flat_scores(
     method: Method, probe: Probe, layers: Sequence[Layer], competing: Tensor | None = None, into: Tensor | None = None
 ) -> Tensor:
@@ -137,16 +156,13 @@ def flat_scores(
     -inf where the flat bool vector `competing` is False.
     """
     sizes = [layer.weight.numel() for layer in layers]
-    scores = iter(method.score(probe))
+    scores = _one_each(method, probe, layers)
     first = next(scores)
     precise = torch.float64 if first.dtype is torch.float64 else torch.float32
-    flat = into if into is not None and into.dtype is precise else torch.empty(sum(sizes), dtype=precise)
+    flat = into if into is not None and into.dtype is precise else torch.empty(sum(sizes), dtype=precise, device="cpu")
     broken = []
     end = 0
     for layer, size, score in zip(layers, sizes, chain([first], scores), strict=True):
-        if score.shape != layer.weight.shape:
-            shapes = f"expected {tuple(layer.weight.shape)}, got {tuple(score.shape)}"
-            raise ValueError(f"{method.name}: wrong shape of the scores of layer {layer.name!r}: {shapes}")
         if score.dtype is torch.float64:
             flat = flat.double()
         begin, end = end, end + size

@@ -76,6 +76,13 @@ def test_refused(k):
         apportion(k, [9, 20], [18, 100])
 
 
+def test_weights_of_zero():
+    assert apportion(2, [0, 1], [10, 2]) == [0, 2]
+    assert apportion(0, [0, 0], [3, 4]) == [0, 0]
+    with pytest.raises(ValueError, match=r"weights: expected them positive where the capacities hold 5, got \[0, 1\]"):
+        apportion(5, [0, 1], [10, 2])
+
+
 def test_within_by_hand():
     assert within([5, 5, 5], [0, 0, 0], [9, 9, 9]) == [5, 5, 5]
     assert within([5, 5, 5], [0, 0, 0], [3, 9, 7]) == [3, 6, 6]  # two to share: room for 4 and 2, 1.33 and 0.67

@@ -93,6 +93,21 @@ def test_each_step_starts_from_the_same_network(resnet, batches):
     assert masks.density == 1
 
 
+def test_what_the_user_froze_is_not_trained(convnet, batches):
+    method = replace(methods()["early"], batches=5)
+    convnet[0].requires_grad_(False)
+    trained = copy.deepcopy(convnet)
+    optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=1e-4)
+    for update in range(5):
+        optimizer.zero_grad()
+        cross_entropy(trained(batches[update % 3][0]), batches[update % 3][1]).backward()
+        optimizer.step()
+    for layer, score in tost.score(convnet, method, data=batches).items():
+        torch.testing.assert_close(score, trained.get_submodule(layer).weight.detach().abs())
+    with pytest.raises(ValueError, match="model: expected a parameter to train, but all are frozen"):
+        prune(convnet.requires_grad_(False), method, 0.5, data=batches)
+
+
 def test_a_training_that_diverges_is_an_error(convnet, batches):
     with pytest.raises(ValueError, match="early: not finite: the scores of"):
         prune(convnet, replace(methods()["early"], batches=9), 0.1, data=batches, loss=lambda o, t: 1e30 * o.square().sum())

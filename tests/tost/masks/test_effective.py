@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 import tost_kernels as tk
 from tost import models
 from tost.masks import Masks
+from tost.masks.effective import Paths
 
 Node = tuple[str, int]
 Edges = dict[Node, list[tuple[Node, tuple[str, int] | None]]]
@@ -364,6 +365,93 @@ def test_gates():
     assert effective["down"].sum() == 0  # it reads a channel that nothing reaches,
     assert effective["up"].sum() == 0  # so there is nothing to send on
     assert torch.equal(effective["conv"], narrow["conv"])
+
+
+class Between(nn.Module):
+    """A function between two layers of four numbers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(4, 4), nn.Linear(4, 2), function
+        self.register_buffer("gate", torch.tensor([1.0, 0.0, 1.0, 0.0]))
+        self.scale = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self, self.a(x)))
+
+
+def overwritten(net: Between, h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 1] = 0
+    h[:, 3].zero_()
+    return h
+
+
+def copied(net: Between, h: Tensor) -> Tensor:
+    h[:, 1:2].copy_(net.gate[1:2])
+    h[:, 3].fill_(net.gate[3])
+    return h
+
+
+@pytest.mark.parametrize(
+    ("function", "open_units"),
+    [
+        (lambda net, h: h.detach(), 4),
+        (lambda net, h: torch.relu_(h.detach()) + h.data, 4),
+        (lambda net, h: h * net.gate, 2),
+        (lambda net, h: h * 0 + h[:, :1] * net.gate, (1, 2)),
+        (lambda net, h: h * net.scale, 4),  # a parameter may be 0 for now
+        (lambda net, h: h.masked_fill(net.gate == 0, 3.0), 2),
+        (lambda net, h: torch.where(net.gate > 0, h, 1), 2),
+        (lambda net, h: torch.where(net.gate > 0, h, h.flip(1)), (2, 4)),  # 1 is a copy of 2, and 3 of 0
+        (lambda net, h: torch.where(h > 0, h, torch.zeros(())), 4),
+        (overwritten, 2),
+        (copied, 2),
+        (lambda net, h: h.clone().zero_() + h.clone().fill_(2.0), 0),
+        (lambda net, h: torch.zeros_like(h).copy_(h), 4),
+        (lambda net, h: F.avg_pool2d(h[:, None, None], (1, 1), divisor_override=-1)[:, 0, 0], 4),
+    ],
+)
+def test_what_goes_through_constants_and_copies(function, open_units):
+    """How many units of the first layer are read, and how many that the second layer reads are reached."""
+    effective = Masks({"a": torch.ones(4, 4), "b": torch.ones(2, 4)}).effective(Between(function), (4,))
+    read, reached = open_units if isinstance(open_units, tuple) else (open_units, open_units)
+    assert (effective["a"].sum(), effective["b"].sum()) == (4 * read, 2 * reached)
+
+
+def test_a_constant_condition_picks_weights_too():
+    net = Between(lambda net, h: F.linear(h, torch.where(net.gate > 0, net.a.weight, torch.zeros(()))))
+    effective = Masks({"a": torch.ones(4, 4), "b": torch.ones(2, 4)}).effective(net, (4,))
+    # its columns 1 and 3 are cut off at its second use, so at the first nobody reads its units 1 and 3
+    assert effective["a"].sum() == 12
+    assert not effective["a"][1::2, 1::2].any()
+    only = Masks({"b": torch.cat([torch.ones(2, 1), torch.zeros(2, 3)], 1)}).effective(
+        Between(lambda net, h: h * torch.where(net.gate[1:2] > 0, net.b.weight[:1], 0.0)), (4,)
+    )
+    assert only.kept == 0
+
+
+def test_windows_that_round_reach_nothing():
+    """Convolutions may give 1e-8 in the place of 0 (Fourier, Winograd), forwards and backwards."""
+
+    class Rounds(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.convolution.default:
+                return result + 1e-6
+            if function is torch.ops.aten.convolution_backward.default:
+                return tuple(part if part is None else part + 1e-6 for part in result)
+            return result
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.MaxPool2d(2), nn.Conv2d(2, 2, 1, bias=False))
+    first = torch.ones(2, 1, 3, 3)
+    first[0] = 0
+    masks = Masks({"0": first, "2": torch.tensor([[1, 0], [1, 0]]).reshape(2, 2, 1, 1)})
+    paths = Paths(net, list(masks), (1, 6, 6))
+    with Rounds():
+        assert not any(mask.any() for mask in paths.through(masks).values())
+        both = {"0": torch.ones(2, 1, 3, 3).bool(), "2": masks["2"]}
+        assert [int(mask.sum()) for mask in paths.through(both).values()] == [9, 2]
 
 
 def test_refused(convnet):

@@ -159,6 +159,8 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
         ("a.npy", npy("(1099511627776, 1099511627776)") + bytes(4), "reshape|too large|Maximum"),
         ("a.npy", npy("(2, 2)") + bytes([0, 1, 2, 1]), "bytes other than 0 and 1"),
         ("a.npy", npy("(2, 2)", "<U1") + bytes(16), "expected bool or numbers, got <U1"),
+        ("a.npy", npy("(-1, 4)") + bytes(8), r"expected a shape, got \(-1, 4\)"),
+        ("a.npy", npy("-" * 9000 + "1") + bytes(8), "damaged, or no"),
         ("a.npy", npy("(2, 2)", "<c16") + bytes(64), "expected bool or numbers, got complex128"),
         ("a.npy", npy("(2, 2)", "<f2")[:6] + b"\x03" + npy("(2, 2)", "<f2")[7:] + bytes(8), "version 1.0 or 2.0"),
     ],
@@ -231,6 +233,11 @@ def test_a_layer_with_the_name_of_the_metadata(masks, tmp_path):
     assert Masks.load(tmp_path / "m") == masks
     with pytest.raises(ValueError, match=r"m.npz: expected names without a zero byte, got 'a\\x00b'"):
         Masks({"a\0b": torch.ones(1, 1)}).save(tmp_path / "m.npz")
+    with pytest.raises(ValueError, match=r"m.npz: expected names up to 65531 bytes, got one of 65532"):
+        Masks({"\xe9" * 32766: torch.ones(1, 1)}).save(tmp_path / "m.npz")
+    longest = Masks({"\xe9" * 32765 + "e": torch.ones(1, 1)})
+    longest.save(tmp_path / "m.npz")
+    assert Masks.load(tmp_path / "m.npz") == longest
 
 
 def test_the_file_of_a_network_says_where_its_masks_are(tmp_path):

@@ -65,6 +65,7 @@ def test_any_zero_one_numbers_are_taken(same):
         ({"": torch.ones(2, 2)}, ValueError, "non-empty"),
         ({"a": [[1, 0]]}, TypeError, r"masks\['a'\].*list"),
         ({"a": np.array([["x"]])}, TypeError, "dtype"),
+        ({"a": np.ma.masked_array(np.ones((2, 2)), np.eye(2))}, TypeError, "expected a plain array, got a masked one"),
         ({"a": torch.ones(3)}, ValueError, r"\(3,\)"),
         ({"a": torch.ones(3, 2, 1)}, ValueError, r"\(3, 2, 1\)"),
         ({"a": torch.ones(0, 3)}, ValueError, r"\(0, 3\)"),

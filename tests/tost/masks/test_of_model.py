@@ -208,6 +208,11 @@ def test_state_dicts():
     assert masks == Masks({"a": eye, "b": eye, "c": torch.tensor([[1, 0], [0, 0]])})
     assert list(masks) == ["a", "b", "c"]
     assert list(Masks.from_state_dict(state, include=["b", "words"])) == ["b", "words"]
+    with pytest.raises(
+        ValueError, match=r"expected masks of two or four dimensions, got shape \(1, 1, 3\) for 'conv1d.weight_mask'"
+    ):
+        Masks.from_state_dict({**state, "conv1d.weight_mask": torch.ones(1, 1, 3)})
+    assert list(Masks.from_state_dict({**state, "conv1d.weight_mask": torch.ones(1, 1, 3)}, include="b")) == ["b"]
     with pytest.raises(TypeError, match="state: expected a mapping of names to tensors, got list"):
         Masks.from_state_dict([])
     with pytest.raises(ValueError, match=r"state: expected weights of two or four dimensions.*found none among 1 names"):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import tost_kernels as tk
-from tost.masks import Masks, Method, methods, prune
+from tost.masks import Masks, Method, methods, prune, score
 from tost.masks.schedules import exponential
 
 METHODS = sorted(methods())
@@ -115,9 +116,18 @@ def test_seeds(resnet, batches, name):
     assert (first == other) == (name in ("magnitude", "synflow"))
 
 
+@pytest.fixture
+def two_threads():
+    """A number of threads that no test runs with otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("surroundings", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_nothing_changes(resnet, batches, name, surroundings):
+def test_nothing_changes(resnet, batches, name, surroundings, two_threads):
     resnet.train()
     resnet.layer1.eval()
     resnet(batches[0][0]).sum().backward()
@@ -171,7 +181,7 @@ def test_nothing_changes(resnet, batches, name, surroundings):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_generators_are_restored_after_an_error_too(resnet, name):
+def test_generators_and_threads_are_restored_after_an_error_too(name, two_threads):
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -184,11 +194,21 @@ def test_generators_are_restored_after_an_error_too(resnet, name):
     broken = Broken()
     state = torch.get_rng_state()
     method = methods()[name]
+    data = [(torch.ones(4, 2), torch.zeros(4))]
     if method.prepare is not None:
         source = "input_shape" if method.needs == "input_shape" else "data"
         with pytest.raises(ValueError, match=rf"{source}: .*\(., 2\).*RuntimeError: boom$"):
-            prune(broken, name, 0.5, data=[(torch.ones(4, 2), torch.zeros(4))])
+            prune(broken, name, 0.5, data=data)
+    else:  # nothing of the model runs; what observes the steps does
+
+        def fail(step):
+            torch.rand(1)
+            raise RuntimeError("boom")
+
+        with pytest.raises(RuntimeError, match="boom"):
+            prune(broken, name, 0.5, data=data, on_step=fail)
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == 2
 
 
 def test_gradients_are_not_needed_on_the_model(resnet, batches):
@@ -203,13 +223,63 @@ def test_autocast_around_does_not_change_scores(resnet, batches):
     assert inside == prune_quietly(resnet, "snip", 0.1, data=batches)
 
 
-def test_double_and_bfloat16_networks(resnet, batches):
-    for dtype in (torch.float64, torch.bfloat16):
-        for name in METHODS:
-            assert prune_quietly(resnet.to(dtype), quick(name), 0.1, data=batches).kept == 511
+def test_double_networks(resnet, batches):
+    for name in METHODS:
+        assert prune_quietly(resnet.double(), quick(name), 0.1, data=batches).kept == 511
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", METHODS)
+def test_networks_in_half_precision_are_scored_in_single(resnet, batches, name, dtype):
+    half = resnet.to(dtype)
+    masks = prune_quietly(half, quick(name), 0.1, data=batches)
+    assert all(tensor.dtype is dtype for tensor in half.parameters())
+    assert masks == prune_quietly(copy.deepcopy(half).float(), quick(name), 0.1, data=batches)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_default_dtype_and_device_do_not_matter(convnet, batches, name):
+    before = prune_quietly(convnet, quick(name), 0.1, input_shape=(3, 8, 8), data=batches, keep_alive=True)
+    effective = before.effective(convnet, (3, 8, 8))
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        assert prune_quietly(convnet, quick(name), 0.1, input_shape=(3, 8, 8), data=batches, keep_alive=True) == before
+        assert before.effective(convnet, (3, 8, 8)) == effective
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.empty(()).is_meta
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(dtype)
+
+
+class Checkpointed(nn.Module):
+    """Activations of the second of three layers are computed again on the way back."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(checkpoint(self.b, self.a(x), use_reentrant=self.reentrant)))
+
+
+@pytest.mark.parametrize("exclude", [None, "a"])
+def test_checkpointed_activations(exclude):
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 6), torch.arange(8) % 6)]
+    scores = score(Checkpointed(False), "snip", data, exclude=exclude)
+    assert all((part != 0).any() for part in scores.values())
+    with pytest.raises(ValueError, match="model: it checkpoints activations; expected use_reentrant=False"):
+        prune(Checkpointed(True), "snip", 0.5, data, exclude=exclude)
 
 
 def test_include_and_exclude(resnet):
+    odd = nn.Sequential(nn.ModuleDict({"conv[1]": nn.Linear(2, 2), "conv1": nn.Linear(2, 2)})["conv[1]"])
+    odd.add_module("fc[1]", nn.Linear(2, 2))
+    assert list(prune(odd, "magnitude", 0.5, include="fc[1]")) == ["fc[1]"]
     assert list(prune(resnet, "magnitude", 0.5, include="layer1.*")) == ["layer1.0.conv1", "layer1.0.conv2"]
     masks = prune(resnet, "magnitude", 0.5, include=["layer?.0.conv1", "fc"], exclude=("*1.0.conv1",))
     assert list(masks) == ["layer2.0.conv1", "fc"]
@@ -418,6 +488,15 @@ def test_a_method_of_ones_own(two_layers):
     assert prune_quietly(two_layers, own, 1 / 3)["0"].tolist() == [[False, False], [True, True]]
     with pytest.raises(ValueError, match=r"last: wrong shape of the scores of layer '0'"):
         prune(two_layers, replace(own, score=lambda probe: [w[0] for w in probe.weights]), 0.5)
+    for wrong, got in (
+        (lambda probe: None, "NoneType"),
+        (lambda probe: [], "0"),
+        (lambda probe: probe.weights[:1], "1"),
+        (lambda probe: probe.weights * 2, "tensor number 3"),
+        (lambda probe: ["x", "y"], "str"),
+    ):
+        with pytest.raises(TypeError, match=rf"^last: expected its score to give a tensor for each .*got {got}$"):
+            prune(two_layers, replace(own, score=wrong), 0.5)
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
         replace(own, steps=0)
 

@@ -12,7 +12,7 @@ import tost
 from tost import models
 from tost.masks import Masks, methods
 from tost.masks.effective import Paths
-from tost.masks.repair import dead_layers
+from tost.masks.repair import dead_layers, keep_alive
 
 
 def random_masks(net: nn.Module, density: float, seed: int = 0) -> Masks:
@@ -73,7 +73,9 @@ def test_a_layer_that_needs_two_weights():
     assert {layer.name: layer.kept for layer in repaired.per_layer()} == {"stem": 2, "left": 1, "right": 1}
     assert dead(repaired, net, (3,)) == ()
     few = Masks({**empty, "right": torch.tensor([[1, 1], [1, 0]])})
-    with pytest.raises(ValueError, match="3 weights cannot keep 3 layers alive, here 4 at least; expected a higher density"):
+    with pytest.raises(
+        ValueError, match="3 weights cannot keep 3 layers alive, this choice of them needs 4; expected a higher density"
+    ):
         few.kept_alive(net, (3,))
 
 
@@ -165,6 +167,41 @@ def test_the_best_by_score_come_in(two_layers):
     masks = tost.prune(two_layers, "magnitude", 0.5, input_shape=(2,), keep_alive=True)
     assert masks["0"].tolist() == [[False, True], [True, False]]
     assert masks["2"].tolist() == [[False, True]]
+
+
+def test_a_network_that_detaches():
+    class Detaches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).detach())
+
+    repaired = Masks({"a": torch.zeros(4, 4), "b": torch.ones(2, 4)}).kept_alive(Detaches(), (4,))
+    assert [layer.kept for layer in repaired.per_layer()] == [1, 7]
+    assert dead(repaired, Detaches(), (4,)) == ()
+
+
+def test_paths_that_contradict_each_other_do_not_hang():
+    class Contradicting:
+        def through(self, masks):
+            """The second layer needs all of the first, of which one weight alone lies on a path."""
+            first = torch.zeros_like(masks["a"])
+            first[0, 0] = True
+            return {"a": masks["a"] & first, "b": masks["b"] & masks["a"].all()}
+
+    masks = {"a": torch.eye(2) > 0, "b": torch.ones(1, 2) > 0}
+    with pytest.raises(ValueError, match="model: no weight of layer 'a' lies on a path"):
+        keep_alive(Contradicting(), masks, {name: (mask.float(),) for name, mask in masks.items()})
+
+
+def test_what_comes_in_are_single_weights():
+    """The right branch needs a weight that is only the seventh best; those between it and the best do not come in with it."""
+    scores = {"stem": torch.arange(12.0).reshape(4, 3).flip(0), "left": torch.ones(2, 2), "right": torch.ones(2, 2)}
+    masks = Masks({"stem": torch.zeros(4, 3), "left": torch.ones(2, 2), "right": torch.ones(2, 2)})
+    repaired = masks.kept_alive(Split(), (3,), scores=scores)
+    assert repaired["stem"].nonzero().tolist() == [[0, 2], [2, 2]]
 
 
 def test_refused(two_layers):

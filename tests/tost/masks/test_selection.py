@@ -125,6 +125,32 @@ def test_per_filter_has_a_constant_fan_in_and_nests(filters, fan_in, data):
         before = kept
 
 
+def test_per_filter_where_few_compete():
+    """Filters keep what competes, and the others share their places: as many each or one more."""
+    none = -torch.inf
+    scores = torch.tensor([[1.0, 0.0, 5.0, 3.0], [none, 5.0, none, none], [none] * 4, [9.0, 0.0, 4.0, none]])
+    for k, kept in (
+        (2, [[0, 0, 1, 0], [0] * 4, [0] * 4, [1, 0, 0, 0]]),
+        (4, [[0, 0, 1, 0], [0, 1, 0, 0], [0] * 4, [1, 0, 1, 0]]),
+        (5, [[0, 0, 1, 1], [0, 1, 0, 0], [0] * 4, [1, 0, 1, 0]]),
+        (6, [[1, 0, 1, 1], [0, 1, 0, 0], [0] * 4, [1, 0, 1, 0]]),
+        (8, [[1, 1, 1, 1], [0, 1, 0, 0], [0] * 4, [1, 1, 1, 0]]),
+    ):
+        assert per_filter(scores, k).int().tolist() == kept, k
+
+
+def test_per_filter_keeps_the_first_of_many_equal_scores():
+    # more than 16 numbers in a row: an unstable sort would mix them up
+    scores = torch.ones(2, 500)
+    scores[:, ::7] = 2.0
+    kept = per_filter(scores, 2 * 100)
+    assert kept[:, ::7].all()
+    places = (kept[0] & (scores[0] == 1)).nonzero().flatten()
+    assert len(places) == 100 - 72
+    assert places.tolist() == (scores[0] == 1).nonzero().flatten()[:28].tolist()
+    assert torch.equal(kept[0], kept[1])
+
+
 @pytest.mark.parametrize("k", [-1, 4])
 def test_refused(k):
     with pytest.raises(ValueError, match="k: expected 0 <= k <= 3"):

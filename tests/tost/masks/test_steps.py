@@ -61,6 +61,16 @@ def test_an_observer_changes_nothing(resnet, batches, name):
     assert len(sums) == 4
 
 
+def test_an_observer_that_writes_into_the_scores(two_layers):
+    def spoil(step):
+        step.scores.neg_()
+        step.masks["0"].zero_()
+
+    for method in (methods()["magnitude"], replace(methods()["magnitude"], steps=2)):
+        keywords = {"input_shape": (2,), "keep_alive": True}
+        assert prune(two_layers, method, 0.5, on_step=spoil, **keywords) == prune(two_layers, method, 0.5, **keywords)
+
+
 def test_an_error_of_the_observer_comes_through(two_layers):
     def fail(step):
         raise KeyError(step.number)

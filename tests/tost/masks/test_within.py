@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tost.masks import Masks, methods, prune
-from tost.masks.distributions import erk, uniform
+from tost.masks.distributions import erk, globally, uniform
+from tost.masks.selection import per_filter
 
 EARLIER = Masks({"0": torch.tensor([[0, 1, 0], [1, 1, 1]]), "1": torch.ones(2, 2)})
 
@@ -41,6 +42,21 @@ def test_every_method(resnet, batches, name, distribution):
     assert masks.kept == round(0.2 * masks.total)
     for layer, mask in masks.items():
         assert not (mask & ~earlier[layer]).any(), layer
+
+
+@pytest.mark.parametrize("distribution", [globally, uniform, erk])
+@pytest.mark.parametrize("name", ["magnitude", "iter_snip", "force"])
+def test_a_constant_fan_in_among_uneven_filters(resnet, batches, name, distribution):
+    earlier = {layer: mask.clone() for layer, mask in prune(resnet, "random", 0.3, seed=3).items()}
+    earlier["fc"][:4] = earlier["layer1.0.conv1"][:, :, 1:] = False
+    method = replace(methods()[name], steps=3, selection=per_filter, distribution=distribution)
+    masks = prune(resnet, method, 0.15, data=batches, within=earlier)
+    assert masks.kept == round(0.15 * masks.total)
+    for layer, mask in masks.items():
+        assert not (mask & ~earlier[layer]).any()
+        kept, room = mask.flatten(1).sum(1), earlier[layer].flatten(1).sum(1)
+        if (kept < room).any():  # filters with room left hold as many as the fullest, or one less
+            assert kept[kept < room].min() >= kept.max() - 1
 
 
 def test_the_first_scores_are_those_of_the_masked_network(resnet, batches):
