@@ -291,8 +291,10 @@ def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prune", "--include", "foo*"], 'include: expected a list like ["layer1*", "fc"] or null'),
+        (["prune", "--include", "foo*"], "include: pattern 'foo*' matches no layer"),
         (["train", "--milestones", "0.5"], "milestones: expected a list like [0.5, 0.75]"),
+        (["analyze", "iterations", "--iterations", "5"], "iterations: expected a list like [1, 10]"),
+        (["prune", "--keep-alive", "--density", "0.3"], "argument --keep_alive: expected true or false behind it"),
         (["compare", "--variants", "foo"], "variants: expected a mapping like"),
         (["prune", "--out", "."], "out: expected a file to write, got a folder"),
     ],
@@ -300,6 +302,41 @@ def test_prune_saves_loadable_masks(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_says_what_a_value_should_look_like(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["lottery", "--method", "snip"],
+            "tost lottery: error: unrecognized arguments: --method snip; tost lottery has no --method",
+        ),
+        (["prune", "--masks", "x"], "tost prune: error: unrecognized arguments: --masks x; tost prune has no --masks"),
+        (["info", "--foo", "1"], "tost info: error: unrecognized arguments: --foo 1"),
+        (["report", "a", "b"], "tost report: error: unrecognized arguments: b"),
+        (["report", "a", "b", "--jsn"], "tost report: error: unrecognized arguments: b --jsn; did you mean --json?"),
+        (["train", "--recipe.densty", "1"], "tost: error: Option 'densty' is not accepted"),
+        (
+            ["train", "--recipe.ghost_skp", "1"],
+            "tost: error: Option 'ghost_skp' is not accepted; did you mean --recipe.ghost_skip?",
+        ),
+        (
+            ["prune", "--config", "c.yaml"],
+            "tost prune: error: Subcommand 'prune' does not accept option 'masks'; tost prune has no --masks",
+        ),
+        (
+            ["analyze"],
+            "tost analyze: error: expected a command: iterations, saliency, recovery, layers, methods (tost analyze --help)",
+        ),
+    ],
+)
+def test_only_options_that_the_command_has_are_suggested(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("masks: x\n")
+    assert main(words) == 2
+    assert capsys.readouterr().err == said + "\n"
 
 
 def test_prune_shows_what_is_on_a_path(

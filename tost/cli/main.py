@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="tost", description="Train sparse networks better (ToST) and faster (sparse-weight kernels).")
-    parser.commands = tuple(_COMMANDS)
+    parser.commands = {name: command.parser() for name, command in _COMMANDS.items()}
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, command in _COMMANDS.items():
-        commands.add_subcommand(name, command_parser := command.parser(), help=command.HELP)
+        commands.add_subcommand(name, parser.commands[name], help=command.HELP)
         if command is analyze:
-            analyze.add_actions(command_parser)  # not before it has its own place in the tree
+            analyze.add_actions(parser.commands[name])  # not before it has its own place in the tree
     return parser
 
 
