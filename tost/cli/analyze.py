@@ -221,9 +221,9 @@ def _setting(options: Namespace) -> Setting:
         raise ValueError(f"jobs: expected at least 1, got {options.jobs}")
     set_threads(options.threads)
     from tost.analysis import Setting
-    from tost.report import require_matplotlib
+    from tost.report import check_figure
 
-    require_matplotlib()
+    check_figure(Path(options.out) / "figure.png", "out")
     setting = Setting(config, tuple(range(config.seed, config.seed + options.seeds)))
     for name in getattr(options, "methods", ()):
         setting.of(name, config.seed)

@@ -23,9 +23,11 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    from tost.report import accuracy_sheet, comparisons_of, require_matplotlib, save_figure
+    from tost.report import accuracy_sheet, check_figure, comparisons_of, save_figure
     from tost.runs import find_runs
 
+    if options.figure is not None:
+        check_figure(options.figure)
     results = find_runs(options.folder)
     if options.seed is not None:
         results = [result for result in results if result.config.seed == options.seed]
@@ -33,7 +35,6 @@ def run(options: Namespace) -> None:
             raise ValueError(f"seed: no run in {options.folder} has seed {options.seed}")
     comparisons = comparisons_of(results)
     if options.figure is not None:
-        require_matplotlib()
         stem = Path(options.figure)
         for number, comparison in enumerate(comparisons):
             suffix = f"-{number + 1}" if len(comparisons) > 1 else ""
