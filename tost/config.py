@@ -125,8 +125,9 @@ class Config:
             if name not in ("steps", "method_steps") or getattr(self, name) is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("include", "exclude"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(_items(self, name)))
+            patterns = getattr(self, name)
+            if patterns is not None:  # a lone pattern is a list of one, as `prune` takes it
+                object.__setattr__(self, name, (patterns,) if isinstance(patterns, str) else _items(self, name))
 
         # model, dataset and method names are looked up by those who own them; see check_names()
         for name, known in (

@@ -22,7 +22,7 @@ from tost.callbacks import Callback, RewindPoint
 from tost.checks import integer, number
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, load
-from tost.files import write_json
+from tost.files import DamagedFile, read_json, write_json
 from tost.masks import Masks, prune
 from tost.masks.layers import prunable_layers
 from tost.preparation import Start, initial_model, train_batches, trained_model
@@ -97,6 +97,32 @@ class Lottery:
             "rewind": self.rewind,
             "rounds": [one.as_dict() for one in self.rounds],
         }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lottery:
+        """What `lottery` wrote to lottery.json; its rounds are the folders beside that of `path`, wherever they were moved.
+
+        Raises:
+            FileNotFoundError: there is no such file, or a round is gone. DamagedFile: (a ValueError) one is damaged.
+        """
+        file = Path(path)
+        values = read_json(file)
+        # "." and ".." have no parent to speak of
+        place = (file.parent if file.parent.name not in ("", "..") else file.parent.resolve()).parent
+        try:
+            rate = number("rate", values["rate"], above=0.0, below=1.0)
+            rewind = None if values["rewind"] is None else integer("rewind", values["rewind"], least=0)
+            config, rounds = Config.from_dict(values["config"]), []
+            for i, entry in enumerate(values["rounds"]):
+                kept, total = integer("kept", entry["kept"], least=0), integer("total", entry["total"], least=1)
+                rounds.append(Round(i, kept, total, RunFolder(place / Path(entry["run_dir"]).name).load()))
+            if not rounds:
+                raise ValueError("rounds: expected at least one, got none")
+            return cls(config, rate, rewind, tuple(rounds))
+        except DamagedFile:
+            raise  # a round
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedFile(file, f"not a lottery's record: {error}") from error
 
 
 def lottery(

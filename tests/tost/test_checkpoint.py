@@ -218,9 +218,9 @@ def test_other_files(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "none")
     with pytest.raises(DamagedFile, match="expected a checkpoint, got a directory"):
         checkpoint.load(tmp_path)
-    Masks({"a": torch.ones(1, 1)}).save(tmp_path / "m")
+    Masks({"a": torch.ones(1, 1)}).save(tmp_path / "m.safetensors")
     with pytest.raises(DamagedFile, match=r"expected a checkpoint \(format 'tost.checkpoint'\), got format 'tost.masks'"):
-        checkpoint.load(tmp_path / "m")
+        checkpoint.load(tmp_path / "m.safetensors")
     torch.save({"a": 1}, tmp_path / "pickle")
     with pytest.raises(DamagedFile, match="no safetensors file at all"):
         checkpoint.load(tmp_path / "pickle")

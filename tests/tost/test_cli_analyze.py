@@ -61,11 +61,14 @@ def test_one_command_draws_tabulates_and_records(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], 'tost: error: expected "analyze.what" to be one of {iterations,saliency,recovery,layers,methods}'),
+        ([], "tost analyze: error: expected a command: iterations, saliency, recovery, layers, methods (tost analyze --help)"),
         (["layrs"], "tost analyze: error: command: unknown name 'layrs'; did you mean layers?"),
         (["layers", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["layers", "--methods", "[snap]"], "tost: error: method: unknown name 'snap'; did you mean snip?"),
+        (["layers", "--methods", "snap"], "tost: error: method: unknown name 'snap'; did you mean snip?"),
         (["layers", "--methods", "[]"], "tost: error: methods: expected at least one"),
+        (["recovery", "--keep-alive", "true"], "tost analyze recovery: error: unrecognized arguments: --keep_alive true"),
+        (["iterations", "--teacher", "runs/x"], "tost analyze iterations: error: unrecognized arguments: --teacher runs/x"),
         (["layers", "--lr", "3"], "tost analyze layers: error: unrecognized arguments: --lr 3"),
         (["iterations", "--iterations", "[0]"], "tost: error: iterations: expected a whole number of at least 1, got 0"),
         (["methods", "--jobs", "0"], "tost: error: jobs: expected at least 1, got 0"),

@@ -38,7 +38,7 @@ from tost import Config, Recipe
         ("seed", -1),
         ("nesterov", 1),
         ("tune", "yes"),
-        ("include", "conv1"),
+        ("include", 3),
         ("model", 3),
         ("data_dir", 3),
         ("backend", "sparce"),
@@ -101,6 +101,14 @@ def test_dict_and_yaml_round_trip(tmp_path: Path) -> None:
     assert Config.from_yaml(tmp_path / "c.yaml") == config
     (tmp_path / "v.yaml").write_text("recipe: vanilla\n")
     assert Config.from_yaml(tmp_path / "v.yaml").recipe == Recipe.vanilla()
+
+
+def test_a_lone_pattern_is_a_list_of_one(tmp_path: Path) -> None:
+    config = Config.from_dict({"include": "conv*", "exclude": "fc"})
+    assert (config.include, config.exclude) == (("conv*",), ("fc",))
+    assert config.hash == Config(include=("conv*",), exclude=("fc",)).hash
+    (tmp_path / "c.yaml").write_text("include: conv*\n")
+    assert Config.from_yaml(tmp_path / "c.yaml").include == ("conv*",)
 
 
 def test_hash_is_about_the_result(tmp_path: Path) -> None:

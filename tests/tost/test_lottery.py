@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,8 +278,42 @@ def test_rounds_are_ordinary_runs(config: Callable[..., Config], capsys: pytest.
     assert json.loads(found.path.read_text()) == json.loads(json.dumps(found.as_dict()))
     entry, last = found.as_dict()["rounds"][2], found.rounds[2]
     assert (entry["kept"], entry["density"], entry["best"]) == (last.kept, last.density, last.result.best)
+    assert Lottery.load(found.path) == found
+    (found.rounds[1].result.run_dir / "result.json").rename(found.path.parent / "away")
+    with pytest.raises(FileNotFoundError, match=r"no finished run in .*round-01"):
+        Lottery.load(found.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["report", config().out]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("tost: note: lottery: left out: no finished run in")
+    assert "lottery rate=0.5 rewind=0 mask" in said.out  # its other rounds, as any runs
+    for text in ("[]", "{}", found.path.read_text().replace('"rate": 0.5', '"rate": "x"')):
+        found.path.write_text(text)
+        with pytest.raises(DamagedFile, match="not a lottery's record"):
+            Lottery.load(found.path)
+
+
+def test_report_shows_each_lottery_once(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = lottery(config(density=0.5), rate=0.5)
+    long = lottery(config(density=0.25), rate=0.5)
+    assert short.path != long.path
+    for density in (0.1, 0.4, 0.2):
+        training.train(config(density=density, method="random", steps=1))
+    assert main(["report", config().out, "--json", "--figure", f"{config().out}/f.png"]) == 0
+    first, *others = json.loads(capsys.readouterr().out)
+    assert first == long.as_dict()
+    assert [one["variants"]["vanilla"]["runs"][0]["config"]["density"] for one in others] == [0.4, 0.2, 0.1]
+    assert sorted(path.name for path in Path(config().out).glob("*.png")) == [f"f-{i}.png" for i in (1, 2, 3, 4)]
     assert main(["report", config().out]) == 0
-    assert "lottery rate=0.5 rewind=0 mask" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.count("lottery tickets rewound") == text.count("lottery") == 1
+    # in the folder of the last round, from inside
+    monkeypatch.chdir(long.path.parent)
+    assert main(["report", "."]) == 0
+    assert "lottery tickets rewound" in capsys.readouterr().out
 
 
 def test_train_with_the_masks_of_a_ticket_repeats_its_round(config: Callable[..., Config]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_json, add_running, config_of, set_threads
+from tost.cli.options import Parser, add_config, add_json, add_running, config_of, set_threads, words
 from tost.cli.output import note, print_json, print_sheets
 from tost.config import Config
 from tost.recipe import Recipe
@@ -38,6 +38,7 @@ _PRUNING = (
 )
 _SWEPT = ("method", "method_steps", "masks", "mask_check", "recipe")
 _TRAINING = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _SWEPT)
+_UNREAD = {"iterations": ("teacher",), "recovery": ("keep_alive",)}  # a recipe without distillation; steps before any repair
 _METHODS = {
     "iterations": ("iter_snip", "force"),
     "saliency": ("snip", "iter_snip", "force"),
@@ -48,28 +49,34 @@ _METHODS = {
 
 def parser() -> Parser:
     analyze = Parser(description="Figures of pruning methods, after FORCE (arXiv 2006.09081): a picture, a table and a record.")
-    analyze.commands = tuple(_ACTIONS)
+    analyze.commands = {name: make() for name, (make, _, _) in _ACTIONS.items()}
     return analyze
 
 
 def add_actions(analyze: Parser) -> None:
     """The subcommands of `analyze`, a part of the root parser by now."""
     actions = analyze.add_subcommands(required=True, dest="what")
-    for name, (make, _, help) in _ACTIONS.items():
-        actions.add_subcommand(name, make(), help=help)
+    for name, (_, _, help) in _ACTIONS.items():
+        actions.add_subcommand(name, analyze.commands[name], help=help)
 
 
 def run(options: Namespace) -> None:
-    _ACTIONS[options.what][1](options.what, options[options.what])
+    chosen = options[options.what]
+    for name in ("methods", "baselines"):
+        if name in chosen:
+            chosen[name] = words(chosen[name])
+    _ACTIONS[options.what][1](options.what, chosen)
 
 
 def _parser(what: str, fields: Sequence[str], seeds: int = 5) -> Parser:
     parser = Parser(description=_ACTIONS[what][2][0].upper() + _ACTIONS[what][2][1:] + ".")
-    add_config(parser, fields)
+    add_config(parser, [name for name in fields if name not in _UNREAD.get(what, ())])
     parser.set_defaults({name: value for name, value in _DEFAULTS.items() if name in fields})
     parser.add_argument("--seeds", type=int, default=seeds, help="number of networks; their seeds count up from --seed")
     if what in _METHODS:
-        parser.add_argument("--methods", type=tuple[str, ...], default=_METHODS[what], help="pruning methods, see tost.methods()")
+        parser.add_argument(
+            "--methods", type=tuple[str, ...] | str, default=_METHODS[what], help="pruning methods, see tost.methods()"
+        )
     return parser
 
 
@@ -108,7 +115,7 @@ def _methods_parser() -> Parser:
     )
     parser.add_argument(
         "--baselines",
-        type=tuple[str, ...],
+        type=tuple[str, ...] | str,
         default=("random", "snip"),
         help="variants that all others are compared with",
     )
@@ -214,9 +221,9 @@ def _setting(options: Namespace) -> Setting:
         raise ValueError(f"jobs: expected at least 1, got {options.jobs}")
     set_threads(options.threads)
     from tost.analysis import Setting
-    from tost.report import require_matplotlib
+    from tost.report import check_figure
 
-    require_matplotlib()
+    check_figure(Path(options.out) / "figure.png", "out")
     setting = Setting(config, tuple(range(config.seed, config.seed + options.seeds)))
     for name in getattr(options, "methods", ()):
         setting.of(name, config.seed)

@@ -28,7 +28,6 @@ def parser() -> Parser:
         "--figure", type=str | None, default=None, help="also save a picture of what each layer keeps (FILE.png)"
     )
     compare.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    compare.add_argument("--seed", type=int, default=0, help="accepted as everywhere; nothing here is random")
     add_json(compare)
     return compare
 
@@ -37,10 +36,10 @@ def run(options: Namespace) -> None:
     if len(options.masks) < 2:
         raise ValueError(f"masks: expected at least two files or run folders, got {len(options.masks)}")
     from tost.masks import compare
-    from tost.report import comparison_sheets, layer_figure, require_matplotlib
+    from tost.report import check_figure, comparison_sheets, layer_figure
 
     if options.figure is not None:
-        require_matplotlib()
+        check_figure(options.figure)
     masks = {label: _load(Path(path)) for label, path in zip(_labels(options.masks), options.masks, strict=True)}
     comparisons = {}
     for a, b in itertools.combinations(masks, 2):

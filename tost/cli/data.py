@@ -44,4 +44,4 @@ def run(options: Namespace) -> None:
         print_json([{"name": n, "fetch": n in SOURCES, "folder": str(f) if f else None} for n, f in found.items()])
         return
     rows = [(n, str(f) if f else "-", "yes" if n in SOURCES else "no") for n, f in found.items()]
-    print_sheets([Sheet("data sets", ("name", "found in", "tost data fetch"), tuple(rows))])
+    print_sheets([Sheet("data sets", ("name", "found in", "tost data fetch"), tuple(rows), texts=("found in",))])

@@ -38,11 +38,11 @@ def run(options: Namespace) -> None:
     config = config_of(options)
     config.check_names()
     set_threads(options.threads)
-    from tost.report import lottery_sheet, require_matplotlib, save_lottery_figure
+    from tost.report import check_figure, lottery_sheet, save_lottery_figure
     from tost.tickets import lottery
 
     if options.figure is not None:
-        require_matplotlib()  # before hours of training, not after
+        check_figure(options.figure)  # before hours of training, not after
     found = lottery(
         config,
         rate=options.rate,

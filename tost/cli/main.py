@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, train
 from tost.cli.options import Parser
-from tost.cli.output import complain, print_warning
+from tost.cli.output import complain, print_warning, reader_is_gone
 from tost.cli.words import with_recipe_spelled_out, with_underscores
 
 # a command: a module with a parser(), run(options) and a line of HELP; torch is imported inside run, so that --help and
@@ -31,8 +31,16 @@ _COMMANDS = {
 }
 
 
+_NOBODY_READS = 128 + 13  # as a shell counts a process that SIGPIPE ended
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's) and return its exit code."""
+    code = _run(arguments)
+    return _NOBODY_READS if reader_is_gone() else code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         words = with_recipe_spelled_out(words)
@@ -42,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _COMMANDS[options.subcommand].run(options[options.subcommand])
     except SystemExit as stop:  # --help, or an error that is told already
         return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError as error:  # of stdout, or of a process that died
+        return _NOBODY_READS if reader_is_gone("\n") else complain(error, 2)
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         return complain(error, 2)
     except (ArithmeticError, RuntimeError) as error:
@@ -55,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="tost", description="Train sparse networks better (ToST) and faster (sparse-weight kernels).")
-    parser.commands = tuple(_COMMANDS)
+    parser.commands = {name: command.parser() for name, command in _COMMANDS.items()}
     commands = parser.add_subcommands(required=True, dest="subcommand")
     for name, command in _COMMANDS.items():
-        commands.add_subcommand(name, command_parser := command.parser(), help=command.HELP)
+        commands.add_subcommand(name, parser.commands[name], help=command.HELP)
         if command is analyze:
-            analyze.add_actions(command_parser)  # not before it has its own place in the tree
+            analyze.add_actions(parser.commands[name])  # not before it has its own place in the tree
     return parser
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn, get_type_hints
+from argparse import Action
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NoReturn, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -20,18 +23,39 @@ class Parser(ArgumentParser):
     """Says what is wrong in one line; jsonargparse would add usage, a tip and a paragraph.
 
     Attributes:
-        commands: of the root parser: the commands it knows.
+        commands: of a parser that has some: the commands it knows, with their parsers.
     """
 
-    commands: Sequence[str] = ()
+    commands: Mapping[str, Parser] = MappingProxyType({})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        known += [f"--{field.name}" for field in dataclasses.fields(Config)]  # those of the commands
-        # jsonargparse parses nested options with parsers of other names
-        prog = self.prog.replace(" [options]", "") if self.prog.startswith("tost") else "tost"
-        print(f"{prog}: error: {one_line(message, known, self.commands)}", file=sys.stderr)
+        of_command = re.match(r"""Subcommand '([\w-]+)' does not accept|expected "([\w-]+)[.]""", message)
+        command = of_command and self.commands.get(of_command[1] or of_command[2])
+        if command:
+            command.error(message, ex)
+        # jsonargparse parses the settings of the recipe with a parser of another name
+        nested = not self.prog.startswith("tost")
+        options = {
+            (f"--recipe.{option[2:]}" if nested else option): _type_of(action)
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--") and action.dest != "help"
+        }
+        elsewhere = () if nested else {field.name for field in dataclasses.fields(Config)} - {name[2:] for name in options}
+        prog = "tost" if nested else self.prog.replace(" [options]", "")
+        print(f"{prog}: error: {one_line(message, prog, options, list(self.commands), elsewhere)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _type_of(action: Action) -> str:
+    """As it is written in code: `bool`, `tuple[int, ...]`."""
+    hint = getattr(action, "_typehint", None)
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def words(value: str | Sequence[str]) -> tuple[str, ...]:
+    """A lone word is a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def add_config(parser: ArgumentParser, names: Sequence[str]) -> None:
@@ -43,6 +67,8 @@ def add_config(parser: ArgumentParser, names: Sequence[str]) -> None:
             continue
         default = Recipe.tost() if field.name == "recipe" else field.default
         kind = Recipe | str if field.name == "recipe" else hints[field.name]
+        if field.name in ("include", "exclude"):
+            kind |= str  # a lone pattern
         parser.add_argument(f"--{field.name}", type=kind, default=default, help=field.metadata["help"])
 
 

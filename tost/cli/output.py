@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,9 +21,27 @@ def print_sheets(sheets: Sequence[Sheet]) -> None:
 
     # a pipe has no width; wide enough that no cell is folded there
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    for sheet in sheets:
-        console.print(sheet.rich())
-        console.print()
+    with console.capture() as text:
+        for sheet in sheets:
+            console.print(sheet.rich())
+            console.print()
+    print(text.get(), end="")  # rich ends the process where nobody reads
+
+
+def reader_is_gone(probe: str = "") -> bool:
+    """Whether nobody reads stdout any more, as behind `| head`; what is left to write is then dropped.
+
+    Args:
+        probe: to write; a write that failed has left nothing behind that would fail once more.
+    """
+    try:
+        print(end=probe, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # or Python complains as it ends
+        os.close(nowhere)
+        return True
+    return False
 
 
 def note(line: str) -> None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_json, config_of
+from tost.cli.options import Parser, add_config, add_json, config_of, set_threads
 from tost.cli.output import note, print_json, print_sheets
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tost.masks import Masks
+    from tost.masks import Masks, Method
 
 HELP = "choose a mask and save it"
 _FIELDS = (
@@ -37,16 +37,18 @@ def parser() -> Parser:
     prune.add_argument("--list", action="store_true", help="describe the methods, and choose no mask")
     prune.add_argument("--out", type=str, default="masks.safetensors", help="file to write (.safetensors or .npz)")
     prune.add_argument("--figure", type=str | None, default=None, help="also save a picture of what each layer keeps (FILE.png)")
+    prune.add_argument("--threads", type=int | None, default=None, help="CPU threads (default: torch's choice)")
     add_json(prune)
     return prune
 
 
 def run(options: Namespace) -> None:
+    config = config_of(options, without=("out",))  # here a file, there the folder of runs
+    config.check_names()
+    set_threads(options.threads)
     if options.list:
         _list(options.json)
         return
-    config = config_of(options, without=("out",))  # here a file, there the folder of runs
-    config.check_names()
     out = Path(options.out)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out: no such folder: {out.parent}")
@@ -55,11 +57,11 @@ def run(options: Namespace) -> None:
     from tost.data import load
     from tost.masks.masks import check_suffix
     from tost.preparation import initial_model, make_masks
-    from tost.report import layer_figure, layer_sheet, require_matplotlib
+    from tost.report import check_figure, layer_figure, layer_sheet
 
     check_suffix(out)  # before minutes of pruning, not after
     if options.figure is not None:
-        require_matplotlib()
+        check_figure(options.figure)
     dataset = load(config.dataset, config.data_dir)
     masks = make_masks(config, dataset, progress=True)
     masks.save(out)
@@ -99,9 +101,20 @@ def _list(as_json: bool) -> None:
 
     known = methods().values()
     if as_json:
-        fields = ("name", "summary", "needs", "steps", "batches", "paper")
-        print_json([{field: getattr(method, field) for field in fields} for method in known])
+        fields = ("name", "summary", "needs", "steps", "batches", "recover", "paper")
+        print_json([{**{field: getattr(method, field) for field in fields}, **_parts(method)} for method in known])
         return
-    rows = [(m.name, m.summary, {"nothing": ""}.get(m.needs, m.needs), str(m.steps), m.paper) for m in known]
-    header = ("method", "keeps", "needs", "steps", "paper")
-    print_sheets([Sheet("pruning methods, all with exactly round(density * weights) kept", header, tuple(rows))])
+    rows = []
+    for m in known:
+        parts = [name for part, name in _parts(m).items() if part != "schedule" or m.steps > 1]  # one step has one target
+        made_of = ", ".join(parts + ["recover"] * m.recover)
+        rows.append((m.name, m.summary, made_of, {"nothing": ""}.get(m.needs, m.needs), str(m.steps), str(m.batches), m.paper))
+    header = ("method", "keeps", "made of", "needs", "steps", "batches", "paper")
+    note = "Made of: score, selection, distribution, schedule of several steps; recover: removed weights can return."
+    title = "pruning methods, all with exactly round(density * weights) kept"
+    print_sheets([Sheet(title, header, tuple(rows), note, texts=("keeps", "made of", "needs", "paper"))])
+
+
+def _parts(method: Method) -> dict[str, str]:
+    """What a method is composed of, by the names of the functions."""
+    return {part: getattr(method, part).__name__ for part in ("score", "selection", "distribution", "schedule")}

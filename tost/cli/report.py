@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -13,7 +14,7 @@ HELP = "tables and pictures of finished runs"
 
 
 def parser() -> Parser:
-    report = Parser(description="Tables of the finished runs in a folder.")
+    report = Parser(description="Tables of the finished lotteries and other runs in a folder.")
     report.add_argument("folder", type=str, help="a run folder, or a folder of them")
     report.add_argument("--figure", type=str | None, default=None, help="also save a picture (FILE.png)")
     report.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -23,24 +24,35 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    from tost.report import accuracy_sheet, comparisons_of, require_matplotlib, save_figure
+    from tost.report import (
+        accuracy_sheet,
+        check_figure,
+        comparisons_of,
+        lotteries_of,
+        lottery_sheet,
+        save_figure,
+        save_lottery_figure,
+    )
     from tost.runs import find_runs
 
+    if options.figure is not None:
+        check_figure(options.figure)
     results = find_runs(options.folder)
     if options.seed is not None:
         results = [result for result in results if result.config.seed == options.seed]
         if not results:
             raise ValueError(f"seed: no run in {options.folder} has seed {options.seed}")
-    comparisons = comparisons_of(results)
+    lotteries, others = lotteries_of(results)
+    comparisons = comparisons_of(others)
     if options.figure is not None:
-        require_matplotlib()
         stem = Path(options.figure)
-        for number, comparison in enumerate(comparisons):
-            suffix = f"-{number + 1}" if len(comparisons) > 1 else ""
-            save_figure(comparison, stem.with_name(f"{stem.stem}{suffix}{stem.suffix or '.png'}"))
-    sheets = [accuracy_sheet(comparison) for comparison in comparisons]
+        pictures = [partial(save_lottery_figure, one) for one in lotteries] + [partial(save_figure, one) for one in comparisons]
+        for number, save in enumerate(pictures):
+            suffix = f"-{number + 1}" if len(pictures) > 1 else ""
+            save(stem.with_name(f"{stem.stem}{suffix}{stem.suffix or '.png'}"))
+    sheets = [lottery_sheet(one) for one in lotteries] + [accuracy_sheet(one) for one in comparisons]
     if options.json:
-        print_json([comparison.as_dict() for comparison in comparisons])
+        print_json([one.as_dict() for one in lotteries] + [one.as_dict() for one in comparisons])
     elif options.markdown:
         print("\n".join(sheet.markdown() for sheet in sheets))
     else:

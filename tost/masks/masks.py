@@ -126,12 +126,13 @@ class Masks(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that any reader of its format opens, by the suffix of `path`.
 
-        .npz: numpy's archive, one bool array a layer under the module's name. Else safetensors: one BOOL tensor a layer. Both
-        hold the fingerprint, the archive as its comment.
+        .npz: numpy's archive, one bool array a layer under the module's name. .safetensors: one BOOL tensor a layer. Both hold
+        the fingerprint, the archive as its comment. Any other suffix is a ValueError.
 
         The file appears whole or not at all (written beside `path`, then moved onto it), so a killed process leaves the
         old file. Raises OSError where the file system refuses.
         """
+        check_suffix(path)
         _format(path).save(path, self._tensors, self.fingerprint)
 
     @classmethod
@@ -329,19 +330,21 @@ _FOREIGN_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy", 
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError where the name of a mask file promises another format than `Masks.save` writes."""
+    """Raises ValueError unless the name of a mask file promises a format that `Masks.save` writes."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".safetensors", ".npz"):
+        raise ValueError(f"{path}: expected a mask file, .safetensors or .npz, got {suffix or 'a name without suffix'}")
+
+
+def _format(path: str | os.PathLike[str]) -> ModuleType:
+    """What reads and writes the file of this name; safetensors unless the name says otherwise."""
     suffix = Path(path).suffix.lower()
     if suffix in _FOREIGN_SUFFIXES:
         raise ValueError(
             f"{path}: expected a mask file, .safetensors or .npz, got {suffix}, which is never read or written here; load it in "
             "a way you trust and use Masks(...) or Masks.from_state_dict(...)"
         )
-
-
-def _format(path: str | os.PathLike[str]) -> ModuleType:
-    """What reads and writes the file of this name."""
-    check_suffix(path)
-    return npz_file if Path(path).suffix.lower() == ".npz" else mask_file
+    return npz_file if suffix == ".npz" else mask_file
 
 
 def _ranks(model: nn.Module, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None) -> dict[str, tuple[Tensor, ...]]:

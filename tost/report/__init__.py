@@ -8,8 +8,8 @@ from tost.report.analysis_figures import (
     save_recovery_figure,
     save_saliency_figure,
 )
-from tost.report.figures import require_matplotlib, save_figure
-from tost.report.from_runs import comparisons_of, recipe_name
+from tost.report.figures import check_figure, require_matplotlib, save_figure
+from tost.report.from_runs import comparisons_of, lotteries_of, recipe_name
 from tost.report.grids import grid_sheets, save_grid_figure
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
@@ -18,6 +18,7 @@ from tost.report.tables import Sheet, accuracy_sheet, format_paired, step_time_s
 __all__ = [
     "Sheet",
     "accuracy_sheet",
+    "check_figure",
     "comparison_sheets",
     "comparisons_of",
     "format_paired",
@@ -26,6 +27,7 @@ __all__ = [
     "layer_figure",
     "layer_sheet",
     "layers_sheet",
+    "lotteries_of",
     "lottery_sheet",
     "recipe_name",
     "recovery_sheet",

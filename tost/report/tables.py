@@ -18,28 +18,33 @@ __all__ = ["Sheet", "accuracy_sheet", "format_paired", "mask_name", "step_time_s
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table without a look: the first column is text, the others are right-aligned."""
+    """A table without a look: the first column and those named in `texts` are left-aligned, the others hold numbers."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    texts: tuple[str, ...] = ()
 
     def rich(self) -> Table:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left", overflow="fold")
+        for name, left in zip(self.header, self._left(), strict=True):
+            table.add_column(name, justify="left" if left else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """For a file."""
-        ruler = [":--"] + ["--:"] * (len(self.header) - 1)
+        ruler = [":--" if left else "--:" for left in self._left()]
         lines = [f"**{self.title}**", ""]
-        lines += ["| " + " | ".join(cells) + " |" for cells in (self.header, tuple(ruler), *self.rows)]
+        for cells in (self.header, ruler, *self.rows):
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
+
+    def _left(self) -> list[bool]:
+        return [i == 0 or name in self.texts for i, name in enumerate(self.header)]
 
 
 def format_paired(difference: Paired) -> str:

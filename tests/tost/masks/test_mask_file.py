@@ -28,7 +28,7 @@ def masks() -> Masks:
     return Masks({"z.conv": torch.rand(5, 3, 3, 1) < 0.3, "a": torch.rand(7, 11) < 0.5, "none": torch.zeros(2, 2)})
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "m", "m.npz", "M.NPZ"])
+@pytest.mark.parametrize("name", ["m.safetensors", "M.SAFETENSORS", "m.npz", "M.NPZ"])
 def test_round_trip_is_bit_exact_and_keeps_the_order(masks, tmp_path, name):
     path = tmp_path / name
     masks.save(path)
@@ -60,8 +60,8 @@ def test_any_masks_survive_the_round_trip(tmp_path_factory, suffix, data):
 
 
 def test_other_programs_can_read_it(masks, tmp_path):
-    masks.save(tmp_path / "m")
-    plain = load_file(tmp_path / "m")
+    masks.save(tmp_path / "m.safetensors")
+    plain = load_file(tmp_path / "m.safetensors")
     assert {name: mask.dtype for name, mask in plain.items()} == dict.fromkeys(masks, torch.bool)
     assert Masks(plain) == masks
 
@@ -130,6 +130,16 @@ def test_pickles_and_other_formats(masks, tmp_path, name):
     with pytest.raises(ValueError, match=r"expected a mask file, \.safetensors or \.npz"):
         masks.save(tmp_path / name)
     assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "got"), [("m", "a name without suffix"), ("m.safetensor", ".safetensor"), ("m.zip", ".zip")])
+def test_only_names_that_say_the_format_are_written(masks, tmp_path, name, got):
+    with pytest.raises(ValueError, match=rf"{name}: expected a mask file, \.safetensors or \.npz, got {got}$"):
+        masks.save(tmp_path / name)
+    assert not any(tmp_path.iterdir())
+    masks.save(tmp_path / "m.safetensors")
+    (tmp_path / "m.safetensors").rename(tmp_path / name)
+    assert Masks.load(tmp_path / name) == masks  # its content says what it is
 
 
 class Bomb:
@@ -210,7 +220,7 @@ def zip_bomb() -> bytes:
 
 
 def test_saving_replaces_and_a_failure_leaves_the_old_file(masks, tmp_path, monkeypatch):
-    path = tmp_path / "m"
+    path = tmp_path / "m.safetensors"
     path.write_bytes(b"old")
 
     def fail(*_):
@@ -221,16 +231,16 @@ def test_saving_replaces_and_a_failure_leaves_the_old_file(masks, tmp_path, monk
         with pytest.raises(OSError, match="disk full"):
             masks.save(path)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["m"]
+    assert os.listdir(tmp_path) == ["m.safetensors"]
     masks.save(path)
     assert Masks.load(path) == masks
 
 
 def test_a_layer_with_the_name_of_the_metadata(masks, tmp_path):
-    masks.save(tmp_path / "m")
-    with pytest.raises(ValueError, match="m: expected another name than '__metadata__' for a tensor"):
-        Masks({"a": torch.ones(1, 1), "__metadata__": torch.ones(1, 1)}).save(tmp_path / "m")
-    assert Masks.load(tmp_path / "m") == masks
+    masks.save(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"m\.safetensors: expected another name than '__metadata__' for a tensor"):
+        Masks({"a": torch.ones(1, 1), "__metadata__": torch.ones(1, 1)}).save(tmp_path / "m.safetensors")
+    assert Masks.load(tmp_path / "m.safetensors") == masks
     with pytest.raises(ValueError, match=r"m.npz: expected names without a zero byte, got 'a\\x00b'"):
         Masks({"a\0b": torch.ones(1, 1)}).save(tmp_path / "m.npz")
     with pytest.raises(ValueError, match=r"m.npz: expected names up to 65531 bytes, got one of 65532"):
@@ -273,19 +283,19 @@ def test_missing(tmp_path):
     with pytest.raises(ValueError, match="directory"):
         Masks.load(tmp_path)
     with pytest.raises(FileNotFoundError):
-        Masks({"a": torch.ones(1, 1)}).save(tmp_path / "no" / "folder")
+        Masks({"a": torch.ones(1, 1)}).save(tmp_path / "no" / "m.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(4096), b"PK\x03\x04" * 100])
 def test_not_a_safetensors_file(tmp_path, content):
-    (tmp_path / "m").write_bytes(content)
-    with pytest.raises(ValueError, match="m: damaged, or no safetensors"):
-        Masks.load(tmp_path / "m")
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.safetensors: damaged, or no safetensors"):
+        Masks.load(tmp_path / "m.safetensors")
 
 
 def test_every_cut_is_noticed(masks, tmp_path):
-    masks.save(tmp_path / "m")
-    whole = (tmp_path / "m").read_bytes()
+    masks.save(tmp_path / "m.safetensors")
+    whole = (tmp_path / "m.safetensors").read_bytes()
     for length in (0, 1, 7, 8, 50, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut: "):
@@ -293,8 +303,8 @@ def test_every_cut_is_noticed(masks, tmp_path):
 
 
 def test_a_flipped_bit_is_noticed(masks, tmp_path):
-    masks.save(tmp_path / "m")
-    whole = bytearray((tmp_path / "m").read_bytes())
+    masks.save(tmp_path / "m.safetensors")
+    whole = bytearray((tmp_path / "m.safetensors").read_bytes())
     for position, bit in ((-1, 1), (-20, 1), (-3, 2), (-100, 64)):
         damaged = bytearray(whole)
         damaged[position] ^= bit
@@ -318,13 +328,13 @@ def test_a_flipped_bit_is_noticed(masks, tmp_path):
     ],
 )
 def test_files_of_ours_that_are_no_masks(tmp_path, metadata, text):
-    save_file({"a": torch.ones(2, 2, dtype=torch.bool)}, tmp_path / "m", metadata)
+    save_file({"a": torch.ones(2, 2, dtype=torch.bool)}, tmp_path / "m.safetensors", metadata)
     with pytest.raises(ValueError, match=text):
-        Masks.load(tmp_path / "m")
+        Masks.load(tmp_path / "m.safetensors")
 
 
 def test_weights_are_no_masks(tmp_path):
     metadata = {"format": "tost.masks", "version": "1", "order": json.dumps(["a"]), "fingerprint": "0"}
-    save_file({"a": torch.ones(2, 2)}, tmp_path / "m", metadata)
+    save_file({"a": torch.ones(2, 2)}, tmp_path / "m.safetensors", metadata)
     with pytest.raises(ValueError, match="expected booleans in 'a'"):
-        Masks.load(tmp_path / "m")
+        Masks.load(tmp_path / "m.safetensors")

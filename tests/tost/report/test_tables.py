@@ -14,6 +14,7 @@ from tost.experiment import Comparison
 from tost.paired import paired
 from tost.recipe import Recipe
 from tost.report import (
+    Sheet,
     accuracy_sheet,
     comparisons_of,
     format_paired,
@@ -118,6 +119,11 @@ def test_markdown_and_terminal_have_the_same_cells() -> None:
         assert cell in terminal
         assert cell in markdown
     assert markdown.splitlines()[3] == "| :-- | --: | --: | --: | --: |"
+
+
+def test_bars_in_cells_do_not_break_a_markdown_table() -> None:
+    lines = Sheet("t", ("a | b", "c", "d"), (("x | y", "1", "z"),), texts=("d",)).markdown().splitlines()
+    assert lines[2:5] == [r"| a \| b | c | d |", "| :-- | --: | :-- |", r"| x \| y | 1 | z |"]
 
 
 def test_picture_is_saved(tmp_path: Path) -> None:
