@@ -8,11 +8,12 @@ from torch import nn
 
 from tost.checks import integer
 from tost.choices import check_choice
+from tost.model_address import is_address
 from tost.models.lenet import LeNet300100, lenet5, lenet5_caffe, lenet5_conv
 from tost.models.mlp import MLP
 from tost.models.mobilenet import MobileNet
 from tost.models.resnet import cifar_resnet, resnet18, resnet34, resnet50
-from tost.models.user import build_own, find_own, is_address
+from tost.models.user import build_own, find_own
 from tost.models.vgg import VGG
 
 # (num_classes, in_channels, image_size) -> network; only networks with linear layers on pixels look at the image's size
