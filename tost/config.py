@@ -222,7 +222,8 @@ class Config:
                 dead.add("mask_check")
         elif self.masks is not None:
             dead |= _CHOOSE_MASKS
-        return dataclasses.replace(self, **{f.name: f.default for f in dataclasses.fields(self) if f.name in dead})
+        defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self) if f.name in dead}
+        return dataclasses.replace(self, **defaults)
 
     @property
     def first_drop(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Names of networks of the user's own, told apart from ours; without torch, for configurations are checked before it is loaded."""
+"""Names of networks of the user's own, told apart from ours. Without torch: configurations are checked before it is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["absolute", "is_address"]
 
 
 def is_address(name: str) -> bool:
-    """Whether `name` says where a function is, `path/to/file.py:function` or `module:function`, instead of naming a network of ours."""
+    """Whether `name` says where a function is (`path/to/file.py:function`, `module:function`), and names no network of ours."""
     return ":" in name or name.endswith(".py")
 
 

@@ -23,7 +23,7 @@ from tost.data import Dataset
 from tost.files import DamagedFile
 from tost.models.resnet import ResNet
 from tost.runs import find_runs
-from tost.tickets import Lottery, lottery, rewind_step
+from tost.tickets import Lottery, find_lotteries, lottery, rewind_step
 
 GHOSTS = Recipe(rescale_init=False)
 
@@ -278,7 +278,57 @@ def test_rounds_are_ordinary_runs(config: Callable[..., Config], capsys: pytest.
     entry, last = found.as_dict()["rounds"][2], found.rounds[2]
     assert (entry["kept"], entry["density"], entry["best"]) == (last.kept, last.density, last.result.best)
     assert main(["report", config().out]) == 0
-    assert "lottery rate=0.5 rewind=0 mask" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "lottery tickets rewound to the first weights, 50% removed a round" in table
+    assert "lottery rate=0.5" not in table
+    assert [line.split()[1] for line in table.splitlines() if line.strip().startswith(("│ 0", "│ 1", "│ 2"))] == ["0", "1", "2"]
+
+
+def test_a_report_of_lotteries(config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = lottery(config(), rate=0.5)
+    alone = training.train(config())
+    moved = Path(config().out).rename(tmp_path / "moved")
+    (again,) = find_lotteries(moved)
+    assert json.dumps(again.as_dict()).replace("/moved/", "/runs/") == json.dumps(found.as_dict())
+    assert again.path.is_file()
+    assert main(["report", str(moved), "--json", "--figure", str(tmp_path / "f.png")]) == 0
+    runs, tickets = json.loads(capsys.readouterr().out)
+    assert [run["run_dir"] for run in runs["variants"]["vanilla"]["runs"]] == [str(moved / alone.run_dir.name)]
+    assert [one["round"] for one in tickets["rounds"]] == [0, 1, 2]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"f-1.png", "f-2.png"}
+    for text in (
+        "[]",
+        "{}",
+        again.path.read_text().replace('"rate": 0.5', '"rate": 5'),
+        '{"rounds": [], "rate": 0.5, "rewind": 0}',
+    ):
+        again.path.write_text(text)
+        with pytest.raises(DamagedFile, match=r"lottery\.json"):
+            Lottery.load(again.path)
+    with pytest.warns(UserWarning, match=r"lotteries: left out: .*lottery\.json"):
+        assert find_lotteries(moved) == []
+
+
+def test_a_round_that_empties_a_layer_is_told_with_its_number(config: Callable[..., Config]) -> None:
+    class Shrink(Callback):
+        def on_start(self, run: Run) -> None:
+            with torch.no_grad():
+                run.net.fc.weight.mul_(1e-6)  # type: ignore[union-attr, operator]
+
+    settings = config(steps=1, density=0.4, lr=1e-9, weight_decay=0.0)
+    with pytest.warns(UserWarning, match="leaves no weight in fc; where") as said:
+        lottery(settings, rate=0.4, callbacks=lambda number: [] if number else [Shrink()])
+    assert [str(one.message).partition(";")[0] for one in said] == [
+        "round 1 of 2, density 0.5997, leaves no weight in fc",
+        "round 2 of 2, density 0.4003, leaves no weight in fc",
+    ]
+
+
+def test_what_ends_a_lottery_says_in_which_round(config: Callable[..., Config]) -> None:
+    with pytest.raises(Stopped, match=r"^round 1 of 2: stopped after step 4 of 8, which is saved"):
+        lottery(config(density=0.4), rate=0.4, callbacks=lambda number: [StopAfter(4)] if number == 1 else [])
+    with pytest.raises(training.NonFiniteLoss, match=r"^round 0 of 2: the loss became (nan|inf)"):
+        lottery(config(density=0.4, lr=1e30, seed=1, max_skipped=0), rate=0.4)
 
 
 def test_train_with_the_masks_of_a_ticket_repeats_its_round(config: Callable[..., Config]) -> None:

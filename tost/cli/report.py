@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -13,7 +14,7 @@ HELP = "tables and pictures of finished runs"
 
 
 def parser() -> Parser:
-    report = Parser(description="Tables of the finished runs in a folder.")
+    report = Parser(description="Tables of the finished runs and lotteries in a folder.")
     report.add_argument("folder", type=str, help="a run folder, or a folder of them")
     report.add_argument("--figure", type=str | None, default=None, help="also save a picture (FILE.png)")
     report.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -23,24 +24,41 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    from tost.report import accuracy_sheet, comparisons_of, require_matplotlib, save_figure
+    from tost.report import (
+        accuracy_sheet,
+        comparisons_of,
+        lottery_sheet,
+        require_matplotlib,
+        save_figure,
+        save_lottery_figure,
+    )
     from tost.runs import find_runs
+    from tost.tickets import find_lotteries
 
-    results = find_runs(options.folder)
-    if options.seed is not None:
-        results = [result for result in results if result.config.seed == options.seed]
-        if not results:
-            raise ValueError(f"seed: no run in {options.folder} has seed {options.seed}")
-    comparisons = comparisons_of(results)
     if options.figure is not None:
         require_matplotlib()
+    results, lotteries = find_runs(options.folder), find_lotteries(options.folder)
+    if options.seed is not None:
+        results = [result for result in results if result.config.seed == options.seed]
+        lotteries = [lottery for lottery in lotteries if lottery.config.seed == options.seed]
+        if not results:
+            raise ValueError(f"seed: no run in {options.folder} has seed {options.seed}")
+    rounds = {one.result.run_dir for lottery in lotteries for one in lottery.rounds}
+    comparisons = comparisons_of([result for result in results if result.run_dir not in rounds])
+    if options.figure is not None:
         stem = Path(options.figure)
-        for number, comparison in enumerate(comparisons):
-            suffix = f"-{number + 1}" if len(comparisons) > 1 else ""
-            save_figure(comparison, stem.with_name(f"{stem.stem}{suffix}{stem.suffix or '.png'}"))
-    sheets = [accuracy_sheet(comparison) for comparison in comparisons]
+        several = len(comparisons) + len(lotteries) > 1
+        paths = (
+            stem.with_name(f"{stem.stem}{f'-{number}' if several else ''}{stem.suffix or '.png'}")
+            for number in itertools.count(1)
+        )
+        for comparison in comparisons:
+            save_figure(comparison, next(paths))
+        for lottery in lotteries:
+            save_lottery_figure(lottery, next(paths))
+    sheets = [*map(accuracy_sheet, comparisons), *map(lottery_sheet, lotteries)]
     if options.json:
-        print_json([comparison.as_dict() for comparison in comparisons])
+        print_json([*(one.as_dict() for one in comparisons), *(one.as_dict() for one in lotteries)])
     elif options.markdown:
         print("\n".join(sheet.markdown() for sheet in sheets))
     else:

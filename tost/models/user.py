@@ -56,7 +56,8 @@ def check_outputs(address: str, network: nn.Module, num_classes: int, shape: tup
     """Run a copy of the network at `address` on two black images of `shape` (C, H, W), in train and in eval mode.
 
     Raises:
-        ValueError: it failed (the error of the user's code is the `__cause__`). TypeError: it does not give logits (2, num_classes).
+        ValueError: it failed (the error of the user's code is the `__cause__`).
+        TypeError: it does not give logits, (2, num_classes).
     """
     probe = duplicate(network)
     images = torch.zeros(2, *shape)
