@@ -59,6 +59,7 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: tu
     Args:
         name: one of `names()`; or where a function of yours is, "path/to/file.py:function" or "package.module:function" (also
             one in the current folder): it is called with those of the other arguments that its signature names, as keywords.
+            Where it, or a module that it imports out of its folder or package, was edited, those are imported anew.
         num_classes: logits per image.
         in_channels: channels of the input images.
         image_size: (height, width); the fully connected networks and the LeNets look at it, all others take any image.
