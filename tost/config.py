@@ -15,6 +15,7 @@ import tost
 from tost.checks import integer, number
 from tost.choices import check_choice
 from tost.files import read_yaml
+from tost.model_address import absolute, is_address
 from tost.recipe import Recipe
 
 BACKENDS = ("dense", "masked-dense", "reference", "sparse")
@@ -51,7 +52,10 @@ class Config:
     include: tuple[str, ...] | None = _option(None, "prune only layers whose name matches one of these patterns")
     exclude: tuple[str, ...] | None = _option(None, "never prune layers whose name matches one of these patterns")
     keep_alive: bool = _option(False, "give layers that the method leaves without a weight on a path some, taken from the others")
-    masks: str | None = _option(None, "file of masks to use; method, density, include, exclude and keep_alive then do nothing")
+    masks: str | None = _option(
+        None,
+        "file of masks to use, or run folder; method, method_steps, density, include, exclude and keep_alive then do nothing",
+    )
     mask_check: str = _option(
         "none",
         "control experiment: shuffled (as many weights a layer, at random places) or reinitialised (weights drawn anew, after "
@@ -105,7 +109,9 @@ class Config:
             raise TypeError(f"recipe: expected a Recipe, 'tost', 'vanilla' or a mapping, got {recipe!r}")
         object.__setattr__(self, "recipe", recipe)
 
-        # one value, one hash: 1 and 1.0, lists and tuples are the same
+        # one value, one hash: 1 and 1.0, lists and tuples are the same; a file is the same from any folder
+        if isinstance(self.model, str):
+            object.__setattr__(self, "model", absolute(self.model))
         self._number("density", above=0.0, most=1.0)
         self._number("lr", above=0.0)
         self._number("momentum", least=0.0, below=1.0)
@@ -166,17 +172,59 @@ class Config:
         object.__setattr__(self, name, number(name, getattr(self, name), **limits))
 
     def check_names(self) -> None:
-        """Look up model, dataset, method and the file of masks.
+        """Look up model, dataset and, where they have a part, the method or the file of masks.
 
         Raises:
-            ValueError: an unknown name; names the field and close matches. FileNotFoundError: no such file.
+            ValueError: an unknown name; names the field and close matches. Steps for a method that takes one.
+            FileNotFoundError: no such file.
         """
         tost.models.check_name(self.model)
         check_choice("dataset", self.dataset, tost.data.names())
-        if self.backend != "dense":
-            check_choice("method", self.method, tost.methods())
-            if self.masks is not None and not Path(self.masks).is_file():
-                raise FileNotFoundError(f"masks: no such file: {self.masks}")
+        if self.backend == "dense" or self.masks_file is not None:
+            return
+        methods = tost.methods()
+        check_choice("method", self.method, methods)
+        if self.method_steps is not None and methods[self.method].steps == 1:
+            iterative = ", ".join(name for name, method in methods.items() if method.steps > 1)
+            raise ValueError(
+                f"method_steps: expected none for {self.method!r}, which takes one step, got {self.method_steps} "
+                f"(of several steps are {iterative})"
+            )
+
+    @property
+    def masks_file(self) -> Path | None:
+        """The file that `masks` means: in a run folder, its masks.safetensors.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if self.masks is None:
+            return None
+        path = Path(self.masks)
+        file = path / "masks.safetensors" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"masks: no such file: {file}")
+        return file
+
+    @property
+    def model_name(self) -> str:
+        """`model` as titles say it: of a file only its name."""
+        return Path(self.model).name if is_address(self.model) else self.model
+
+    @property
+    def in_effect(self) -> Config:
+        """This configuration with the fields at their defaults that, beside `backend` and `masks`, decide nothing."""
+        dead: set[str] = set()
+        if self.backend != "sparse":
+            dead.add("tune")
+        if self.backend == "dense":
+            dead |= {*_CHOOSE_MASKS, "masks"}
+            if self.mask_check == "shuffled":  # weights drawn anew are others in a dense network too
+                dead.add("mask_check")
+        elif self.masks is not None:
+            dead |= _CHOOSE_MASKS
+        defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self) if f.name in dead}
+        return dataclasses.replace(self, **defaults)
 
     @property
     def first_drop(self) -> float | None:
@@ -208,22 +256,26 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """12 hex digits that name the run, over every field but `out` and over the version of this package.
+        """12 hex digits that name the run, over every field `in_effect` but `out` and over the version of this package.
 
-        Of the file of masks and of the Python file of a network of yours the content counts, not the path. What else moves
-        the last bits does not count: the number of threads, the versions of torch and the machine, whether the compiled kernels
-        are there. `Result` says what they were.
+        Of the file of masks and of the Python files of a network of yours (see `tost.models.source_digest`) the content counts,
+        not the path. What else moves the last bits does not count: the number of threads, the versions of torch and the machine,
+        whether the compiled kernels are there. `Result` says what they were.
         """
-        values = self.as_dict()
+        config = self.in_effect
+        values = config.as_dict()
         del values["out"]
-        if self.masks is not None:
-            values["masks"] = hashlib.sha256(Path(self.masks).read_bytes()).hexdigest()
-        if ":" in self.model and (source := tost.models.source_digest(self.model)):
+        if (file := config.masks_file) is not None:
+            values["masks"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if is_address(self.model) and (source := tost.models.source_digest(self.model)):
             values["model"] = f"{source}:{self.model.rpartition(':')[2]}"
         values["version"] = tost.__version__
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+
+# what chooses masks, where they are not read from a file
+_CHOOSE_MASKS = frozenset({"method", "method_steps", "density", "include", "exclude", "keep_alive"})
 
 # field -> its least value
 _WHOLE = {

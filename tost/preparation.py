@@ -25,6 +25,7 @@ from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
 from tost.isolation import isolated
 from tost.masks import Masks, PruneStep, methods, prune
+from tost.model_address import is_address
 from tost.seeds import derive_seed
 from tost.update import precision_of
 
@@ -151,6 +152,9 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
     """The dense network that the seed decides; the global random generators are left as found.
 
     Where the weights are re-initialised as a control, not the one that the masks are chosen on.
+
+    Raises:
+        ValueError, TypeError: a network of the user's cannot be built, or does not turn images into logits.
     """
     return _drawn("reinitialised" if config.mask_check == "reinitialised" else "weights", config, dataset)
 
@@ -158,7 +162,10 @@ def initial_model(config: Config, dataset: Dataset) -> nn.Module:
 def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
     channels, height, width = dataset.input_shape
     with isolated(derive_seed(stream, config.seed), devices=()):
-        return models.build(config.model, dataset.num_classes, channels, (height, width))
+        model = models.build(config.model, dataset.num_classes, channels, (height, width))
+        if is_address(config.model):
+            models.check_outputs(config.model, model, dataset.num_classes, dataset.input_shape)
+    return model
 
 
 def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor]) -> nn.Module:
@@ -199,7 +206,8 @@ def make_masks(
     Raises:
         FileNotFoundError, DamagedFile: no good file of masks. What `tost.prune` raises.
     """
-    masks = Masks.load(config.masks) if config.masks is not None else _chosen(config, dataset, progress, on_step)
+    file = config.masks_file
+    masks = Masks.load(file) if file is not None else _chosen(config, dataset, progress, on_step)
     return masks.shuffled(derive_seed("shuffled", config.seed)) if config.mask_check == "shuffled" else masks
 
 

@@ -35,7 +35,7 @@ class Result:
         history: one dict an epoch, see `tost.callbacks.Record`.
         accounting: weights of the finalized network.
         ghost_weights_at_start: weights of the ghost branches while they lived.
-        masks_fingerprint: hash of the masks; None for a dense run.
+        masks_fingerprint: the first 16 digits of `Masks.fingerprint`; None for a dense run.
         weights_fingerprint: hash of the initial weights, before masks and re-scaling.
         batches_fingerprint: hash of every shuffle and augmentation the run saw.
         seconds: of the training, measurements of the accuracy and set-up included.

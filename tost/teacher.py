@@ -48,7 +48,7 @@ def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
 
     Raises:
         FileNotFoundError: `folder` holds no finished run.
-        ValueError: its files are damaged, or its network has other inputs or classes than `dataset`.
+        ValueError: its files are damaged, its network cannot be built, or it has other inputs or classes than `dataset`.
     """
     run = RunFolder(Path(folder))
     for path in (run.config, run.model):
@@ -56,12 +56,15 @@ def load_teacher(folder: str | Path, dataset: Dataset) -> nn.Module:
             raise FileNotFoundError(f"teacher: expected the folder of a finished run, got {folder} without {path.name}")
     try:
         config, state = Config.from_dict(read_json(run.config)), run.load_model()
-        channels, height, width = dataset.input_shape
-        teacher = models.build(config.model, dataset.num_classes, channels, (height, width))
-        if config.recipe.permanent and is_rewired(config):
-            teacher = add_ghosts(teacher, config.recipe, inplace=True)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"teacher: {folder} is damaged: {error}") from error
+    channels, height, width = dataset.input_shape
+    try:
+        teacher = models.build(config.model, dataset.num_classes, channels, (height, width))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"teacher: the network in {folder} cannot be built for {dataset.name}: {error}") from error
+    if config.recipe.permanent and is_rewired(config):
+        teacher = add_ghosts(teacher, config.recipe, inplace=True)
     try:
         teacher.load_state_dict(state)
     except RuntimeError as error:

@@ -8,17 +8,20 @@ called lottery.py because `tost.lottery` is the function.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from tost import distributed
-from tost.callbacks import Callback, RewindPoint
+from tost.callbacks import Callback, NonFiniteLoss, RewindPoint, Stopped
 from tost.checks import integer, number
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, load
@@ -71,7 +74,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Lottery:
-    """What `lottery` found, round by round; `path`, lottery.json in the folder of the last round, says the same.
+    """What `lottery` found, round by round; `path`, lottery.json in the folder of the last round, says the same: see `load`.
 
     Attributes:
         config: as given, but for the method, which names the lottery's settings.
@@ -149,12 +152,13 @@ def lottery(
 
     Every round follows `config.recipe`, the dense one too: its ghosts live, fade, and go back like all else. A re-scaled
     initialization is part of how the dense network begins, and later rounds go back to it; it is not learned anew for their
-    masks. `config.method` is not used. With `config.ema` the average is what is pruned, and what goes back is the network.
-    Weights that a round removes never return, so there is no `config.keep_alive`.
+    masks. `config.method` and `config.method_steps` are not used. With `config.ema` the average is what is pruned, and what goes
+    back is the network. Weights that a round removes never return, so there is no `config.keep_alive`.
 
     Each round is a run folder, `<config.out>/lottery-<hash>/round-<number>-<weights kept>/`: `tost report` reads it. The hash
-    is that of all but the final density: a lottery that goes further takes up the rounds that are there. What was cut off,
-    between rounds or within one, goes on with the same bits as in `train`. The ticket of a round is masks.safetensors in its
+    is that of all but the final density: a lottery that goes further takes up the rounds that are there, except the last of a
+    shorter one where that, to end at its density, kept more weights than a whole round does. What was cut off, between rounds or
+    within one, goes on with the same bits as in `train`. The ticket of a round is masks.safetensors in its
     folder, with the weights in rewind.safetensors of round 0 (by the names of the dense network; pruned ones not yet 0). The
     control of arXiv 1803.03635, the same masks and weights drawn anew, is a `train` with `masks` that file and `mask_check`
     "reinitialised".
@@ -175,7 +179,7 @@ def lottery(
             round before; and what `train` raises.
 
     Warns:
-        UserWarning: a layer is left without any weight.
+        UserWarning: a round leaves a layer without any weight.
 
     Works under torchrun as `train` does.
     """
@@ -201,7 +205,7 @@ def lottery(
                 trained = plan.folders[i - 1].load_model()
                 model = trained_model(config, dataset, trained)
                 density = plan.counts[i] / plan.total
-                masks = prune(model, "magnitude", density, include=config.include, exclude=config.exclude, within=masks)
+                masks = _pruned(model, config, density, masks, f"round {i} of {last}")
                 if not overwrite:
                     _check_follows(folder, masks)
                 if not finished_earlier:
@@ -211,7 +215,8 @@ def lottery(
                 around.append(RewindPoint(plan.rewind, dense.save_rewind_point if me.is_main else lambda net: None))
             title = f"round {i} of {last}, {100 * plan.counts[i] / plan.total:.3g}% kept" if progress else None
             of_round = dataclasses.replace(conduct, title=title, callbacks=around)
-            result = train_in(folder, plan.config_of(i), of_round, start)
+            with _told_of(f"round {i} of {last}"):
+                result = train_in(folder, plan.config_of(i), of_round, start)
             rounds.append(Round(i, plan.counts[i], plan.total, result))
             if me.is_main:
                 report(_line(rounds[i], last, finished_earlier))
@@ -292,6 +297,34 @@ def rewind_step(rewind: int | str, steps_per_epoch: int, total_steps: int) -> in
     if step is not None and step >= total_steps:
         raise ValueError(f"rewind: expected a step before the last of {total_steps}, got {rewind!r} (step {step})")
     return step
+
+
+def _pruned(model: nn.Module, config: Config, density: float, within: Masks | None, round: str) -> Masks:
+    """The largest weights of `model` among those `within`; a layer that keeps none is told with the round."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".* leaves no weight in ", category=UserWarning
+        )  # it advises what cannot be had
+        masks = prune(model, "magnitude", density, include=config.include, exclude=config.exclude, within=within)
+    if masks.empty_layers():
+        warnings.warn(
+            f"{round}, density {density:.4g}, leaves no weight in {', '.join(masks.empty_layers())}; "
+            "where the network needs them, choose a higher density or `exclude` them",
+            UserWarning,
+            stacklevel=3,
+        )
+    return masks
+
+
+@contextlib.contextmanager
+def _told_of(round: str) -> Iterator[None]:
+    """What ends a training inside says in which round."""
+    try:
+        yield
+    except Stopped as stop:
+        raise Stopped(f"{round}: {stop}", stop.signal) from None
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f"{round}: {error}") from None
 
 
 def _check_config(config: Config) -> None:

@@ -116,7 +116,7 @@ def train(
     config.check_names()
     conduct = Conduct(
         overwrite=overwrite,
-        title=f"{config.hash} {config.model}" if progress else None,
+        title=f"{config.hash} {config.model_name}" if progress else None,
         callbacks=callbacks,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
@@ -178,10 +178,10 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
 
     state = folder.load_checkpoint() if distributed.from_main(folder.can_go_on and not conduct.overwrite) else None
     prepared = _prepare_everywhere(config, dataset, folder, me, start, resumed=state is not None)
-    if state is None and me.is_main:
-        folder.start(config, prepared.masks)
     layout = layout_of(config, me.device)
     net = set_layout(training_form(config, prepared).to(me.device), layout)
+    if state is None and me.is_main:
+        folder.start(config, prepared.masks)  # not before the masks are known to fit the network
     tune_layers(config, net, (config.batch_size // parts, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 

@@ -85,6 +85,61 @@ def test_dense_needs_no_method() -> None:
     Config(backend="dense", method="none").check_names()
 
 
+@pytest.mark.parametrize("rest", [{}, {"backend": "masked-dense"}])
+def test_what_chooses_masks_does_nothing_beside_a_file_of_masks(tmp_path: Path, rest: dict[str, Any]) -> None:
+    file = tmp_path / "masks.safetensors"
+    file.write_text("masks")
+    bare = Config(masks=str(file), **rest)
+    full = dataclasses.replace(
+        bare, method="foo", method_steps=5, density=0.3, include=("fc1",), exclude=("fc2",), keep_alive=True
+    )
+    full.check_names()
+    assert full != bare
+    assert full.in_effect == bare == bare.in_effect
+    assert full.hash == bare.hash
+    assert dataclasses.replace(bare, mask_check="shuffled").hash != bare.hash
+    assert Config(masks=str(tmp_path), **rest).hash == bare.hash  # a run folder
+
+
+def test_what_chooses_masks_does_nothing_in_a_dense_run() -> None:
+    dense = Config(backend="dense")
+    full = Config(
+        backend="dense", method="foo", method_steps=5, density=0.3, include=("fc1",), keep_alive=True, mask_check="shuffled",
+        masks="nosuch.npz", tune=True,
+    )  # fmt: skip
+    full.check_names()
+    assert full.in_effect == dense
+    assert full.hash == dense.hash
+    assert Config(backend="dense", mask_check="reinitialised").hash != dense.hash  # other weights
+    sparse = Config(method_steps=5, density=0.3, include=("fc1",), keep_alive=True, mask_check="shuffled", tune=True)
+    assert sparse.in_effect == sparse
+
+
+@pytest.mark.parametrize("place", ["nosuch.npz", "."])
+def test_masks_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for look in (Config.check_names, lambda config: config.hash):
+        with pytest.raises(FileNotFoundError, match=r"^masks: no such file: (nosuch.npz|masks.safetensors)$"):
+            look(Config(masks=place))
+
+
+def test_steps_are_for_methods_that_take_several() -> None:
+    for steps in (1, 3):
+        with pytest.raises(ValueError, match=rf"^method_steps: expected none for 'snip', .* got {steps} \(.*iter_snip, force\)"):
+            Config(method="snip", method_steps=steps).check_names()
+        Config(method="force", method_steps=steps).check_names()
+
+
+def test_the_file_of_a_network_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(model="sub/net.py:small")
+    assert config.model == f"{tmp_path}/sub/net.py:small"
+    assert config.model_name == "net.py:small"
+    assert Config.from_dict(config.as_dict()) == config
+    assert [Config(model=name).model for name in ("resnet20", "pkg.nets:small")] == ["resnet20", "pkg.nets:small"]
+    assert Config(model="pkg.nets:small").model_name == "pkg.nets:small"
+
+
 def test_unknown_keys_are_rejected() -> None:
     with pytest.raises(ValueError, match="config: unknown name 'densty'; did you mean density"):
         Config.from_dict({"densty": 0.1})

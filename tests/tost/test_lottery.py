@@ -316,6 +316,28 @@ def test_report_shows_each_lottery_once(
     assert "lottery tickets rewound" in capsys.readouterr().out
 
 
+def test_a_round_that_empties_a_layer_is_told_with_its_number(config: Callable[..., Config]) -> None:
+    class Shrink(Callback):
+        def on_start(self, run: Run) -> None:
+            with torch.no_grad():
+                run.net.fc.weight.mul_(1e-6)  # type: ignore[union-attr, operator]
+
+    settings = config(steps=1, density=0.4, lr=1e-9, weight_decay=0.0)
+    with pytest.warns(UserWarning, match="leaves no weight in fc; where") as said:
+        lottery(settings, rate=0.4, callbacks=lambda number: [] if number else [Shrink()])
+    assert [str(one.message).partition(";")[0] for one in said] == [
+        "round 1 of 2, density 0.5997, leaves no weight in fc",
+        "round 2 of 2, density 0.4003, leaves no weight in fc",
+    ]
+
+
+def test_what_ends_a_lottery_says_in_which_round(config: Callable[..., Config]) -> None:
+    with pytest.raises(Stopped, match=r"^round 1 of 2: stopped after step 4 of 8, which is saved"):
+        lottery(config(density=0.4), rate=0.4, callbacks=lambda number: [StopAfter(4)] if number == 1 else [])
+    with pytest.raises(training.NonFiniteLoss, match=r"^round 0 of 2: the loss became (nan|inf)"):
+        lottery(config(density=0.4, lr=1e30, seed=1, max_skipped=0), rate=0.4)
+
+
 def test_train_with_the_masks_of_a_ticket_repeats_its_round(config: Callable[..., Config]) -> None:
     last = lottery(config(recipe=GHOSTS), rate=0.5).rounds[-1].result
     ticket = config(recipe=GHOSTS, masks=str(last.run_dir / "masks.safetensors"))

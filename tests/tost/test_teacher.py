@@ -69,3 +69,22 @@ def test_a_wrong_teacher_is_told(teacher: training.Result, toy_images: Dataset, 
         load_teacher(teacher.run_dir, toy_images)
     with pytest.raises(ValueError, match=r"teacher: expected a run folder, as recipe\.distillation > 0, got None"):
         Config(recipe=STUDENT)
+
+
+def test_a_teacher_of_the_users_own_teaches_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, toy_images: Dataset, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    monkeypatch.chdir(tmp_path)
+    file, lines = (
+        tmp_path / "net.py",
+        ["from torch import nn", "def small(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))"],
+    )
+    file.write_text("\n".join(lines))
+    run = train(Config(model="net.py:small", backend="dense", recipe="vanilla", steps=1, batch_size=16)).run_dir.absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_teacher(run, toy_images)[1].out_features == 3  # type: ignore[index, union-attr]
+    file.unlink()
+    with pytest.raises(ValueError, match=r"^teacher: the network in .* cannot be built for toy: model: .* cannot read .*net\.py"):
+        load_teacher(run, toy_images)

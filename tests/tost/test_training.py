@@ -65,6 +65,21 @@ def test_run_folder_holds_everything(config: Callable[..., Config]) -> None:
     assert lines[1]["test_accuracy"] == result.test_accuracy
 
 
+def test_masks_of_another_network_leave_no_folder(config: Callable[..., Config], tmp_path: Path) -> None:
+    other = tost.prune(ResNet((1, 1), (4, 16), 3, 1), "erk", 0.3)
+    other.save(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="layer"):
+        train(config(recipe="vanilla", masks=str(tmp_path / "other.npz"), out=str(tmp_path / "runs")))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_masks_of_a_run_folder(config: Callable[..., Config]) -> None:
+    first = train(config())
+    again = train(config(masks=str(first.run_dir), density=0.9))
+    assert again.masks_fingerprint == first.masks_fingerprint
+    assert again.test_loss == first.test_loss
+
+
 def test_saved_network_is_the_plain_one_and_scores_what_the_result_says(
     config: Callable[..., Config], toy_images: Dataset
 ) -> None:

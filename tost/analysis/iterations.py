@@ -95,6 +95,8 @@ def analyze_iterations(
         integer("iterations", steps, least=1)
     measured: dict[tuple[str, int, int], tuple[float, float]] = {}
     done = 0
+    for name in names:  # before minutes of pruning, not after
+        dataclasses.replace(setting.config, method=name, method_steps=min(iterations)).check_names()
     for name, config in each(setting, names, lambda _: None):
         for steps in iterations:
             measured[name, steps, config.seed] = _prune(setting, dataclasses.replace(config, method_steps=steps), batches)

@@ -55,8 +55,10 @@ class Setting:
             ValueError: a name is unknown.
         """
         config = dataclasses.replace(self.config, method=method, seed=seed, **changes)
+        if method in methods() and methods()[method].steps == 1:
+            config = dataclasses.replace(config, method_steps=None)
         config.check_names()
-        return config if methods()[method].steps > 1 else dataclasses.replace(config, method_steps=None)
+        return config
 
     def model(self, config: Config) -> nn.Module:
         """The dense network that is trained with the seed of `config`."""

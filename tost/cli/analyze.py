@@ -214,7 +214,7 @@ def _changes(name: object, value: Any) -> Mapping[str, Any]:
 def _setting(options: Namespace) -> Setting:
     """Networks and density that the options ask for; every name is looked up first, and pictures can be drawn."""
     config = dataclasses.replace(config_of(options, without=("method",)), recipe=Recipe.vanilla())
-    config.check_names()
+    dataclasses.replace(config, method_steps=None).check_names()  # the steps are for those of `methods` that take several
     if options.seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
     if getattr(options, "jobs", 1) < 1:

@@ -68,7 +68,7 @@ def run(options: Namespace) -> None:
     effective = _effective(masks, initial_model(config, dataset), dataset.input_shape)
     if options.figure is not None:
         labelled = {"kept": masks} | ({"on a path": effective} if effective is not None else {})
-        layer_figure(labelled, options.figure, f"{config.method} masks of {config.model}")
+        layer_figure(labelled, options.figure, f"{config.method} masks of {config.model_name}")
     if options.json:
         reached = {layer.name: layer.kept for layer in effective.per_layer()} if effective is not None else {}
         print_json(
@@ -83,7 +83,7 @@ def run(options: Namespace) -> None:
             }
         )
         return
-    print_sheets([layer_sheet(masks, effective, f"{config.method} masks of {config.model}, saved to {out}")])
+    print_sheets([layer_sheet(masks, effective, f"{config.method} masks of {config.model_name}, saved to {out}")])
 
 
 def _effective(masks: Masks, model: nn.Module, input_shape: tuple[int, ...]) -> Masks | None:

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from tost.models.registry import build, check_name, names
-from tost.models.user import source_digest
+from tost.models.user import check_outputs, source_digest
 
-__all__ = ["build", "check_name", "names", "source_digest"]
+__all__ = ["build", "check_name", "check_outputs", "names", "source_digest"]

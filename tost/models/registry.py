@@ -8,11 +8,12 @@ from torch import nn
 
 from tost.checks import integer
 from tost.choices import check_choice
+from tost.model_address import is_address
 from tost.models.lenet import LeNet300100, lenet5, lenet5_caffe, lenet5_conv
 from tost.models.mlp import MLP
 from tost.models.mobilenet import MobileNet
 from tost.models.resnet import cifar_resnet, resnet18, resnet34, resnet50
-from tost.models.user import build_own, find_own, is_address
+from tost.models.user import build_own, find_own
 from tost.models.vgg import VGG
 
 # (num_classes, in_channels, image_size) -> network; only networks with linear layers on pixels look at the image's size
@@ -58,6 +59,7 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, image_size: tu
     Args:
         name: one of `names()`; or where a function of yours is, "path/to/file.py:function" or "package.module:function" (also
             one in the current folder): it is called with those of the other arguments that its signature names, as keywords.
+            Where it, or a module that it imports out of its folder or package, was edited, those are imported anew.
         num_classes: logits per image.
         in_channels: channels of the input images.
         image_size: (height, width); the fully connected networks and the LeNets look at it, all others take any image.

@@ -15,7 +15,7 @@ def setting_title(setting: Setting) -> str:
     """E.g. `resnet20 on mnist5k, 98% sparse, 3 seeds`, or `... seed 7`."""
     config, seeds = setting.config, setting.seeds
     said = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{config.model} on {config.dataset}, {100 * (1 - config.density):g}% sparse, {said}"
+    return f"{config.model_name} on {config.dataset}, {100 * (1 - config.density):g}% sparse, {said}"
 
 
 def iterations_sheet(found: Iterations) -> Sheet:

@@ -100,7 +100,7 @@ def _curves(axes: Axes, comparison: Comparison) -> None:
         label = f"{name} ({100 * final:.2f}%, {len(results)} run{'s' if len(results) > 1 else ''})"
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2.2, label=label)
     first = next(iter(comparison.results.values()))[0]
-    axes.set_title(f"{first.config.model}, {first.config.dataset}, {mask_name(first)}")
+    axes.set_title(f"{first.config.model_name}, {first.config.dataset}, {mask_name(first)}")
     axes.set_xlabel("step")
     axes.set_ylabel("test accuracy of the finalized network, %")
     axes.grid(alpha=0.3)

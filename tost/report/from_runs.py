@@ -31,14 +31,14 @@ def recipe_name(recipe: Recipe) -> str:
 
 
 def comparisons_of(results: Sequence[Result]) -> list[Comparison]:
-    """Group runs by everything but recipe, seed and folder. In each group only seeds that all its recipes ran count.
+    """Group runs by all that has an effect but recipe, seed and folder. In each group only seeds that all its recipes ran count.
 
     The vanilla recipe is the baseline where there is one. Recipes that share no seed with the baseline are compared in a
     group of their own. Those of one network and data set come with many weights first.
     """
     groups: dict[str, dict[Recipe, dict[int, Result]]] = {}
     for result in results:
-        values = result.config.as_dict()
+        values = result.config.in_effect.as_dict()
         for name in ("recipe", "seed", "out"):
             del values[name]
         runs = groups.setdefault(json.dumps(values, sort_keys=True), {})

@@ -79,4 +79,4 @@ def save_grid_figure(grid: Grid, path: str | Path) -> None:
 def _subject(grid: Grid) -> str:
     config, count = grid.base, len(grid.seeds)
     steps = next(iter(next(iter(grid.results.values())).values()))[0].history[-1]["step"]
-    return f"{config.model} on {config.dataset}, {steps} steps, {count} seed{'s' if count > 1 else ''}"
+    return f"{config.model_name} on {config.dataset}, {steps} steps, {count} seed{'s' if count > 1 else ''}"

@@ -56,4 +56,4 @@ def save_lottery_figure(lottery: Lottery, path: str | Path) -> None:
 def _title(lottery: Lottery) -> str:
     back = {None: "without rewinding", 0: "rewound to the first weights"}.get(lottery.rewind, f"rewound to step {lottery.rewind}")
     config = lottery.config
-    return f"{config.model} on {config.dataset}, lottery tickets {back}, {100 * lottery.rate:g}% removed a round"
+    return f"{config.model_name} on {config.dataset}, lottery tickets {back}, {100 * lottery.rate:g}% removed a round"

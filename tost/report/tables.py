@@ -102,7 +102,7 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     config, steps = first.config, first.history[-1]["step"]
     count = len(comparison.seeds)
     return Sheet(
-        f"{config.model} on {config.dataset}, {mask_name(first)}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
+        f"{config.model_name} on {config.dataset}, {mask_name(first)}, {steps} steps, {count} seed{'s' if count > 1 else ''}, "
         f"{_kernels(config.backend, first.kernels)}",
         ("recipe", "test accuracy %", f"paired difference to {comparison.baseline}", "weights kept", "ghost weights", "s/run"),
         tuple(rows),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,9 @@ def test_iterations_train_what_they_measure(setting: Setting) -> None:
 def test_wrong_iterations(setting: Setting, iterations: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         analyze_iterations(setting, ("force",), iterations)
+
+
+def test_iterations_are_for_methods_that_take_several(setting: Setting) -> None:
+    with pytest.raises(ValueError, match=r"^method_steps: expected none for 'snip', which takes one step"):
+        analyze_iterations(setting, ("force", "snip"), (1, 3), batches=1)
+    assert not Path(setting.config.out).exists()

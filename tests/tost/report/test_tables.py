@@ -160,6 +160,15 @@ def test_runs_are_grouped_by_all_but_recipe_and_seed() -> None:
     assert small.results["tost"][0].config.density == 0.02
 
 
+def test_what_has_no_effect_makes_no_group() -> None:
+    runs = [
+        result(0.9, Recipe.vanilla(), 0, masks="a.npz"),
+        result(0.9, Recipe.tost(), 0, masks="a.npz", method="snip", density=0.3),
+    ]
+    (together,) = comparisons_of(runs)
+    assert list(together.results) == ["vanilla", "tost"]
+
+
 def test_recipes_without_a_common_seed_are_apart() -> None:
     groups = comparisons_of([result(0.9, Recipe.vanilla(), 0), result(0.9, Recipe.tost(), 5)])
     assert [(g.baseline, g.seeds) for g in groups] == [("vanilla", (0,)), ("tost", (5,))]
