@@ -419,6 +419,30 @@ def test_what_goes_through_constants_and_copies(function, open_units):
     assert (effective["a"].sum(), effective["b"].sum()) == (4 * read, 2 * reached)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_default_dtype_and_device_do_not_matter(device):
+    class Makes(nn.Module):
+        """It makes tensors of the default type and device."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 2, 1), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.max_pool2d(self.conv(x), 2).flatten(1) @ torch.eye(8))
+
+    net, masks = Makes(), Masks({"fc": torch.ones(2, 8)})
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device(device)
+    try:
+        assert masks.effective(net, (1, 4, 4)) == masks
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.empty(()).device.type == device
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_constant_condition_picks_weights_too():
     net = Between(lambda net, h: F.linear(h, torch.where(net.gate > 0, net.a.weight, torch.zeros(()))))
     effective = Masks({"a": torch.ones(4, 4), "b": torch.ones(2, 4)}).effective(net, (4,))
