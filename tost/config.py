@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +255,13 @@ class Config:
         """Read a YAML file that maps field names to values."""
         return cls.from_dict(read_yaml(path))
 
-    @property
+    @cached_property  # so that a run keeps its name, whatever becomes of its files while it is trained
     def hash(self) -> str:
         """12 hex digits that name the run, over every field `in_effect` but `out` and over the version of this package.
 
         Of the file of masks and of the Python files of a network of yours (see `tost.models.source_digest`) the content counts,
-        not the path. What else moves the last bits does not count: the number of threads, the versions of torch and the machine,
-        whether the compiled kernels are there. `Result` says what they were.
+        not the path, as they are when the hash is first asked for. What else moves the last bits does not count: the number of
+        threads, the versions of torch and the machine, whether the compiled kernels are there. `Result` says what they were.
         """
         config = self.in_effect
         values = config.as_dict()

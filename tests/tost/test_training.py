@@ -147,6 +147,25 @@ def test_masks_of_a_file(config: Callable[..., Config], tmp_path: Path) -> None:
         train(config(masks=str(tmp_path / "none.npz")))
 
 
+def test_a_file_that_is_gone_or_changed_amid_a_run_does_not_stop_it(config: Callable[..., Config], tmp_path: Path) -> None:
+    masks = Masks.load(train(config()).run_dir / "masks.safetensors")
+
+    class Replace(Callback):
+        def after_step(self, run: Run) -> None:
+            if run.step == 2:
+                masks.shuffled(1).save(tmp_path / "m.npz")
+            if run.step == 3:
+                raise KeyboardInterrupt
+
+    def given() -> Config:
+        masks.save(tmp_path / "m.npz")
+        return config(masks=str(tmp_path / "m.npz"))
+
+    with pytest.raises(KeyboardInterrupt):
+        train(given(), callbacks=[Replace()], checkpoint_seconds=0)
+    assert train(given()).masks_fingerprint == masks.fingerprint[:16]
+
+
 def test_control_experiments(config: Callable[..., Config], toy_images: Dataset) -> None:
     runs = {check: train(config(mask_check=check, method="snip")) for check in ("none", "shuffled", "reinitialised")}
     masks = {check: Masks.load(run.run_dir / "masks.safetensors") for check, run in runs.items()}
