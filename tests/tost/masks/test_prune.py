@@ -127,7 +127,7 @@ def two_threads():
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("surroundings", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_nothing_changes(resnet, batches, name, surroundings, two_threads):
+def test_nothing_changes(resnet, batches, name, surroundings):
     resnet.train()
     resnet.layer1.eval()
     resnet(batches[0][0]).sum().backward()
@@ -178,6 +178,12 @@ def test_nothing_changes(resnet, batches, name, surroundings, two_threads):
     for (x, y), (x_before, y_before) in zip(batches, data, strict=True):
         assert torch.equal(x, x_before)
         assert torch.equal(y, y_before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_threads_comes_back(two_layers, name, two_threads):
+    prune_quietly(two_layers, quick(name), 0.5, data=[(torch.ones(4, 2), torch.zeros(4).long())])
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("name", METHODS)
