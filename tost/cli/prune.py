@@ -108,9 +108,13 @@ def _list(as_json: bool) -> None:
     for m in known:
         parts = [name for part, name in _parts(m).items() if part != "schedule" or m.steps > 1]  # one step has one target
         made_of = ", ".join(parts + ["recover"] * m.recover)
-        rows.append((m.name, m.summary, made_of, {"nothing": ""}.get(m.needs, m.needs), str(m.steps), str(m.batches), m.paper))
+        needs, paper = {"nothing": ""}.get(m.needs, m.needs), m.paper.removeprefix("https://")
+        rows.append((m.name, m.summary, made_of, needs, str(m.steps), str(m.batches), paper))
     header = ("method", "keeps", "made of", "needs", "steps", "batches", "paper")
-    note = "Made of: score, selection, distribution, schedule of several steps; recover: removed weights can return."
+    note = (
+        "Made of: score, selection, distribution, schedule of several steps; recover: removed weights can return. Lottery tickets "
+        "(arxiv.org/abs/1803.03635) need training: tost lottery."
+    )
     title = "pruning methods, all with exactly round(density * weights) kept"
     print_sheets([Sheet(title, header, tuple(rows), note, texts=("keeps", "made of", "needs", "paper"))])
 
