@@ -112,8 +112,8 @@ def _list(as_json: bool) -> None:
         rows.append((m.name, m.summary, made_of, needs, str(m.steps), str(m.batches), paper))
     header = ("method", "keeps", "made of", "needs", "steps", "batches", "paper")
     note = (
-        "Made of: score, selection, distribution, schedule of several steps; recover: removed weights can return. Lottery tickets "
-        "(arxiv.org/abs/1803.03635) need training: tost lottery."
+        "Made of: score, selection, distribution, schedule of several steps; recover: removed weights can return. Lottery "
+        "tickets (arxiv.org/abs/1803.03635) need training: tost lottery."
     )
     title = "pruning methods, all with exactly round(density * weights) kept"
     print_sheets([Sheet(title, header, tuple(rows), note, texts=("keeps", "made of", "needs", "paper"))])
