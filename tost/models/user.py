@@ -178,9 +178,12 @@ def _from_name(address: str, name: str) -> ModuleType:
 def _importable(folder: Path) -> Iterator[None]:
     """Inside, modules in `folder` can be imported, as from a script that lies there."""
     sys.path.insert(0, str(folder))
+    # compiled files are told apart by size and second: one that is edited at once again would be taken for the one before
+    writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes_none
         with suppress(ValueError):  # what was imported may have cleaned up
             sys.path.remove(str(folder))
 

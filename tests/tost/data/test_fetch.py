@@ -337,13 +337,14 @@ def test_members_that_leave_the_folder_are_refused(server: Server, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar.gz", "a.zip", "in"]
 
 
-def test_links_that_leave_the_folder_are_refused(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(server: Server, tmp_path: Path, kind: bytes) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         link = tarfile.TarInfo("inside/link")
-        link.type, link.linkname = tarfile.SYMTYPE, "../../.."
+        link.type, link.linkname = kind, "../../.."
         tar.addfile(link)
-    with pytest.raises(ValueError, match=r"cannot be unpacked: .*outside"):
+    with pytest.raises(ValueError, match="cannot be unpacked: inside/link is neither a file nor a folder"):
         fetch_source(packed(server, "a.tar.gz", out.getvalue()), tmp_path, lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
