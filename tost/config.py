@@ -149,7 +149,7 @@ class Config:
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
         for name in ("data_dir", "teacher", "masks"):
             path = getattr(self, name)
-            _require(path is None or isinstance(path, str), name, "a path or none", path)
+            _require(path is None or (isinstance(path, str) and path != ""), name, "a path or none", path)
         for name in ("nesterov", "tune", "keep_alive"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
@@ -254,6 +254,13 @@ class Config:
     def from_yaml(cls, path: str | Path) -> Config:
         """Read a YAML file that maps field names to values."""
         return cls.from_dict(read_yaml(path))
+
+    def check_files(self) -> None:
+        """Raise ValueError if the file of masks, or of a network of yours, is no longer what `hash` was taken of."""
+        if dataclasses.replace(self).hash != self.hash:
+            raise ValueError(
+                "masks, model: expected the files that this run was named after, but one has changed: start it again"
+            )
 
     @cached_property  # so that a run keeps its name, whatever becomes of its files while it is trained
     def hash(self) -> str:

@@ -19,7 +19,7 @@ from torch.nn.utils import prune as torch_prune
 import tost_kernels as tk
 from tost import models
 from tost.config import Config
-from tost.data import Dataset, TrainBatches, validation_split
+from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.ghosts import add_ghosts
 from tost.ghosts.add import check_ghosts
 from tost.init import rescale_init
@@ -164,7 +164,10 @@ def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
     with isolated(derive_seed(stream, config.seed), devices=()):
         model = models.build(config.model, dataset.num_classes, channels, (height, width))
         if is_address(config.model):
-            models.check_outputs(config.model, model, dataset.num_classes, dataset.input_shape)
+            # real ones, as many as in training: networks may normalise over the batch, or look at the pixels
+            size = min(config.batch_size // config.accumulate, len(dataset.train))
+            images, _ = next(eval_batches(dataset, size, "train"))
+            models.check_outputs(config.model, model, dataset.num_classes, images)
     return model
 
 

@@ -154,6 +154,7 @@ def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start |
             with contextlib.suppress(OSError):  # finished runs may lie in a place that is read-only now
                 folder.checkpoint.unlink(missing_ok=True)  # of a process that was killed between the result and this
             return dataclasses.replace(folder.load(), config=config)  # `out` may be spelled differently now
+        config.check_files()
         keep_freed_memory()
         with (
             folder.held() if me.is_main else nullcontext(),

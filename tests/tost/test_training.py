@@ -166,6 +166,19 @@ def test_a_file_that_is_gone_or_changed_amid_a_run_does_not_stop_it(config: Call
     assert train(given()).masks_fingerprint == masks.fingerprint[:16]
 
 
+def test_a_file_that_changed_before_the_run_began_is_told(config: Callable[..., Config], tmp_path: Path) -> None:
+    masks = Masks.load(train(config()).run_dir / "masks.safetensors")
+    masks.save(tmp_path / "m.npz")
+    named = config(masks=str(tmp_path / "m.npz"))
+    assert not (tmp_path / named.hash).exists()
+    masks.shuffled(1).save(tmp_path / "m.npz")
+    with pytest.raises(ValueError, match="masks, model: expected the files that this run was named after, but one has changed"):
+        train(named)
+    assert not (tmp_path / named.hash).exists()
+    with pytest.raises(ValueError, match="masks: expected a path or none, got ''"):
+        config(masks="")
+
+
 def test_control_experiments(config: Callable[..., Config], toy_images: Dataset) -> None:
     runs = {check: train(config(mask_check=check, method="snip")) for check in ("none", "shuffled", "reinitialised")}
     masks = {check: Masks.load(run.run_dir / "masks.safetensors") for check, run in runs.items()}

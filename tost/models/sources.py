@@ -50,7 +50,8 @@ def sources_of_module(name: str) -> dict[Path, str]:
 def digest_of(sources: dict[Path, str]) -> str:
     """SHA-256 over the contents of `sources`, whatever folder they are in and whatever the first is called."""
     first, *others = sources
-    named = {"": sources[first], **{path.relative_to(_common(sources)).as_posix(): sources[path] for path in others}}
+    folder = _common(sources)
+    named = {"": sources[first], **{path.relative_to(folder).as_posix(): sources[path] for path in others}}
     return hashlib.sha256(repr(sorted(named.items())).encode()).hexdigest()
 
 
@@ -84,7 +85,7 @@ def _imports(source: bytes) -> tuple[tuple[int, str], ...]:
     """(leading dots, dotted name) of all that `source` imports; of `from a import b` both a and a.b, for b may be a module."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # told when it is imported
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # told when it is imported
         return ()
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):

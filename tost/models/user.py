@@ -52,15 +52,15 @@ def build_own(address: str, num_classes: int, in_channels: int, image_size: tupl
     return network
 
 
-def check_outputs(address: str, network: nn.Module, num_classes: int, shape: tuple[int, ...]) -> None:
-    """Run a copy of the network at `address` on two black images of `shape` (C, H, W), in train and in eval mode.
+def check_outputs(address: str, network: nn.Module, num_classes: int, images: Tensor) -> None:
+    """Run a copy of the network at `address` on `images`, float32 (N, C, H, W), in train and in eval mode.
 
     Raises:
-        ValueError: it failed (the error of the user's code is the `__cause__`).
-        TypeError: it does not give logits, (2, num_classes).
+        ValueError: it failed, or cannot be copied (the error of the user's code is the `__cause__`).
+        TypeError: it does not give logits, (N, num_classes).
     """
-    probe = duplicate(network)
-    images = torch.zeros(2, *shape)
+    with _told(address, "cannot be copied"):
+        probe = duplicate(network)
     for training in (True, False):
         mode = "train" if training else "eval"
         with torch.no_grad(), _told(address, f"failed on images {tuple(images.shape)} in {mode} mode"):

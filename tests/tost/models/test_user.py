@@ -155,8 +155,13 @@ def test_the_same_files_elsewhere_are_the_same_network(nets: str, tmp_path: Path
     assert source_digest(f"{elsewhere / 'renamed.py'}:small") == source_digest(f"{nets}:small")
 
 
+def test_a_file_that_nothing_can_parse_is_left_to_the_import(nets: str) -> None:
+    Path(nets).with_name("blocks.py").write_text("x = " + "-" * 20000 + "1")
+    assert source_digest(f"{nets}:small") is not None
+
+
 OUTPUTS = """
-import torch
+import threading
 from torch import nn
 
 class Net(nn.Linear):
@@ -182,19 +187,31 @@ def whole(num_classes):
     return Net(lambda net, y: y.argmax(1), num_classes)
 def trained(num_classes):
     return Net(lambda net, y: (y, y) if net.training else y, num_classes)
+def locked(num_classes):
+    net = Net(lambda net, y: y, num_classes)
+    net.lock = threading.Lock()
+    return net
+class Picky(Net):
+    def forward(self, x):
+        assert len(x) == 4, "four at a time"
+        assert x.std() > 0, "a picture"
+        return super().forward(x)
+def picky(num_classes):
+    return Picky(lambda net, y: y, num_classes)
 """
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("keys", ValueError, r"failed on images \(2, 1, 8, 8\) in train mode: KeyError: 'x' \(outputs.py, line 15\)"),
+        ("keys", ValueError, r"failed on images \(4, 1, 8, 8\) in train mode: KeyError: 'x' \(outputs.py, line 15\)"),
         ("asserts", ValueError, r"AttributeError: 'Net' object has no attribute 'no_such_layer' \(outputs.py, line 17\)"),
         ("shape", ValueError, r"RuntimeError: mat1 and mat2 shapes cannot be multiplied .*"),
-        ("mapping", TypeError, r"expected it to return logits, .* \(2, 3\) for images \(2, 1, 8, 8\), got dict in train mode"),
-        ("classes", TypeError, r"got torch.float32 \(2, 5\) in train mode"),
-        ("whole", TypeError, r"got torch.int64 \(2,\) in train mode"),
+        ("mapping", TypeError, r"expected it to return logits, .* \(4, 3\) for images \(4, 1, 8, 8\), got dict in train mode"),
+        ("classes", TypeError, r"got torch.float32 \(4, 5\) in train mode"),
+        ("whole", TypeError, r"got torch.int64 \(4,\) in train mode"),
         ("trained", TypeError, r"got tuple in train mode"),
+        ("locked", ValueError, r"cannot be copied: TypeError: cannot pickle '_thread.lock' object \(copy.py, line \d+\)"),
     ],
 )
 def test_a_network_that_gives_no_logits_is_told_before_anything_is_written(
@@ -210,8 +227,8 @@ def test_a_network_that_gives_no_logits_is_told_before_anything_is_written(
         with pytest.raises(kind, match=rf"^model: {file}:{name}:? .*{message}$"):
             run(config)
         assert not list(out.glob("*"))
-    good = initial_model(dataclasses.replace(config, model=f"{file}:good"), toy_images)
-    assert good.training
+    for good in ("good", "picky"):  # real images, as many as in a step
+        assert initial_model(dataclasses.replace(config, model=f"{file}:{good}"), toy_images).training
 
 
 @pytest.mark.parametrize(
