@@ -239,10 +239,8 @@ import os, sys, time
 from pathlib import Path
 from tost.files import locked
 with locked(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker == 0:
-        time.sleep(600)
-    print(worker, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by the worker itself: it is through with what a fork sets off
     time.sleep(600)
 """
 
