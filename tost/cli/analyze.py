@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_json, add_running, config_of, set_threads, words
+from tost.cli.options import PRUNING, Parser, add_config, add_json, add_running, config_of, set_threads, words
 from tost.cli.output import note, print_json, print_sheets
 from tost.config import Config
 from tost.recipe import Recipe
@@ -23,19 +23,7 @@ HELP = "figures of pruning methods: steps, saliency, recovery, layers, accuracy"
 
 # a network on which extreme sparsities tell methods apart, and that trains in seconds
 _DEFAULTS = {"model": "lenet5_caffe", "density": 0.005, "batch_size": 64, "steps": 620, "eval_every": 10, "out": "runs/analysis"}
-_PRUNING = (
-    "model",
-    "dataset",
-    "data_dir",
-    "validation",
-    "method_steps",
-    "density",
-    "include",
-    "exclude",
-    "keep_alive",
-    "seed",
-    "out",
-)
+_PRUNING = (*(name for name in PRUNING if name != "method"), "out")
 _SWEPT = ("method", "method_steps", "masks", "mask_check", "recipe")
 _TRAINING = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _SWEPT)
 _UNREAD = {"iterations": ("teacher",), "recovery": ("keep_alive",)}  # a recipe without distillation; steps before any repair

@@ -16,6 +16,20 @@ from tost.cli.messages import one_line
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.recipe import Recipe
 
+# fields of Config that decide which masks a method chooses
+PRUNING = (
+    "model",
+    "dataset",
+    "data_dir",
+    "validation",
+    "method",
+    "method_steps",
+    "density",
+    "include",
+    "exclude",
+    "keep_alive",
+    "seed",
+)
 _MOST_THREADS = 1024  # OpenMP keeps a table of them on the stack, and crashes where it does not fit
 
 

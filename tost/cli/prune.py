@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_json, config_of, set_threads
+from tost.cli.options import PRUNING, Parser, add_config, add_json, config_of, set_threads
 from tost.cli.output import note, print_json, print_sheets
 
 if TYPE_CHECKING:
@@ -16,24 +16,11 @@ if TYPE_CHECKING:
     from tost.masks import Masks, Method
 
 HELP = "choose a mask and save it"
-_FIELDS = (
-    "model",
-    "dataset",
-    "data_dir",
-    "validation",
-    "method",
-    "method_steps",
-    "density",
-    "include",
-    "exclude",
-    "keep_alive",
-    "seed",
-)
 
 
 def parser() -> Parser:
     prune = Parser(description="Choose a mask for a freshly initialized network and save it.")
-    add_config(prune, _FIELDS)
+    add_config(prune, PRUNING)
     prune.add_argument("--list", action="store_true", help="describe the methods, and choose no mask")
     prune.add_argument("--out", type=str, default="masks.safetensors", help="file to write (.safetensors or .npz)")
     prune.add_argument("--figure", type=str | None, default=None, help="also save a picture of what each layer keeps (FILE.png)")
