@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
+from tost_kernels.library import INTERPRETED as INTERPRETED
 from tost_kernels.register import LIBRARY
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def implement(name: str, function: Callable[..., Any]) -> None:
