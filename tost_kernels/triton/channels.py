@@ -3,7 +3,7 @@
 batch-last [C][H][W][N] is outer = 1, inner = H W N; contiguous is outer = N, inner = H W; channels_last is outer = N H W, inner = 1.
 A channel has outer * inner positions. A tile is (POSITIONS, CHANNELS): where inner > 1 one channel and a run of positions, which
 are neighbours in memory; where inner = 1 the channels are the neighbours and a tile takes up to 64 of them. Either way a
-thread moves 16 bytes at a time, and what a channel needs (its scale, say) is worked out once a tile, not once an element.
+thread moves 16 bytes at a time (8 of channels_last bfloat16), and what a channel needs (its scale, say) is worked out once a tile, not once an element.
 
 Sums over a channel: its tiles are dealt out to `splits` programs, each of which leaves one partial sum; who reads them adds
 them up in order. No atomics: the same bits every time. A few programs per SM are all there are, so the partial sums are few.
@@ -12,7 +12,6 @@ them up in order. No atomics: the same bits every time. A few programs per SM ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, layout_of
+from tost_kernels.triton.specimen import Specimen
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -79,16 +79,22 @@ class View(NamedTuple):
 def view_of(x: Tensor, shared: bool = False) -> View:
     """The view of `x` (N, C, ...), dense in the layout that `layout_of` names; `shared`: of any x, all of it one channel."""
     if shared:
-        outer, channels, inner = 1, 1, x.numel()
-    else:
-        batch, channels, rest = x.shape[0], x.shape[1], prod(x.shape[2:])
-        outer, inner = {BATCH_LAST: (1, rest * batch), CHANNELS_LAST: (batch * rest, 1)}.get(layout_of(x), (batch, rest))
-        if channels == 1:
-            outer, inner = 1, batch * rest
-    elements = THREADS * 16 // x.element_size()
+        return tiled(1, 1, x.numel(), x.dtype)
+    batch, channels, rest = x.shape[0], x.shape[1], prod(x.shape[2:])
+    if channels == 1 or layout_of(x) == BATCH_LAST:
+        return tiled(1, channels, rest * batch, x.dtype)
+    if layout_of(x) == CHANNELS_LAST:
+        return tiled(batch * rest, channels, 1, x.dtype)
+    return tiled(batch, channels, rest, x.dtype)
+
+
+def tiled(outer: int, channels: int, inner: int, dtype: torch.dtype) -> View:
+    """A view with the tile for elements of `dtype`: 16 bytes a thread and tensor, fewer threads at work only where all is small."""
     if inner == 1 and channels > 1:
+        # 8 bytes of bfloat16: what a thread holds of its channels' coefficients, not the loads, is what limits the programs here
         width = min(triton.next_power_of_2(channels), MOST_CHANNELS)
-        return View(outer, channels, inner, elements // width, width)
+        return View(outer, channels, inner, THREADS * 4 // width, width)
+    elements = THREADS * 16 // dtype.itemsize
     return View(outer, channels, inner, min(elements, max(128, triton.next_power_of_2(outer * inner))), 1)
 
 
@@ -109,6 +115,28 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
+def specimen(
+    name: str, kernel: Any, x: View, given: dict[str, Any], constants: dict[str, Any], like: torch.dtype
+) -> Specimen:
+    """What `make gpu-check` compiles, of a kernel that takes the sizes of the view `x`.
+
+    given: the arguments that are not sizes: the name of a type, or None for a tensor that is absent. All others are tensors of
+    dtype `like`. A size of 1 is a constant, and a size that 16 divides says so, as in a launch.
+    """
+    element = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[like]
+    sizes = x._asdict() | {"channel_tiles": x.channel_tiles, "tiles": x.tiles, "splits": 16}
+    absent = {argument: None for argument, kind in given.items() if kind is None}
+    ones = {argument: 1 for argument, size in sizes.items() if size == 1}
+    constants = {k: v for k, v in (constants | x.constants() | absent | ones).items() if k in kernel.arg_names}
+    signature, attrs = {}, {}
+    for argument in kernel.arg_names:
+        size = sizes.get(argument, 16)
+        signature[argument] = "constexpr" if argument in constants else "i32" if argument in sizes else given.get(argument, element)
+        if signature[argument].startswith(("*", "i")) and size % 16 == 0:
+            attrs[argument] = 16
+    return Specimen(name, kernel, signature, constants, WARPS, 3, attrs=attrs)
+
+
 @triton.jit
 def channels_of(tile, WIDE: tl.constexpr, CHANNELS: tl.constexpr):
     """The channels of a tile, int64 where offsets need it."""
@@ -124,7 +152,7 @@ def offsets_of(
     """Offsets (POSITIONS, CHANNELS) of the elements of one tile, and which of them exist."""
     tile = tile.to(tl.int64) if WIDE else tile
     p = tile * POSITIONS + tl.arange(0, POSITIONS)
-    count = outer.to(tl.int64) * inner if WIDE else outer * inner
+    count = tl.cast(outer, tl.int64) * inner if WIDE else outer * inner
     exists = (p < count)[:, None]
     if CHANNELS > 1:  # inner = 1
         return p[:, None] * channels + c[None, :], exists & (c < channels)[None, :]

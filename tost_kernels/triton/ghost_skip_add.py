@@ -42,11 +42,13 @@ from tost_kernels.triton.channels import (
     offsets_of,
     on_device_of,
     slots_of,
+    specimen,
     store,
+    tiled,
     total,
     view_of,
 )
-from tost_kernels.triton.checks import check, check_activation, check_like, check_parameter, dtype_name
+from tost_kernels.triton.checks import check, check_activation, check_like, check_parameter
 from tost_kernels.triton.implement import implement
 from tost_kernels.triton.specimen import Specimen
 
@@ -85,14 +87,15 @@ def store_moments(
     count = 0.0
     tile = split
     while tile < tiles:
-        at, exists = offsets_of(tile, c, outer, channels, inner, POSITIONS, CHANNELS, ONE_RUN, WIDE)
-        y = load(x, at, exists) - pivot
-        count += 1.0
-        delta = tl.where(exists, y - mean, 0.0)
-        mean += delta * (1.0 / count)
-        squares += delta * tl.where(exists, y - mean, 0.0)
-        seen += tl.where(exists, 1.0, 0.0)
-        tile += splits
+        for _ in tl.static_range(2):  # two loads on their way at a time; past the end nothing exists
+            at, exists = offsets_of(tile, c, outer, channels, inner, POSITIONS, CHANNELS, ONE_RUN, WIDE)
+            y = load(x, at, exists) - pivot
+            count += 1.0
+            delta = tl.where(exists, y - mean, 0.0)
+            mean += delta * (1.0 / count)
+            squares += delta * tl.where(exists, y - mean, 0.0)
+            seen += tl.where(exists, 1.0, 0.0)
+            tile += splits
     n = tl.sum(seen, 0)
     middle = tl.sum(mean * seen, 0) / n
     off = mean - middle[None, :]
@@ -113,11 +116,11 @@ def merged_moments(
     squares = tl.load(partial + at + splits * channels, mask=exists, other=0.0)
     # Split s took every `splits`-th tile from s on. All are full but the last of all.
     s = tl.arange(0, SPLITS)[:, None]
-    elements = outer.to(tl.int64) * inner if WIDE else outer * inner
+    elements = tl.cast(outer, tl.int64) * inner if WIDE else outer * inner
     taken = (tiles - s + splits - 1) // splits
     short = tl.where(s == (tiles - 1) % splits, tiles * POSITIONS - elements, 0)
     n = tl.where(s < splits, taken * POSITIONS - short, 0).to(tl.float32)
-    count = elements.to(tl.float32)
+    count = tl.cast(elements, tl.float32)
     middle = tl.sum(n * mean, 0) / count
     off = mean - middle[None, :]
     return middle, tl.sum(tl.where(exists, squares + n * off * off, 0.0), 0) / count
@@ -512,7 +515,7 @@ def gradients_kernel(
         program = tl.program_id(0) - 1
         c = channels_of(program % channel_tiles, WIDE, CHANNELS)
         first = (tl.num_programs(0) - 2 - program) // channel_tiles * STEPS  # backwards: see the head of the file
-        count = (outer.to(tl.int64) * inner).to(tl.float32)
+        count = (tl.cast(outer, tl.int64) * inner).to(tl.float32)
         sum_dz = total(partial, 0, c, channels, splits, SPLITS)
         on = c < channels
         cu, su, shift, invstd = backward_coefficients(
@@ -693,3 +696,29 @@ def _launch_backward(
 
 implement("ghost_skip_add", forward)
 implement("ghost_skip_add_backward", backward)
+
+
+def specimens() -> list[Specimen]:
+    """The tail with everything, (256, 64, 32, 32): batch-last, and the variants that need most registers; without batch norm."""
+    floats = [f"{part}_{field}" for part in PARTS for field in FIELDS]
+    floats += ["alpha", "beta", "partial", "stats", "grad_affine", "grad_alpha", "grad_beta"]
+    given: dict[str, Any] = dict.fromkeys(floats, "*fp32") | {f"{part}_eps": "fp32" for part in PARTS}
+    batch = given | {f"{part}_{field}": None for part in PARTS for field in ("mean", "var")}
+    full = {"U": 2, "GHOST": 2, "SHORTCUT": 2, "ACT": 2, "BETA_STRIDE": 0, "STEPS": 4, "SPLITS": 16, "WIDTH": 64, "WRITE": False}
+    batch_last = tiled(1, 64, 1024 * 256, torch.float32)
+    contiguous = tiled(256, 64, 1024, torch.bfloat16)
+    channels_last = tiled(1024 * 256, 64, 1, torch.bfloat16)
+    running = full | {"U": 1, "GHOST": 1, "SHORTCUT": 0, "WRITE": True}
+
+    def one(kernel: Any, title: str, view: View, dtype: torch.dtype, given: dict[str, Any], constants: dict[str, Any]) -> Specimen:
+        return specimen(f"ghost_skip_add.{title}", kernel, view, given, constants, dtype)
+
+    return [
+        one(moments_kernel, "moments.batch_last.fp32", batch_last, torch.float32, batch, full),
+        one(apply_kernel, "apply.batch_last.fp32", batch_last, torch.float32, batch, full),
+        one(apply_kernel, "apply.contiguous.bf16", contiguous, torch.bfloat16, batch, full),
+        one(sums_kernel, "sums.batch_last.fp32", batch_last, torch.float32, batch, full),
+        one(sums_kernel, "sums.one_pass.batch_last.fp32", batch_last, torch.float32, given, running),
+        one(gradients_kernel, "gradients.batch_last.fp32", batch_last, torch.float32, batch, full),
+        one(gradients_kernel, "gradients.channels_last.bf16", channels_last, torch.bfloat16, batch, full),
+    ]
