@@ -65,9 +65,10 @@ def dense_plans(case: Case) -> list[Plan]:
 
 
 def compiled_backends(case: Case) -> list[str]:
-    """The compiled backends that can run this case here."""
+    """The compiled backends that can run this case here, but for an interpreted one."""
     like = torch.empty(0, dtype=getattr(torch, case.dtype), device=case.device)
-    return [name for name in backend.COMPILED if backend.why_not_for(case.op, name, like) is None]
+    names = (name for name in backend.COMPILED if not backend.only_when_forced(name))
+    return [name for name in names if backend.why_not_for(case.op, name, like) is None]
 
 
 def whole_plan(name: str, by_pass: dict[str, str]) -> Plan:
