@@ -29,6 +29,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tost_kernels.compact import Compact, compact, live_parts
+
 VERSION = 1
 HEADER = 16
 BLOCK = 8
@@ -99,6 +101,10 @@ class Pattern:
         # Plain numbers, for torch.compile to see through.
         self._nnz = len(self._positions)
         self._density = self._nnz / mask.size
+        filters, channels = live_parts(mask)
+        self._live = len(filters), len(channels)
+        found = compact(mask)
+        self._compact = found and found.to(device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +135,16 @@ class Pattern:
     def positions(self) -> Tensor:
         """Flat positions of the kept weights in the dense weight, ascending: int64 (nnz,). Do not write to it."""
         return self._positions
+
+    @property
+    def live(self) -> tuple[int, int]:
+        """How many output channels, and how many input channels (of a group), keep a weight."""
+        return self._live
+
+    @property
+    def compact(self) -> Compact | None:
+        """The weight without the dead ones; None where too few are dead to be worth leaving out. Do not write to it."""
+        return self._compact
 
     @property
     def fingerprint(self) -> str:
@@ -162,6 +178,7 @@ class Pattern:
         moved = object.__new__(Pattern)
         moved.__dict__.update(self.__dict__)
         moved._index, moved._positions = index, self._positions.to(device)
+        moved._compact = self._compact and self._compact.to(device)
         return moved
 
     def __copy__(self) -> Pattern:
