@@ -43,6 +43,7 @@ from tost.callbacks import (
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, eval_batches, load
 from tost.ghosts import finalize
+from tost.graphed import update_of
 from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
@@ -68,7 +69,7 @@ from tost.run_state import Fingerprints, restore, state_of
 from tost.runs import Result, RunFolder
 from tost.seeds import derive_seed
 from tost.teacher import loss_of
-from tost.update import Update, optimizer_of
+from tost.update import optimizer_of
 from tost_kernels.nn.surgery import duplicate
 from tost_kernels.plan import own_plans
 
@@ -195,7 +196,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     optimizer = optimizer_of(config, net)
     run = Run(config, net, optimizer, config.total_steps(len(batches)), prepared.step, *divmod(prepared.step, len(batches)))
     batches.skip(prepared.step)
-    update = Update(config, net, optimizer, loss, to_input, me.device)
+    update = update_of(config, net, optimizer, loss, to_input, me.device, me.world)
     fade = GhostFade(update.rewrap)
     best = KeepBest(lambda net: folder.save_best(finished_form(net, prepared.masks)) if me.is_main else None)
     stop = StopAtSignal()
