@@ -157,7 +157,7 @@ class Config:
             _require(path is None or (isinstance(path, str) and path != ""), name, "a path or none", path)
         for name in ("nesterov", "tune", "keep_alive"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
-        _require(self.cuda_graph is None or isinstance(self.cuda_graph, bool), "cuda_graph", "true, false or none", self.cuda_graph)
+        _require(isinstance(self.cuda_graph, bool | None), "cuda_graph", "true, false or none", self.cuda_graph)
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         rising = all(a < b for a, b in itertools.pairwise(milestones))
         _require(rising, "milestones", "rising fractions between 0 and 1", milestones)

@@ -1,11 +1,11 @@
 """Training steps as CUDA graphs: a whole step is recorded once, then replayed by a single launch.
 
 A small network on a large GPU waits for the host: some 300 launches of 5 microseconds each are three times the work of a
-ResNet-32's step. A graph does forward, backward, clipping and the optimizer without the host, and with the numbers that the host
-had while it was recorded. So everything that changes from step to step is a tensor that the graph reads: the batch (copied into
-the same place each time), the learning rate (`optimizer_of`), the ghosts' strengths, the states of the optimizer. What is left on the host
-(which parameters are trained, whether ghosts are alive, a dropout's rate) is compared before each replay, and where it has
-changed the step is recorded anew.
+ResNet-32's step. A graph does forward, backward, clipping and the optimizer without the host, and with the numbers that the
+host had while it was recorded. So everything that changes from step to step is a tensor that the graph reads: the batch (copied
+into the same place each time), the learning rate (`optimizer_of`), the ghosts' strengths, the states of the optimizer. What is
+left on the host (which parameters are trained, whether ghosts are alive, a dropout's rate) is compared before each replay, and
+where it has changed the step is recorded anew.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def _refused(reason: str) -> ValueError:
 class GraphedUpdate(Update):
     """An `Update` that records itself at its first batch and is replayed for later ones of the same shape.
 
-    The steps are those of `Update`: before the first replay all is put back where the rehearsal began. Nothing in a recording can wait for
-    the loss, so it is the device that skips: the fused optimizers take a flag (made for gradient scalers) and leave weights and moments alone
-    where it is up. The host reads the loss behind the replay, once a step as ever, and puts back BatchNorm's
-    statistics in the rare case. Batches of another shape are ordinary updates.
+    The steps are those of `Update`: before the first replay all is put back where the rehearsal began. Nothing in a recording
+    can wait for the loss, so it is the device that skips: the fused optimizers take a flag (made for gradient scalers) and leave
+    weights and moments alone where it is up. The host reads the loss behind the replay, once a step as ever, and puts back
+    BatchNorm's statistics in the rare case. Batches of another shape are ordinary updates.
 
     Args:
         recorder: of the device.
@@ -127,6 +127,8 @@ class GraphedUpdate(Update):
         self._recording: _Recording | None = None
         self._short = 0  # recordings in a row that were replayed a few times only
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        if not all(isinstance(rate, Tensor) for rate in self._rates):
+            raise TypeError(f"GraphedUpdate: optimizer: expected learning rates that are tensors, got {self._rates}")
         super().__init__(config, net, optimizer, loss_of, to_input, device)
 
     def rewrap(self) -> None:
@@ -258,7 +260,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def rehearse(self, work: Callable[[], Tensor]) -> None:
         """Twice: the first step chooses algorithms and compiles kernels, and may wait for the device.

@@ -1,8 +1,8 @@
 """A recorder for CPU tensors that behaves like a CUDA graph: the tests of recorded steps run on it without a GPU.
 
 It keeps every operator that a step calls with the tensors and numbers it was called with, and replays them one by one into
-the same tensors. So it freezes what a graph freezes (a learning rate that is a float, a strength, a branch not taken) and refuses what a
-capture refuses: to read a tensor on the host.
+the same tensors. So it freezes what a graph freezes (a learning rate that is a float, a strength, a branch not taken) and
+refuses what a capture refuses: to read a tensor on the host.
 """
 
 from __future__ import annotations
@@ -84,4 +84,3 @@ class Tape:
                     call()
 
         return result, replay
-
