@@ -41,7 +41,7 @@ from tost.callbacks import (
     TensorBoard,
 )
 from tost.config import CHECKPOINT_SECONDS, Config
-from tost.data import Dataset, eval_batches, load
+from tost.data import Dataset, eval_batches, load, near
 from tost.ghosts import finalize
 from tost.graphed import update_of
 from tost.isolation import isolated
@@ -170,7 +170,8 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
     _, held_out = split_images(config, dataset)
-    batches = train_batches(config, dataset, (me.rank, me.world), conduct.workers)
+    images = near(dataset, me.device)
+    batches = train_batches(config, images, (me.rank, me.world), conduct.workers)
     parts = config.accumulate * me.world
     if config.batch_size % parts:
         raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
@@ -190,8 +191,8 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     def to_input(inputs: Tensor) -> Tensor:
         return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
-    def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
-        return lambda net: evaluate(net, dataset, max(config.batch_size, EVAL_BATCH), to_input, part, images, conduct.workers)
+    def measure(part: str, subset: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
+        return lambda net: evaluate(net, images, max(config.batch_size, EVAL_BATCH), to_input, part, subset, conduct.workers)
 
     optimizer = optimizer_of(config, net)
     run = Run(config, net, optimizer, config.total_steps(len(batches)), prepared.step, *divmod(prepared.step, len(batches)))
