@@ -533,7 +533,7 @@ def gpu_layer() -> tuple[nn.Module, torch.Tensor]:
 
 def test_the_options_of_the_passes_are_searched_in_the_fastest_frame(fake_triton):
     """Rows of 32 are the best for two passes, and the third does without."""
-    wishes = {"forward": "warps=8", "input_grad": "stages=5", "values_grad": "split=16"}
+    wishes = {"forward": "warps=8", "input_grad": "stages=4", "values_grad": "split=16"}
 
     def ms(trial: Trial) -> float:
         if trial.which == WHOLE:
@@ -546,7 +546,7 @@ def test_the_options_of_the_passes_are_searched_in_the_fastest_frame(fake_triton
     fake = FakeTimer(ms)
     layer, x = gpu_layer()
     report = tk.tune(layer, x, timer=fake, cache=False)
-    parts = "forward.warps=8,input_grad.stages=5,values_grad.algo=direct,values_grad.split=16"
+    parts = "forward.warps=8,input_grad.stages=4,values_grad.algo=direct,values_grad.split=16"
     assert report.plan_of("", training=True) == Plan("triton", f"algo=tiles,rows=32,{parts}")
     assert report.plan_of("", training=False) == Plan("triton", "algo=tiles,rows=32,warps=8")
     frames = {trial.plan.options for trial in made if trial.which == "forward" and "forward" not in trial.plan.options}
@@ -567,7 +567,7 @@ def test_frames_without_hope_are_not_searched(fake_triton):
 
 def test_candidates_that_do_not_fit_the_device_are_dropped_and_told(fake_triton, capsys):
     def run(trial: Trial) -> None:
-        if "rows=64" in trial.plan.options or "stages=5" in trial.plan.options:
+        if "rows=64" in trial.plan.options or "stages=4" in trial.plan.options:
             raise OutOfResources("shared memory, Required: 300000\nHardware limit: 232448")
 
     fake_triton(run)
@@ -576,7 +576,7 @@ def test_candidates_that_do_not_fit_the_device_are_dropped_and_told(fake_triton,
     assert {tuned.plan.backend for tuned in report.cases} == {"triton"}
     dropped = report.cases[0].dropped
     assert "algo=tiles,rows=64" in {each.plan.options for each in dropped}
-    assert all("rows=64" in each.plan.options or "stages=5" in each.plan.options for each in dropped)
+    assert all("rows=64" in each.plan.options or "stages=4" in each.plan.options for each in dropped)
     assert {each.reason for each in dropped} == {"OutOfResources: shared memory, Required: 300000"}
     assert len(dropped) == len(set(dropped))
     assert "candidates cannot run on this device" in str(report)

@@ -76,7 +76,7 @@ def _triton_algo(case: Case, which: str, chosen: str) -> Sequence[str]:
 
 def _triton_bn(case: Case, which: str, chosen: str) -> Sequence[str]:
     algo = _algo_of(chosen)
-    sizes = {"tiles": (32, 64, 128, 256), "blocks": (64, 128, 256), "direct": (64, 128, 256, 512)}[algo]
+    sizes = {"tiles": (32, 64, 128, 256), "blocks": (64, 128, 256), "direct": (16, 32, 64, 128, 256)}[algo]
     positions = 2**30 if algo == "blocks" else case.input[0]  # the others' positions are images, of one pixel
     return [str(size) for size in sizes if size < 2 * positions]
 
@@ -95,7 +95,7 @@ def _triton_warps(case: Case, which: str, chosen: str) -> Sequence[str]:
 
 
 def _triton_stages(case: Case, which: str, chosen: str) -> Sequence[str]:
-    return () if _algo_of(chosen) == "direct" else ("2", "3", "5")
+    return () if _algo_of(chosen) == "direct" else ("2", "3", "4")
 
 
 def _triton_split(case: Case, which: str, chosen: str) -> Sequence[str]:

@@ -20,7 +20,7 @@ from tost_kernels.tuning.cuda_timer import searching
 from tost_kernels.tuning.trial import FINAL_ROUNDS, Timer, Timing, Trial
 
 GAIN = 0.97  # an option must take less than this part of the best so far: less is noise
-CLOSE, MOST_FRAMES = 1.2, 2  # frames searched further: those within this factor of the fastest, and how many at most
+CLOSE, MOST_FRAMES = 1.1, 2  # frames searched further: those within this factor of the fastest, and how many at most
 HOPELESS = 2.0  # a frame that takes so many times the dense op's time is not searched further: options gain less
 
 
@@ -136,7 +136,8 @@ class _Search:
         options = {candidates.in_frame(frame, which, option): option for option in tried}
         trials = [self.bench.one_pass(which, Plan(name, text)) for text in options]
         first, others = trials[0], trials[1:]
-        rounds = 1
+        # Where a trial must be compiled and recorded, that is the cost, and a first look saves nothing.
+        rounds = FINAL_ROUNDS if frame and len(others) <= 3 else 1
         while others:
             timed = self.timed([first, *others], rounds)
             first_ms = next((ms for trial, ms in timed if trial is first), float("inf"))
