@@ -1,4 +1,4 @@
-// mask -> packed index. The layout is specified in tost_kernels/pattern.py, whose compile_reference this equals.
+// mask -> packed index. The layout is specified in tost_kernels/packed_index.py, whose compile_reference this equals.
 //
 // Two passes over the mask, one counting and one writing, for the forward and the transposed view at once: masks have up to
 // 1e8 entries, and a sort of the transposed entries would cost far more than walking the mask in row order and appending each

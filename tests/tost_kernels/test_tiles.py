@@ -7,8 +7,9 @@ import torch
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tost_kernels import tiles
-from tost_kernels.pattern import Pattern, compile_reference
+from tost_kernels import pattern as pattern_module
+from tost_kernels.packed_index import compile_reference
+from tost_kernels.pattern import Pattern
 from tost_kernels.tiles import TileSections, offsets, tile_reference
 
 try:
@@ -178,7 +179,7 @@ def test_rows_that_share_columns_meet(kernel: int, block: int) -> None:
 
 
 def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "tile", tile_reference)
+    monkeypatch.setattr(pattern_module, "tile", tile_reference)
     pattern = Pattern(torch.rand(40, 20) < 0.3)
     _, (order, *_rest) = sections(pattern, 16, 1, pattern.tiled(16))
     assert order == [*range(40), *[-1] * 8]
