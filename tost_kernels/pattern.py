@@ -143,14 +143,14 @@ class Pattern:
         return self._known_tiled(rows, groups, block)
 
     def _known_tiled(self, rows: int, groups: int, block: int) -> Tensor:
-        from tost_kernels.tiles import check_tiling, tile  # which reads the packed index, and so imports this module
-
-        check_tiling(self._shape[0], rows, groups, block)
         key = (rows, groups, block)
         if key not in self._tiled:
+            from tost_kernels import tiles  # which reads the packed index, and so imports this module
+
+            tiles.check_tiling(self._shape[0], rows, groups, block)
             # In a thread of its own: the tensor outlives the inference mode, transform or fake mode that its first user is in.
             with ThreadPoolExecutor(1) as thread:
-                packed = thread.submit(lambda: tile(self._index.cpu().numpy(), *key))
+                packed = thread.submit(lambda: tiles.tile(self._index.cpu().numpy(), *key))
                 self._tiled[key] = thread.submit(lambda: torch.from_numpy(packed.result()).to(self.device)).result()
         return self._tiled[key]
 
