@@ -9,10 +9,15 @@ import importlib.util
 
 import triton
 
+from tost_kernels.library import INTERPRETED
+
 OLDEST = (3, 6)  # what torch 2.11 brings
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
     raise ImportError(f"expected triton {'.'.join(map(str, OLDEST))} or newer, got {triton.__version__}")
+
+if INTERPRETED:
+    importlib.import_module(f"{__name__}.interpreter").mend()
 
 for _name in ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add", "running_stats", "batch_last"):
     if importlib.util.find_spec(f"{__name__}.{_name}"):
