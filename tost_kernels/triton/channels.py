@@ -49,15 +49,15 @@ class View(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        return triton.cdiv(self.positions, self.tile_positions)
+        return -(-self.positions // self.tile_positions)
 
     @property
     def channel_tiles(self) -> int:
-        return triton.cdiv(self.channels, self.tile_channels)
+        return -(-self.channels // self.tile_channels)
 
     def splits(self, device: torch.device, most: int = MOST_SPLITS) -> int:
         """How many programs share out the positions of a channel: few SMs' worth of them, none without a tile."""
-        wanted = triton.cdiv(PROGRAMS_PER_SM * processors(device), max(self.channel_tiles, 1))
+        wanted = -(-PROGRAMS_PER_SM * processors(device) // max(self.channel_tiles, 1))
         return max(1, min(wanted, self.tiles, most))
 
     def steps(self, device: torch.device) -> int:

@@ -84,9 +84,7 @@ def test_opcheck_and_errors() -> None:
     torch.library.opcheck(op("to_batch_last", "triton"), (x,))
     there = as_layout(x.detach(), "batch_last").requires_grad_()
     torch.library.opcheck(op("from_batch_last", "triton"), (there, "channels_last"))
-    with pytest.raises(
-        RuntimeError, match=r"input: expected \(N, C, H, W\) or \(N, F\), got shape \(2, 3, 4\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"input: expected \(N, C, H, W\) or \(N, F\), got shape \(2, 3, 4\)"):
         op("to_batch_last", "triton")(torch.zeros(2, 3, 4))
     with pytest.raises(RuntimeError, match="layout: expected contiguous or, of 4 dimensions, channels_last, got 'batch_last'"):
         op("from_batch_last", "triton")(there, "batch_last")
