@@ -47,7 +47,8 @@ from tost_kernels.tiles import offsets
 from tost_kernels.triton.options import Geometry, Options
 from tost_kernels.triton.pack import ColumnNumbers, Packed, View, pack
 
-_INT32 = 2**31
+_INT32_ELEMENTS = 2**31  # a tensor of fewer is indexed by 32 bits
+_MOST_PROGRAMS = 2**31 - 1
 
 
 @triton.jit
@@ -216,7 +217,7 @@ def _run(
     if out.numel() == 0:
         return out
     batch, channels, height, width = read.shape
-    wide = read.numel() >= _INT32
+    wide = read.numel() >= _INT32_ELEMENTS
     packed = _pack(values, index, geometry, options, transposed, height, width, wide)
     groups = packed.view.order.shape[0] // options.rows
     constants: dict[str, Any] = {
@@ -271,6 +272,6 @@ def _pack(
 
 
 def _grid(programs: int) -> tuple[int]:
-    if programs >= _INT32:
+    if programs > _MOST_PROGRAMS:
         raise RuntimeError(f"triton: expected fewer than 2**31 programs, got {programs}: choose larger rows or bn")
     return (programs,)
