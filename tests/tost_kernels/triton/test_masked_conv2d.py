@@ -45,7 +45,7 @@ CASES = {
     "pointwise_strided": Case((16, 9, 4, 4), (5, 9, 1, 1), stride=2),
     "strided": Case((3, 6, 5, 4), (6, 6, 3, 3), stride=2, padding=1),
     "strided_uneven": Case((3, 6, 7, 4), (6, 6, 3, 3), stride=(2, 3), padding=(1, 0)),
-    "strided_and_dilated": Case((3, 4, 7, 5), (6, 4, 3, 3), stride=2, padding=(1, 2), dilation=(2, 1)),
+    "strided_and_dilated": Case((3, 4, 5, 4), (6, 4, 3, 3), stride=2, padding=(1, 2), dilation=(2, 1)),
     "dilated": Case((3, 5, 5, 4), (4, 5, 3, 3), padding=(2, 1), dilation=(2, 1)),
     "five_by_five": Case((3, 4, 3, 4), (6, 4, 5, 5), padding=2),
     "same_even": Case((3, 7, 3, 4), (5, 7, 2, 4), padding="same"),
@@ -54,11 +54,11 @@ CASES = {
     "depthwise": Case((3, 18, 3, 3), (18, 1, 3, 3), padding=1, groups=18, density=0.6),
     "wide_padding": Case((4, 3, 2, 2), (4, 3, 3, 3), padding=3),
     "empty": Case((3, 4, 3, 3), (6, 4, 3, 3), padding=1, density=0.0),
-    "full": Case((3, 4, 3, 3), (6, 4, 3, 3), padding=1, density=1.0, bias=False),
+    "full": Case((3, 4, 2, 2), (6, 4, 3, 3), padding=1, density=1.0, bias=False),
     "no_samples": Case((0, 4, 3, 3), (6, 4, 3, 3), padding=1),
 }
 
-WITH_VALUES = ("strided_and_dilated", "groups", "empty", "full", "no_samples")  # whose values' gradient is looked at here
+WITH_VALUES = ("strided_and_dilated", "empty", "full", "no_samples")  # whose values' gradient is looked at here
 
 
 def tensors(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, tk.Pattern, Tensor | None]:
@@ -139,7 +139,7 @@ def test_layout_of_the_input_is_that_of_output_and_gradient(plan: str, layout: s
         assert relative_error(tensor, want[key]) < 2e-6, key
 
 
-@pytest.mark.parametrize("name", ["rows_left_over", "strided_and_dilated"])
+@pytest.mark.parametrize("name", ["rectangular", "strided_and_dilated"])
 @pytest.mark.parametrize("plan", [TILES, BLOCKS])
 def test_bfloat16_at_most_twice_torchs_error(plan: str, name: str) -> None:
     case = CASES[name]
@@ -155,7 +155,7 @@ def test_bfloat16_at_most_twice_torchs_error(plan: str, name: str) -> None:
 @pytest.mark.parametrize("plan", [TILES, BLOCKS])
 def test_tf32_cuts_off_bits_that_ieee_keeps(plan: str) -> None:
     """Half a unit of the 11th bit for the weight, a whole one for the image, in every product."""
-    case = CASES["rows_left_over"]
+    case = CASES["rectangular"]
     arguments = tensors(case)
     want = oracle(case, *arguments)
     got = by_triton(case, plan.replace("ieee", "tf32"), *arguments)
@@ -208,12 +208,12 @@ def call(case: Case, plan: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor, 
 @pytest.mark.parametrize("plan", [TILES, BLOCKS])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own reading
 def test_opcheck(plan: str) -> None:
-    case = Case((3, 5, 2, 3), (4, 5, 3, 3), padding=1)
+    case = Case((3, 2, 1, 2), (3, 2, 1, 3), padding=(0, 1))
     x, values, bias, index, geometry = call(case, plan)
     leaves = x.requires_grad_(), values.requires_grad_(), bias.requires_grad_()
     results = torch.library.opcheck(op("masked_conv2d", "triton"), (*leaves, index, *geometry))
     assert list(results.values()) == ["SUCCESS"] * 4
-    grad = torch.randn(3, 4, 2, 3, device=DEVICE)
+    grad = torch.randn(3, 3, 1, 2, device=DEVICE)
     x, values = x.detach(), values.detach()
     for layout in ("batch_last", "channels_last", "contiguous"):
         arguments = (grad, values, index, list(x.shape), layout, *geometry)
