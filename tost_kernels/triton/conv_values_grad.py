@@ -137,7 +137,8 @@ def values_grad(grad: Tensor, x: Tensor, index: Tensor, nnz: int, geometry: Geom
     kernel = taps(geometry)
     at = offsets(geometry.weight_shape, geometry.groups, nnz, options.rows, index.numel())
     batch, channels = x.shape[:2]
-    constants = batch_constants(batch, options.bn, grad, x)
+    # Of the three products of tf32x3 a wider tile does not fit the registers.
+    constants = batch_constants(batch, min(options.bn, 32) if options.precision == "tf32x3" else options.bn, grad, x)
     constants["BN"] = max(constants["BN"], SMALLEST_BATCH_TILE)
     constants["EVEN"] = batch % constants["BN"] == 0
     column_blocks = triton.cdiv(min(triton.cdiv(channels, SEGMENT) * SEGMENT, at.columns), options.bk)
