@@ -27,11 +27,13 @@ The static rule (`tune` knows better: it measures), with its reasons:
   1 - (1 - density)**rows columns a row always grows more slowly than rows. 128 rows where a group keeps nearly every column
   anyway, 64 below, where they begin to be saved.
 - bn 128: with 64 to 128 rows a step then does 20 to 30 operations a byte that comes from L2.
+- stages 5: the table of columns is loaded two steps before the rows it names, these two before they are multiplied.
 - split: enough programs to fill a large GPU twice over (the values' gradient has few outputs and long sums).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,6 +83,7 @@ _CHOICES: dict[str, tuple[str | int, ...]] = {
     "split": tuple(range(1, 257)),
     "precision": ("ieee", "tf32", "tf32x3"),
 }
+_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
 
 _Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
@@ -168,8 +171,8 @@ def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence
     passes = {}
     for name in PASSES:
         of_this = str(asked.get((name, "algo"), algo))
-        default = _default(name, of_this, rows, block, x, pattern, geometry)._replace(precision=precision)
-        passes[name] = _options(asked, name, default._replace(algo=of_this))
+        default = _default(name, of_this, rows, block, precision, x, pattern)
+        passes[name] = _options(asked, name, default._replace(algo=of_this, precision=precision))
     return _text(_check(plan, passes))
 
 
@@ -193,7 +196,7 @@ def _rows(pattern: Pattern) -> int:
     return wanted
 
 
-def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> Options:
+def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Tensor, pattern: Pattern) -> Options:
     bn = 128
     for smaller in (64, 32, 16):
         if x.shape[0] <= smaller:
@@ -201,13 +204,23 @@ def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pa
     if algo == "blocks":
         bn = 128  # of positions, of which there are always many
     if algo == "direct":
-        return Options(bn=bn, split=16 if name == "values_grad" else 1)
+        return _direct(name, bn, x, pattern)
     block = block if algo == "blocks" else 0
-    bk = block or (64 if x.dtype == torch.bfloat16 else 32)
     if name == "values_grad":
         return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3, split=_split(rows, x, pattern))
-    warps = 8 if rows * bn > 64 * 128 else 4
-    return Options(algo, rows, block, bn, bk, warps, stages=4)
+    bk = block or (64 if x.dtype == torch.bfloat16 else 32 if precision != "ieee" else 16)
+    # ieee products keep operands in registers: more warps for the same tile
+    warps = 8 if rows * bn > 64 * 128 or (x.dtype == torch.float32 and precision != "tf32") else 4
+    return Options(algo, rows, block, bn, bk, warps, stages=4 if block else 5)
+
+
+def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
+    if name == "values_grad":
+        return Options(bn=bn, bk=32, warps=8, split=16)
+    channels = pattern.shape[1 if name == "forward" else 0] * math.prod(pattern.shape[2:])
+    while bn > 16 and channels * bn * x.element_size() > _CACHED:
+        bn //= 2
+    return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
 
 
 def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
