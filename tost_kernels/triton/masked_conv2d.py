@@ -73,8 +73,9 @@ def values_grad(
     geometry = Geometry(tuple(weight_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     with _device_of(grad_output):
         grad_output, input = as_layout(grad_output, BATCH_LAST), as_layout(input, BATCH_LAST)
-        kernels = conv_direct if options.algo == "direct" else conv_values_grad
-        return kernels.values_grad(grad_output, input, index, nnz, geometry, options)
+        if options.algo == "direct":
+            return conv_direct.values_grad(grad_output, input, index, nnz, geometry, options)
+        return conv_values_grad.values_grad(grad_output, input, index, nnz, geometry, options)
 
 
 def _options(plan: str, which: str) -> tuple[Options, str]:
