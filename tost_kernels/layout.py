@@ -24,16 +24,18 @@ from tost_kernels.register import apply, define, differentiate, run_below_autogr
 BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
 
 
+def memory_order(dimensions: int, layout: str) -> list[int]:
+    """The dimensions of a tensor that has so many (batch_last: 2 or 4, channels_last: 4), from the outermost in memory on."""
+    if layout == CHANNELS_LAST:
+        return [0, 2, 3, 1]
+    return [*range(1, dimensions), 0] if layout == BATCH_LAST else list(range(dimensions))
+
+
 def strides_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
     """The strides of a dense tensor of `shape` (2-D or 4-D for batch_last, 4-D for channels_last) in `layout`."""
-    order = list(range(len(shape)))  # dimensions from the outermost to the innermost in memory
-    if layout == BATCH_LAST:
-        order = [*order[1:], 0]
-    elif layout == CHANNELS_LAST:
-        order = [0, 2, 3, 1]
     strides = [1] * len(shape)
     step = 1
-    for dimension in reversed(order):
+    for dimension in reversed(memory_order(len(shape), layout)):
         strides[dimension] = step
         step = step * max(shape[dimension], 1)
     return tuple(strides)

@@ -30,6 +30,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tost_kernels.compact import Compact, compact, live_parts
+
 VERSION = 1
 HEADER = 16
 BLOCK = 8
@@ -101,6 +103,10 @@ class Pattern:
         # Plain numbers, for torch.compile to see through.
         self._nnz = len(self._positions)
         self._density = self._nnz / mask.size
+        filters, channels = live_parts(mask)
+        self._live = len(filters), len(channels)
+        found = compact(mask)
+        self._compact = found and found.to(device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,6 +166,16 @@ class Pattern:
         return self._positions
 
     @property
+    def live(self) -> tuple[int, int]:
+        """How many output channels, and how many input channels (of a group), keep a weight."""
+        return self._live
+
+    @property
+    def compact(self) -> Compact | None:
+        """The weight without the dead ones; None where too few are dead to be worth leaving out. Do not write to it."""
+        return self._compact
+
+    @property
     def fingerprint(self) -> str:
         """A hash of shape and mask: equal patterns, and only they, have equal fingerprints, in any process."""
         return self._fingerprint
@@ -192,6 +208,7 @@ class Pattern:
         moved.__dict__.update(self.__dict__)
         moved._index, moved._positions = index, self._positions.to(device)
         moved._tiled = {key: tiled.to(device) for key, tiled in self._tiled.items()}
+        moved._compact = self._compact and self._compact.to(device)
         return moved
 
     def __copy__(self) -> Pattern:

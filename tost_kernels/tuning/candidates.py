@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tost_kernels import backend
-from tost_kernels.ops.masked_conv2d import DENSE_OPTIONS
+from tost_kernels.ops import masked_conv2d, masked_linear
+from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Case, Plan
 
 FORWARD, INPUT_GRAD, VALUES_GRAD = "forward", "input_grad", "values_grad"
@@ -33,6 +34,10 @@ def output_shape(case: Case) -> tuple[int, ...]:
     return case.input[0], case.weight[0], *sides
 
 
+def _groups(case: Case) -> int:
+    return case.geometry[6] if case.geometry else 1
+
+
 def _tiles(case: Case, which: str) -> Sequence[str]:
     if len(case.weight) == 2:
         rows, columns = 1, 1
@@ -45,8 +50,7 @@ def _tiles(case: Case, which: str) -> Sequence[str]:
 
 
 def _blocks(case: Case, which: str) -> Sequence[str]:
-    groups = case.geometry[6] if case.geometry else 1
-    channels = case.weight[0] // groups if which == INPUT_GRAD else case.weight[1]
+    channels = case.weight[0] // _groups(case) if which == INPUT_GRAD else case.weight[1]
     sizes = [size for size in (8, 16, 32, 64, 128, 256) if size < channels]
     return [str(size) for size in (*sizes, channels)]
 
@@ -57,11 +61,14 @@ OPTIONS: dict[str, dict[str, Callable[[Case, str], Sequence[str]]]] = {
 }
 
 
-def dense_plans(case: Case) -> list[Plan]:
-    """The plans that run torch's own op: it is a candidate for every case, a convolution in either of its layouts."""
-    options = DENSE_OPTIONS if case.op == "masked_conv2d" else ("",)
+def dense_plans(case: Case, pattern: Pattern) -> list[Plan]:
+    """The plans that run torch's own op, a candidate for every case: a convolution in either of its layouts, and with dead
+    filters and channels left out where `pattern` has enough of them.
+    """
+    options = masked_conv2d.DENSE_OPTIONS if case.op == "masked_conv2d" else masked_linear.DENSE_OPTIONS
     own = f"layout={'channels_last' if case.layout == 'batch_last' else case.layout}"  # what "" means already
-    return [Plan("dense", choice) for choice in options if choice != own]
+    compacts = pattern.compact is not None and _groups(case) == 1
+    return [Plan("dense", choice) for choice in options if own not in choice and (compacts or "compact" not in choice)]
 
 
 def compiled_backends(case: Case) -> list[str]:

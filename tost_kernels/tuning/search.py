@@ -98,7 +98,7 @@ def best_plan(case: Case, pattern: Pattern, timer: Timer, known: Known) -> tuple
 
     known: what was chosen for single passes so far; grows. Nothing is timed where there is one candidate alone.
     """
-    names, plans = candidates.compiled_backends(case), candidates.dense_plans(case)
+    names, plans = candidates.compiled_backends(case), candidates.dense_plans(case, pattern)
     if not names and len(plans) == 1:
         return plans[0], []
     bench = _Bench(case, pattern)
