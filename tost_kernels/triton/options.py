@@ -27,6 +27,7 @@ The static rule (`tune` knows better: it measures), with its reasons:
   1 - (1 - density)**rows columns a row always grows more slowly than rows. 128 rows where a group keeps nearly every column
   anyway, 64 below, where they begin to be saved.
 - bn 128: with 64 to 128 rows a step then does 20 to 30 operations a byte that comes from L2.
+- stages 5: the table of columns is loaded two steps before the rows it names, these two before they are multiplied.
 - split: enough programs to fill a large GPU twice over (the values' gradient has few outputs and long sums).
 """
 
@@ -168,8 +169,8 @@ def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence
     passes = {}
     for name in PASSES:
         of_this = str(asked.get((name, "algo"), algo))
-        default = _default(name, of_this, rows, block, x, pattern, geometry)._replace(precision=precision)
-        passes[name] = _options(asked, name, default._replace(algo=of_this))
+        default = _default(name, of_this, rows, block, precision, x, pattern)
+        passes[name] = _options(asked, name, default._replace(algo=of_this, precision=precision))
     return _text(_check(plan, passes))
 
 
@@ -193,7 +194,7 @@ def _rows(pattern: Pattern) -> int:
     return wanted
 
 
-def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> Options:
+def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Tensor, pattern: Pattern) -> Options:
     bn = 128
     for smaller in (64, 32, 16):
         if x.shape[0] <= smaller:
@@ -203,11 +204,12 @@ def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pa
     if algo == "direct":
         return Options(bn=bn, split=16 if name == "values_grad" else 1)
     block = block if algo == "blocks" else 0
-    bk = block or (64 if x.dtype == torch.bfloat16 else 32)
     if name == "values_grad":
         return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3, split=_split(rows, x, pattern))
-    warps = 8 if rows * bn > 64 * 128 else 4
-    return Options(algo, rows, block, bn, bk, warps, stages=4)
+    bk = block or (64 if x.dtype == torch.bfloat16 else 32 if precision != "ieee" else 16)
+    # ieee products keep operands in registers: more warps for the same tile
+    warps = 8 if rows * bn > 64 * 128 or (x.dtype == torch.float32 and precision != "tf32") else 4
+    return Options(algo, rows, block, bn, bk, warps, stages=4 if block else 5)
 
 
 def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
