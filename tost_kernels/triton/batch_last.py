@@ -25,6 +25,7 @@ from tost_kernels.triton.implement import implement
 from tost_kernels.triton.specimen import Specimen
 
 EDGE = 64  # of a tile: 256 bytes of 4-byte elements, and room for both in the 16 KB that a few programs an SM can have
+SPARE = 2**20  # more positions than a tile adds past the end
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -71,7 +72,7 @@ def _convert(x: Tensor, to: str) -> Tensor:
             *tiles,
             I=width,
             J=height,
-            WIDE=x.numel() + 2**20 >= 2**31,
+            WIDE=x.numel() + SPARE >= 2**31,
             num_warps=4,
         )
     return out

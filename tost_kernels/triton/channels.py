@@ -56,7 +56,7 @@ class View(NamedTuple):
 
     def splits(self, device: torch.device, most: int = MOST_SPLITS) -> int:
         """How many programs share out the positions of a channel: few SMs' worth of them, none without a tile."""
-        wanted = triton.cdiv(PROGRAMS_PER_SM * processors(device), self.channel_tiles)
+        wanted = triton.cdiv(PROGRAMS_PER_SM * processors(device), max(self.channel_tiles, 1))
         return max(1, min(wanted, self.tiles, most))
 
     def steps(self, device: torch.device) -> int:

@@ -96,7 +96,7 @@ def store_moments(
             squares += delta * tl.where(exists, y - mean, 0.0)
             seen += tl.where(exists, 1.0, 0.0)
             tile += splits
-    n = tl.sum(seen, 0)
+    n = tl.maximum(tl.sum(seen, 0), 1.0)  # (0 beside the last channel)
     middle = tl.sum(mean * seen, 0) / n
     off = mean - middle[None, :]
     slot = (row * splits + split) * channels + c
