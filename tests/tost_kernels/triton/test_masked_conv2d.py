@@ -21,8 +21,8 @@ from tost_kernels.register import op
 pytestmark = pytest.mark.skipif(why_not("masked_conv2d", "triton") is not None, reason="needs triton, on a GPU or interpreted")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TILES = "algo=tiles,values_grad.algo=direct,rows=16,bn=32,bk=64,values_grad.bk=16,precision=ieee"
-BLOCKS = "algo=blocks,values_grad.algo=direct,rows=16,bn=32,block=16,precision=ieee"
+TILES = "algo=tiles,rows=16,bn=32,bk=64,precision=ieee"
+BLOCKS = "algo=blocks,rows=16,bn=32,block=16,precision=ieee"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ CASES = {
     "no_samples": Case((0, 4, 3, 3), (6, 4, 3, 3), padding=1),
 }
 
-WITH_VALUES = ("strided_and_dilated", "empty", "full", "no_samples")  # whose values' gradient is looked at here
+WITH_VALUES = ("strided_and_dilated", "groups", "empty", "full", "no_samples")  # whose values' gradient is looked at here
 
 
 def tensors(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, tk.Pattern, Tensor | None]:
