@@ -406,18 +406,18 @@ def specimens() -> list[Specimen]:
     convolution = {"KY": 3, "KX": 3, "SY": 1, "SX": 1, "PY": 1, "PX": 1, "DY": 1, "DX": 1}
     constants = convolution | {"GROUPED": False, "ALIGN": 16, "EVEN": True, "WIDE": False}
     found = []
-    for name, kernel, itemsize, bn, extra in (
-        ("forward", _multiply, 4, 32, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("forward", _multiply, 4, 128, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("forward", _multiply, 2, 64, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("input_grad", _multiply, 4, 32, {"TRANSPOSED": True, "HAS_BIAS": False}),
-        ("values_grad", _correlate, 4, 128, {}),
-        ("values_grad", _correlate, 2, 256, {}),
+    for name, kernel, itemsize, bn, bk, warps, extra in (
+        ("forward", _multiply, 4, 32, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 4, 128, 32, 4, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 2, 64, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("input_grad", _multiply, 4, 32, 8, 16, {"TRANSPOSED": True, "HAS_BIAS": False}),
+        ("values_grad", _correlate, 4, 128, 32, 8, {}),
+        ("values_grad", _correlate, 2, 128, 32, 8, {}),
     ):
         dtype = "fp32" if itemsize == 4 else "bf16"
-        chosen = constants | extra | {"BK": 32 if bn == 128 else 16, "BN": bn}
+        chosen = constants | extra | {"BK": bk, "BN": bn}
         if kernel is _multiply:
-            chosen |= {"CHANNEL_BLOCK": BLOCK, "R": _rows_at_once(128, bn, 16, 4, itemsize)}
+            chosen |= {"CHANNEL_BLOCK": BLOCK, "R": _rows_at_once(128, bn, 16, warps, itemsize)}
         pointers = dict.fromkeys(("source", "values", "bias", "target", "grad"), f"*{dtype}")
         pointers |= {"index": "*i32", "parts": "*fp32"}
         types = {key: "constexpr" if key in chosen else pointers.get(key, "i32") for key in kernel.arg_names}
@@ -427,7 +427,7 @@ def specimens() -> list[Specimen]:
                 kernel=kernel,
                 signature=types,
                 constexprs=chosen,
-                num_warps=4,
+                num_warps=warps,
                 num_stages=1,
                 attrs={key: 16 for key in types if key in pointers or key == "batch_units"},
             )

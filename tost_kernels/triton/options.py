@@ -33,6 +33,7 @@ The static rule (`tune` knows better: it measures), with its reasons:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,6 +83,7 @@ _CHOICES: dict[str, tuple[str | int, ...]] = {
     "split": tuple(range(1, 257)),
     "precision": ("ieee", "tf32", "tf32x3"),
 }
+_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
 
 _Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
@@ -202,7 +204,7 @@ def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Ten
     if algo == "blocks":
         bn = 128  # of positions, of which there are always many
     if algo == "direct":
-        return Options(bn=bn, split=16 if name == "values_grad" else 1)
+        return _direct(name, bn, x, pattern)
     block = block if algo == "blocks" else 0
     if name == "values_grad":
         return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3, split=_split(rows, x, pattern))
@@ -210,6 +212,15 @@ def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Ten
     # ieee products keep operands in registers: more warps for the same tile
     warps = 8 if rows * bn > 64 * 128 or (x.dtype == torch.float32 and precision != "tf32") else 4
     return Options(algo, rows, block, bn, bk, warps, stages=4 if block else 5)
+
+
+def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
+    if name == "values_grad":
+        return Options(bn=bn, bk=32, warps=8, split=16)
+    channels = pattern.shape[1 if name == "forward" else 0] * math.prod(pattern.shape[2:])
+    while bn > 16 and channels * bn * x.element_size() > _CACHED:
+        bn //= 2
+    return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
 
 
 def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
