@@ -1,9 +1,10 @@
 """How the elementwise kernels walk over a tensor: as (outer, C, inner), the one shape that fits all three layouts.
 
-batch-last [C][H][W][N] is outer = 1, inner = H W N; contiguous is outer = N, inner = H W; channels_last is outer = N H W, inner = 1.
-A channel has outer * inner positions. A tile is (POSITIONS, CHANNELS): where inner > 1 one channel and a run of positions, which
-are neighbours in memory; where inner = 1 the channels are the neighbours and a tile takes up to 64 of them. Either way a
-thread moves 16 bytes at a time (8 of channels_last bfloat16), and what a channel needs (its scale, say) is worked out once a tile, not once an element.
+batch-last [C][H][W][N] is outer = 1, inner = H W N; contiguous is outer = N, inner = H W; channels_last is outer = N H W,
+inner = 1. A channel has outer * inner positions. A tile is (POSITIONS, CHANNELS): where inner > 1 one channel and a run of
+positions, which are neighbours in memory; where inner = 1 the channels are the neighbours and a tile takes up to 64 of them.
+Either way a thread moves 16 bytes at a time (8 of channels_last bfloat16), and what a channel needs (its scale, say) is worked
+out once a tile, not once an element.
 
 Sums over a channel: its tiles are dealt out to `splits` programs, each of which leaves one partial sum; who reads them adds
 them up in order. No atomics: the same bits every time. A few programs per SM are all there are, so the partial sums are few.
@@ -89,7 +90,7 @@ def view_of(x: Tensor, shared: bool = False) -> View:
 
 
 def tiled(outer: int, channels: int, inner: int, dtype: torch.dtype) -> View:
-    """A view with the tile for elements of `dtype`: 16 bytes a thread and tensor, fewer threads at work only where all is small."""
+    """A view with the tile for elements of `dtype`: 16 bytes a thread and tensor, less only where all is small."""
     if inner == 1 and channels > 1:
         # 8 bytes of bfloat16: what a thread holds of its channels' coefficients, not the loads, is what limits the programs here
         width = min(triton.next_power_of_2(channels), MOST_CHANNELS)
@@ -115,9 +116,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
-def specimen(
-    name: str, kernel: Any, x: View, given: dict[str, Any], constants: dict[str, Any], like: torch.dtype
-) -> Specimen:
+def specimen(name: str, kernel: Any, x: View, given: dict[str, Any], constants: dict[str, Any], like: torch.dtype) -> Specimen:
     """What `make gpu-check` compiles, of a kernel that takes the sizes of the view `x`.
 
     given: the arguments that are not sizes: the name of a type, or None for a tensor that is absent. All others are tensors of
@@ -131,7 +130,9 @@ def specimen(
     signature, attrs = {}, {}
     for argument in kernel.arg_names:
         size = sizes.get(argument, 16)
-        signature[argument] = "constexpr" if argument in constants else "i32" if argument in sizes else given.get(argument, element)
+        signature[argument] = (
+            "constexpr" if argument in constants else "i32" if argument in sizes else given.get(argument, element)
+        )
         if signature[argument].startswith(("*", "i")) and size % 16 == 0:
             attrs[argument] = 16
     return Specimen(name, kernel, signature, constants, WARPS, 3, attrs=attrs)

@@ -30,7 +30,8 @@ def test_there_and_back(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.int64, torch.complex64, torch.complex128]
+    "dtype",
+    [torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.int64, torch.complex64, torch.complex128],
 )
 def test_any_dtype(dtype: torch.dtype) -> None:
     x = of(dtype, (3, 4, 2, 5))
@@ -83,7 +84,9 @@ def test_opcheck_and_errors() -> None:
     torch.library.opcheck(op("to_batch_last", "triton"), (x,))
     there = as_layout(x.detach(), "batch_last").requires_grad_()
     torch.library.opcheck(op("from_batch_last", "triton"), (there, "channels_last"))
-    with pytest.raises(RuntimeError, match=r"to_batch_last_triton: input: expected \(N, C, H, W\) or \(N, F\), got shape \(2, 3, 4\)"):
+    with pytest.raises(
+        RuntimeError, match=r"input: expected \(N, C, H, W\) or \(N, F\), got shape \(2, 3, 4\)"
+    ):
         op("to_batch_last", "triton")(torch.zeros(2, 3, 4))
     with pytest.raises(RuntimeError, match="layout: expected contiguous or, of 4 dimensions, channels_last, got 'batch_last'"):
         op("from_batch_last", "triton")(there, "batch_last")

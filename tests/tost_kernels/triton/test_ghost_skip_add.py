@@ -37,7 +37,9 @@ def test_odd_shapes(shape: tuple[int, ...], layout: str) -> None:
     assert layout_of(got["ghost"]) == layout_of(case.tensors["ghost"])
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("all batch", "batch_last"), ("all batch", "channels_last"), ("all running", "contiguous")])
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("all batch", "batch_last"), ("all batch", "channels_last"), ("all running", "contiguous")]
+)
 def test_channels_of_several_tiles_and_splits(kind: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More tiles than programs, the last of them not full; and programs that take several in the second pass."""
     from tost_kernels.triton import channels
@@ -115,7 +117,9 @@ def test_bfloat16_is_computed_in_float32(kind: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize(("kind", "layout"), [("all batch", "batch_last"), ("all running", "contiguous"), ("no norm", "channels_last")])
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("all batch", "batch_last"), ("all running", "contiguous"), ("no norm", "channels_last")]
+)
 def test_a_ghost_switched_off_reaches_nothing(kind: str, layout: str, bad: float) -> None:
     case, dy = make((4, 3, 2, 2), kind, layout, alpha=0.0), torch.randn(4, 3, 2, 2)
     want = case.without_ghost().results(dy, "triton")
