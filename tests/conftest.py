@@ -1,9 +1,17 @@
-"""Every test runs with uninitialised memory filled with NaN, so that a kernel that forgets to write an element is caught."""
+"""Every test runs with uninitialised memory filled with NaN, so that a kernel that forgets to write an element is caught.
 
+Without a CUDA device Triton's kernels run in its interpreter, on CPU tensors: `use_backend("triton")` asks for them. The
+variable must be set before the first import of triton, which importing tost_kernels then is.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

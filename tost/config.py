@@ -98,6 +98,11 @@ class Config:
     tune: bool = _option(
         False, "backend sparse: measure first which kernels are the fastest here (up to a minute; the next run reads a cache)"
     )
+    cuda_graph: bool | None = _option(
+        None,
+        "on a CUDA device record a whole step once and replay it, which saves what it takes to launch it; the steps are the same "
+        "(default: wherever a step can be recorded; true: an error where it cannot)",
+    )
     out: str = _option("runs", "folder of the run folders")
 
     def __post_init__(self) -> None:
@@ -152,6 +157,7 @@ class Config:
             _require(path is None or (isinstance(path, str) and path != ""), name, "a path or none", path)
         for name in ("nesterov", "tune", "keep_alive"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
+        _require(isinstance(self.cuda_graph, bool | None), "cuda_graph", "true, false or none", self.cuda_graph)
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
         rising = all(a < b for a, b in itertools.pairwise(milestones))
         _require(rising, "milestones", "rising fractions between 0 and 1", milestones)
@@ -264,7 +270,8 @@ class Config:
 
     @cached_property  # so that a run keeps its name, whatever becomes of its files while it is trained
     def hash(self) -> str:
-        """12 hex digits that name the run, over every field `in_effect` but `out` and over the version of this package.
+        """12 hex digits that name the run, over every field `in_effect` but `out` and `cuda_graph`, and over the version of this
+        package.
 
         Of the file of masks and of the Python files of a network of yours (see `tost.models.source_digest`) the content counts,
         not the path, as they are when the hash is first asked for. What else moves the last bits does not count: the number of
@@ -272,7 +279,7 @@ class Config:
         """
         config = self.in_effect
         values = config.as_dict()
-        del values["out"]
+        del values["out"], values["cuda_graph"]  # the same kernels, one by one or replayed: the same bits
         if (file := config.masks_file) is not None:
             values["masks"] = hashlib.sha256(file.read_bytes()).hexdigest()
         if is_address(self.model) and (source := tost.models.source_digest(self.model)):

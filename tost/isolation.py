@@ -33,8 +33,10 @@ def isolated(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
             # The caller may be inside no_grad, inference_mode or autocast: the work needs gradients in full precision.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            # No cache: torch empties that of cast weights behind the outermost autocast only, which this one is, so that an
+            # autocast inside would go on with the weights of its first step.
             for kind in sorted({"cpu", *(kind for kind, _ in accelerators)}):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+                stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
             yield
     finally:
         random.setstate(python_state)

@@ -11,7 +11,7 @@ from tost.data import TrainBatches
 from tost.distributed import PeerLost
 from tost.loop import Callback, Run
 from tost.random_state import random_state, set_random_state
-from tost.update import Update
+from tost.update import Update, load_optimizer
 
 __all__ = ["Fingerprints", "restore", "state_of"]
 
@@ -79,7 +79,7 @@ def restore(
         for name, callback in _named(callbacks):
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name], run)
-        run.optimizer.load_state_dict(state["optimizer"])  # after the callbacks: dead ghosts have left the optimizer
+        load_optimizer(run.optimizer, state["optimizer"])  # after the callbacks: dead ghosts have left the optimizer
         _match_strides(run.optimizer)
         update.scaler.load_state_dict(state["scaler"])
         set_random_state(state["random"], update.device)

@@ -41,8 +41,9 @@ from tost.callbacks import (
     TensorBoard,
 )
 from tost.config import CHECKPOINT_SECONDS, Config
-from tost.data import Dataset, eval_batches, load
+from tost.data import Dataset, eval_batches, load, near
 from tost.ghosts import finalize
+from tost.graphed import update_of
 from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
@@ -68,7 +69,7 @@ from tost.run_state import Fingerprints, restore, state_of
 from tost.runs import Result, RunFolder
 from tost.seeds import derive_seed
 from tost.teacher import loss_of
-from tost.update import Update, optimizer_of
+from tost.update import optimizer_of
 from tost_kernels.nn.surgery import duplicate
 from tost_kernels.plan import own_plans
 
@@ -169,7 +170,8 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     started = time.perf_counter()
     dataset = load(config.dataset, config.data_dir)
     _, held_out = split_images(config, dataset)
-    batches = train_batches(config, dataset, (me.rank, me.world), conduct.workers)
+    images = near(dataset, me.device)
+    batches = train_batches(config, images, (me.rank, me.world), conduct.workers)
     parts = config.accumulate * me.world
     if config.batch_size % parts:
         raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
@@ -189,13 +191,13 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     def to_input(inputs: Tensor) -> Tensor:
         return LAYOUTS[layout](inputs.to(me.device, non_blocking=True))
 
-    def measure(part: str, images: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
-        return lambda net: evaluate(net, dataset, max(config.batch_size, EVAL_BATCH), to_input, part, images, conduct.workers)
+    def measure(part: str, subset: Tensor | None) -> Callable[[nn.Module], tuple[float, float]]:
+        return lambda net: evaluate(net, images, max(config.batch_size, EVAL_BATCH), to_input, part, subset, conduct.workers)
 
     optimizer = optimizer_of(config, net)
     run = Run(config, net, optimizer, config.total_steps(len(batches)), prepared.step, *divmod(prepared.step, len(batches)))
     batches.skip(prepared.step)
-    update = Update(config, net, optimizer, loss, to_input, me.device)
+    update = update_of(config, net, optimizer, loss, to_input, me.device, me.world)
     fade = GhostFade(update.rewrap)
     best = KeepBest(lambda net: folder.save_best(finished_form(net, prepared.masks)) if me.is_main else None)
     stop = StopAtSignal()

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ class Pattern:
         self._fingerprint = hashlib.sha256(str(shape).encode() + np.packbits(mask).tobytes()).hexdigest()
         self._index = torch.from_numpy(packed).to(device)
         self._positions = torch.from_numpy(np.flatnonzero(mask)).to(device)
+        self._tiled: dict[tuple[int, int, int], Tensor] = {}
         # Plain numbers, for torch.compile to see through.
         self._nnz = len(self._positions)
         self._density = self._nnz / mask.size
@@ -130,6 +132,33 @@ class Pattern:
     def index(self) -> Tensor:
         """The packed int32 index that the kernels take. Do not write to it."""
         return self._index
+
+    def tiled(self, rows: int, groups: int = 1, block: int = 1) -> Tensor:
+        """The packed index followed by its tiles (tost_kernels/tiles.py); made once, then kept. Do not write to it.
+
+        rows: of a group, a power of two from 16. groups: of the convolution. block: 1, or the channels of a dense tile, a power
+        of two from 16. Raises TypeError or ValueError otherwise, or where 32 bits are too few.
+        """
+        if torch.compiler.is_compiling():
+            # What is constant is not guarded on: the arguments that it does not need say whose constant it is.
+            return self._constant_tiled(rows, groups, block, self._fingerprint, str(self.device))  # type: ignore[no-any-return]
+        return self._known_tiled(rows, groups, block)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _constant_tiled(self, rows: int, groups: int, block: int, _fingerprint: str, _device: str) -> Tensor:
+        return self._known_tiled(rows, groups, block)
+
+    def _known_tiled(self, rows: int, groups: int, block: int) -> Tensor:
+        from tost_kernels.tiles import check_tiling, tile  # which reads the packed index, and so imports this module
+
+        check_tiling(self._shape[0], rows, groups, block)
+        key = (rows, groups, block)
+        if key not in self._tiled:
+            # In a thread of its own: the tensor outlives the inference mode, transform or fake mode that its first user is in.
+            with ThreadPoolExecutor(1) as thread:
+                packed = thread.submit(lambda: tile(self._index.cpu().numpy(), *key))
+                self._tiled[key] = thread.submit(lambda: torch.from_numpy(packed.result()).to(self.device)).result()
+        return self._tiled[key]
 
     @property
     def positions(self) -> Tensor:
@@ -178,6 +207,7 @@ class Pattern:
         moved = object.__new__(Pattern)
         moved.__dict__.update(self.__dict__)
         moved._index, moved._positions = index, self._positions.to(device)
+        moved._tiled = {key: tiled.to(device) for key, tiled in self._tiled.items()}
         moved._compact = self._compact and self._compact.to(device)
         return moved
 

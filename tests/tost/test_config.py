@@ -38,6 +38,7 @@ from tost import Config, Recipe
         ("seed", -1),
         ("nesterov", 1),
         ("tune", "yes"),
+        ("cuda_graph", 1),
         ("include", 3),
         ("model", 3),
         ("data_dir", 3),
@@ -213,7 +214,9 @@ def test_hash_is_about_the_result(tmp_path: Path) -> None:
         "masks": str(tmp_path / "m"),
         "mask_check": "shuffled",
     }
-    assert {f.name for f in dataclasses.fields(Config)} == {*changed, "out"}
+    same = {"out", "cuda_graph"}  # a recorded step is the step
+    assert {f.name for f in dataclasses.fields(Config)} == {*changed, *same}
+    assert {dataclasses.replace(base, cuda_graph=value).hash for value in (None, False, True)} == {base.hash}
     hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}
     assert len(hashes | {base.hash}) == len(changed) + 1
 

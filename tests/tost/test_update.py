@@ -1,6 +1,7 @@
 """One update: accumulation, clipping, mixed precision, what is skipped."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import tost_kernels as tk
 from tost.config import Config
+from tost.isolation import isolated
 from tost.update import Update, optimizer_of
 
 CPU = torch.device("cpu")
@@ -137,6 +139,17 @@ def test_mixed_precision_is_close_to_single(amp: str) -> None:
     mixed.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     b(*batch())
     assert seen == [torch.bfloat16 if amp == "bf16" else torch.float16]
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_sees_the_weights_move_inside_isolated_work_too(amp: str) -> None:
+    losses = []
+    for place in (nullcontext(), isolated(0, devices=())):
+        with place:
+            update = update_of(network(), amp=amp)
+            losses.append([update(*batch())[0] for _ in range(4)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -6,6 +6,7 @@ import math
 
 from tost.config import Config
 from tost.loop import Callback, Run
+from tost.update import set_learning_rate
 
 
 def learning_rate_at(step: int, total_steps: int, config: Config) -> float:
@@ -31,6 +32,5 @@ class LearningRate(Callback):
 
     def before_step(self, run: Run) -> None:
         rate = learning_rate_at(run.step, run.total_steps, run.config)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(run.optimizer, rate)
         run.line["lr"] = rate

@@ -6,6 +6,7 @@ from tost.data.batches import TrainBatches, eval_batches, validation_split
 from tost.data.dataset import Dataset, Images, MemoryImages, Picks
 from tost.data.image_folders import load_folder
 from tost.data.registry import find, load, names
+from tost.data.transfer import near
 
 __all__ = [
     "Dataset",
@@ -18,5 +19,6 @@ __all__ = [
     "load",
     "load_folder",
     "names",
+    "near",
     "validation_split",
 ]

@@ -29,13 +29,16 @@ class Moves:
 
     def of(self, part: slice) -> Moves:
         """The moves of some of the images."""
-        drawn = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: value[part] for name, value in drawn.items() if value is not None})
+        return dataclasses.replace(self, **{name: value[part] for name, value in self.drawn().items()})
+
+    def drawn(self) -> dict[str, Tensor]:
+        """Those of its attributes that are not None, by name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def tobytes(self) -> bytes:
         """All of it, for a fingerprint."""
-        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return b"".join(part.numpy().tobytes() for part in parts if part is not None)
+        return b"".join(part.numpy().tobytes() for part in self.drawn().values())
 
 
 def draw_moves(
@@ -73,7 +76,7 @@ def apply_moves(images: Tensor, moves: Moves, padding: int) -> Tensor:
 
     Args:
         images: (N, C, H, W), pixels: 0 is black.
-        moves: of N images.
+        moves: of N images, on the same device.
         padding: pixels added on each side.
 
     Returns:
@@ -86,7 +89,7 @@ def apply_moves(images: Tensor, moves: Moves, padding: int) -> Tensor:
         padded[:, :, padding : padding + height, padding : padding + width] = images
         # every crop of every image is a window of this view: one index for each image copies whole rows
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        out = windows[torch.arange(count), :, moves.dy, moves.dx]
+        out = windows[torch.arange(count, device=images.device), :, moves.dy, moves.dx]
     return torch.where(moves.flip.view(-1, 1, 1, 1), out.flip(3), out)
 
 
@@ -101,7 +104,7 @@ def cut_out(inputs: Tensor, moves: Moves, size: int) -> Tensor:
     _, _, height, width = inputs.shape
 
     def covered(centre: Tensor, side: int) -> Tensor:
-        offset = torch.arange(side) - (centre[:, None] - size // 2)
+        offset = torch.arange(side, device=centre.device) - (centre[:, None] - size // 2)
         return (offset >= 0) & (offset < size)
 
     holes = covered(moves.hole_y, height)[:, None, :, None] & covered(moves.hole_x, width)[:, None, None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tost.checks import integer, number
 from tost.choices import check_choice
 from tost.data.augment import Moves, apply_moves, cut_out, draw_moves
 from tost.data.dataset import Dataset, Images, Picks
+from tost.data.transfer import together
 from tost.seeds import generator
 
 
@@ -21,7 +23,7 @@ class TrainBatches:
     """Shuffled, augmented batches of a data set's training images.
 
     Args:
-        dataset: where the images come from.
+        dataset: where the images come from; a batch is made on the device that they are on (see `tost.data.near`).
         batch_size: images a batch, over all shards; an epoch's last, incomplete batch is left out.
         seed: two objects with the same seed and stream give the same batches, epoch by epoch.
         stream: name of the random stream ("train", "rescale", ...): streams of one seed are independent.
@@ -93,12 +95,11 @@ class TrainBatches:
         integer("number", number, 0)
         integer("start", start, 0, below=len(self) + 1)
         data = self.dataset
-        drawn, ahead = tee(self._draws(number, start))
-        read = data.train.batches((self._picks(index, moves) for index, moves in ahead), self.workers)
-        for (index, moves), pixels in zip(drawn, read, strict=True):
+        drawn, ahead = tee((index, moves, *self._mine(index, moves)) for index, moves in self._draws(number, start))
+        read = data.train.batches((self._picks(mine, moves) for _, _, mine, moves in ahead), self.workers)
+        for (index, moves, mine, my_moves), pixels in zip(drawn, read, strict=True):
             self._count(index, moves)
-            inputs = self._inputs(pixels, moves.of(self._shard) if moves else None)
-            yield inputs, data.train.targets[index[self._shard]]
+            yield self._inputs(pixels, my_moves), data.train.targets[mine]
 
     def skip(self, steps: int) -> None:
         """Count the first `steps` batches, of as many epochs as they are, as handed out by this object, which is new.
@@ -133,9 +134,15 @@ class TrainBatches:
             if batch >= start:
                 yield index, moves
 
+    def _mine(self, index: Tensor, moves: Moves | None) -> tuple[Tensor, Moves | None]:
+        """This shard's images and moves, where the images are."""
+        index, moves = index[self._shard], moves.of(self._shard) if moves else None
+        drawn = moves.drawn() if moves else {}
+        index, *rest = together([index, *drawn.values()], self.dataset.train.targets.device)
+        return index, dataclasses.replace(moves, **dict(zip(drawn, rest, strict=True))) if moves else None
+
     def _picks(self, index: Tensor, moves: Moves | None) -> Picks:
-        seeds = moves.crop_seeds if moves else None
-        return Picks(index[self._shard], None if seeds is None else seeds[self._shard])
+        return Picks(index, moves.crop_seeds if moves else None)
 
     def _inputs(self, pixels: Tensor, moves: Moves | None) -> Tensor:
         data = self.dataset
@@ -177,7 +184,7 @@ def eval_batches(
     integer("batch_size", batch_size, 1)
     integer("workers", workers, 0)
     images = dataset.train if part == "train" else dataset.test
-    index = torch.split(_checked_subset(subset, images), batch_size)
+    index = torch.split(_checked_subset(subset, images).to(images.targets.device), batch_size)
     read = images.batches((Picks(i) for i in index), workers)
     return ((dataset.normalised(pixels), images.targets[i]) for pixels, i in zip(read, index, strict=True))
 
@@ -193,7 +200,7 @@ def validation_split(dataset: Dataset, fraction: float) -> tuple[Tensor, Tensor]
         ValueError: a side would be left without an image of some class.
     """
     fraction = number("fraction", fraction, above=0, below=1)
-    targets = dataset.train.targets
+    targets = dataset.train.targets.cpu()
     held_out = torch.zeros(len(targets), dtype=torch.bool)
     classes = torch.unique(targets)
     sizes = round(fraction * len(targets)), round((1 - fraction) * len(targets))

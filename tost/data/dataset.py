@@ -29,7 +29,7 @@ class Images(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """int64 (N,), classes from 0."""
+        """int64 (N,), classes from 0, on the device where batches are made."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,7 +57,7 @@ class MemoryImages:
 
     Args:
         pixels: uint8 (N, C, H, W).
-        targets: int64 (N,), classes from 0.
+        targets: int64 (N,), classes from 0, on the same device.
     """
 
     takes_crop_seeds = False

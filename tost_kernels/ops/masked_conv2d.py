@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, CONTIGUOUS, as_layout, layout_of, lend, pad
 from tost_kernels.ops.channels import put_channels, take_channels
-from tost_kernels.ops.masked import check_types, check_weights, define_masked
+from tost_kernels.ops.masked import check_types, check_weights, define_masked, index_and_options
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, plan_for
@@ -148,13 +148,15 @@ def masked_conv2d(
             f"dilation {tuple(dilations)}, got x of shape {tuple(x.shape)}"
         )
 
-    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, (*strides, *paddings, *dilations, groups))
+    numbers = (*strides, *paddings, *dilations, groups)
+    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, numbers)
     if plan.backend == "dense":
         return dense(x, values, pattern, bias, strides, paddings, dilations, groups, plan.options)
-    geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)
+    index, options = index_and_options(plan, "masked_conv2d", x, pattern, numbers)
+    geometry = (list(pattern.shape), strides, paddings, dilations, groups, options)
     if plan.backend == "reference":
-        return op("masked_conv2d", "reference")(x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
-    return apply(_MaskedConv2d, plan.backend, x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
+        return op("masked_conv2d", "reference")(x, values, bias, index, *geometry)  # type: ignore[no-any-return]
+    return apply(_MaskedConv2d, plan.backend, x, values, bias, index, *geometry)  # type: ignore[no-any-return]
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.ops.channels import put_channels, take_channels
-from tost_kernels.ops.masked import check_types, check_weights, define_masked
+from tost_kernels.ops.masked import check_types, check_weights, define_masked, index_and_options
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, plan_for
@@ -73,7 +73,8 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
     plan = plan or plan_for("masked_linear", x, values, pattern, bias, ())
     if plan.backend == "dense":
         return dense(x, values, pattern, bias, plan.options)
-    arguments = (x, values, bias, pattern.index, list(pattern.shape), plan.options)
+    index, options = index_and_options(plan, "masked_linear", x, pattern, ())
+    arguments = (x, values, bias, index, list(pattern.shape), options)
     if plan.backend == "reference":
         return op("masked_linear", "reference")(*arguments)  # type: ignore[no-any-return]
     return apply(_MaskedLinear, plan.backend, *arguments)  # type: ignore[no-any-return]

@@ -136,9 +136,10 @@ def dense_plans(case: Case, pattern: Pattern) -> list[Plan]:
 
 
 def compiled_backends(case: Case) -> list[str]:
-    """The compiled backends that can run this case here."""
+    """The compiled backends that can run this case here, but for an interpreted one."""
     like = torch.empty(0, dtype=getattr(torch, case.dtype), device=case.device)
-    return [name for name in backend.COMPILED if backend.why_not_for(case.op, name, like) is None]
+    names = (name for name in backend.COMPILED if not backend.only_when_forced(name))
+    return [name for name in names if backend.why_not_for(case.op, name, like) is None]
 
 
 def in_frame(frame: str, which: str, options: str) -> str:

@@ -1,0 +1,80 @@
+"""The weight as the tile kernels want it: the values written to their places in one matrix a row group.
+
+The matrices are made anew at every pass, since training changes the values: nnz scattered writes into a buffer of zeros, and
+beside them a table of columns that saves the main loop from knowing where one tap ends and the next begins. Both are small: a
+buffer is at most as large as the dense weight, so a pass of the convolution moves them hundreds of times as often from L2 as
+this kernel moves them once.
+
+Every value has a place of its own, so nothing here depends on the order in which programs run.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 512
+
+
+class Packed(NamedTuple):
+    """The weight of one view in tiles, for one pass."""
+
+    order: Tensor  # (G * rows,) int32: sections of the tiled index, see tost_kernels/tiles.py
+    ptr: Tensor  # (G * T + 1,) int32
+    channel: Tensor  # (K,) int32
+    weight: Tensor  # (rows * K,): group g's matrix begins at rows * ptr[g * T]
+    column: Tensor  # (K,) int32 or int64: plane * channel + step_y * dy + step_x * dx of each column that is in use
+
+
+@triton.jit(
+    do_not_specialize=["nnz", "segments", "plane", "step_y", "step_x"],
+    do_not_specialize_on_alignment=["values", "place", "ptr", "channel"],
+)
+def _pack_kernel(
+    values, place, weight, ptr, channel, column,
+    nnz, segments, plane, step_y, step_x,
+    TAPS: tl.constexpr, KW: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first `segments` programs write the columns of a (group, tap) each, the others BLOCK values each."""
+    program = tl.program_id(0)
+    lanes = tl.arange(0, BLOCK)
+    if program < segments:
+        tap = program % TAPS
+        step = (tap // KW) * step_y + (tap % KW) * step_x
+        end = tl.load(ptr + program + 1)
+        for k in range(tl.load(ptr + program), end, BLOCK):
+            here = k + lanes < end
+            which = tl.load(channel + k + lanes, mask=here, other=0).to(column.dtype.element_ty)
+            tl.store(column + k + lanes, which * plane + step, mask=here)
+    else:
+        j = (program - segments) * BLOCK + lanes
+        here = j < nnz
+        value = tl.load(values + j, mask=here)
+        if ROUND:
+            rounded = (value.to(tl.int32, bitcast=True) + 0x1000) & -8192
+            value = tl.where(value == value, rounded.to(tl.float32, bitcast=True), value)  # NaN stays NaN
+        tl.store(weight + tl.load(place + j, mask=here, other=0), value, mask=here)
+
+
+def pack(
+    values: Tensor, order: Tensor, ptr: Tensor, channel: Tensor, place: Tensor, taps: tuple[int, int], rows: int,
+    plane: int, step_y: int, step_x: int, wide: bool, round_to_tf32: bool,
+) -> Packed:  # fmt: skip
+    """Scatter `values` (nnz,) into zeros, and make the table of columns.
+
+    order, ptr, channel, place: sections of one view of a tiled index. taps: (kh, kw). plane, step_y, step_x: what a channel, a
+    tap further down and a tap further right add to a column's number. wide: whether the numbers need 64 bits. round_to_tf32: the
+    values to the nearest of TF32's (the matrix unit alone would cut bits off); halves lie away from zero.
+    """
+    weight = values.new_zeros(rows * channel.shape[0])
+    column = torch.empty(channel.shape[0], dtype=torch.int64 if wide else torch.int32, device=values.device)
+    segments, nnz = ptr.shape[0] - 1, values.shape[0]
+    _pack_kernel[(segments + triton.cdiv(nnz, _BLOCK),)](
+        values, place, weight, ptr, channel, column, nnz, segments, plane, step_y, step_x,
+        TAPS=taps[0] * taps[1], KW=taps[1], ROUND=round_to_tf32 and values.dtype == torch.float32, BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return Packed(order, ptr, channel, weight, column)
