@@ -86,7 +86,7 @@ def pattern_of(suite: Suite, case: Case) -> tk.Pattern:
         mask = torch.rand(case.layer.weight_shape, generator=generator) >= case.sparsity
     else:
         network, side = suite.settings.networks[case.network]
-        mask = _synflow(network, side, case.sparsity, suite.device.name)[_layer_of(network, side, case.layer)]
+        mask = _synflow(network, side, case.sparsity, suite.device.name)[layer_of(network, side, case.layer)]
     return tk.Pattern(mask).to(suite.device.name)
 
 
@@ -97,7 +97,7 @@ def _synflow(network: str, side: int, sparsity: float, device: str) -> tost.Mask
 
 
 @cache
-def _layer_of(network: str, side: int, layer: Layer) -> str:
+def layer_of(network: str, side: int, layer: Layer) -> str:
     """The name of the network's middle layer of this shape and stride: the first and last are often the odd ones."""
     names: list[str] = [
         name
