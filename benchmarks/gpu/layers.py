@@ -27,7 +27,6 @@ from tost_kernels.plan import Plan
 
 DENSE, MASKED, COMPILED, CSR, CHOSEN = "dense", "masked-dense eager", "torch.compile dense", "cuSPARSE CSR", "chosen"
 LAYOUTS = {"tiles": "batch_last", "direct": "batch_last", "blocks": "channels_last"}
-MASKS = ("random", "synflow")
 
 _Built = Callable[[], tuple[dict[str, Calls], str]]  # with the options that it runs by
 _Rival = tuple[dict[str, Calls] | None, str]
@@ -55,7 +54,7 @@ def cases(settings: Settings) -> list[Case]:
     rows = [
         Case(network, layer, mask, sparsity, kind)
         for (network, layer), mask, sparsity, kind in itertools.product(
-            layers, MASKS, settings.sparsities, ("tf32", "bf16", "fp32")
+            layers, settings.masks, settings.sparsities, settings.precisions
         )
     ]
 
@@ -128,7 +127,7 @@ def _measure(suite: Suite, case: Case) -> None:
             ways.check(key, case.precision, built, right)
             variants[name], options[name] = _faster(suite, (variants.get(name), options.get(name, "")), (built, ran_by))
     variants[MASKED] = ways.masked_dense(problem, pattern)
-    if case.layer in settings.compiled_layers and case.mask == "random" and case.sparsity == settings.sparsities[-1]:
+    if case.layer in settings.compiled_layers and case.mask == settings.masks[0] and case.sparsity == settings.sparsities[-1]:
         variants[COMPILED] = ways.compiled(problem, settings.compiler)
     if case.layer in settings.csr and case.precision == "fp32":
         variants[CSR] = ways.csr(problem, pattern)
