@@ -19,6 +19,7 @@ class Settings:
         rounds, shortest_ms: of the timing (`benchmarks.timing.interleave`).
         layers: network -> its layers, of which SynFlow's masks are taken; the most important first.
         networks: that the layers are of: name -> (network of tost.models, side of its images).
+        masks, sparsities, precisions: of the layers, the most important first.
         csr: layers measured with cuSPARSE, whose input must be unfolded.
         options: algorithm of our kernels -> plan options tried; the fastest is reported.
         copied, cached: bytes of the large copy and of the one that stays in the L2.
@@ -43,7 +44,9 @@ class Settings:
     )
     csr: tuple[Layer, ...] = field(default_factory=lambda: _layers("2048-512@7k1 64-256@56k1 128@16"))
     compiled_layers: tuple[Layer, ...] = field(default_factory=lambda: _layers("128@16 256@8"))
+    masks: tuple[str, ...] = ("random", "synflow")
     sparsities: tuple[float, ...] = SPARSITIES
+    precisions: tuple[str, ...] = ("tf32", "bf16", "fp32")
     options: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "tiles": ("algo=tiles,rows=64", "algo=tiles,rows=32", "algo=tiles,rows=128"),
@@ -70,20 +73,21 @@ def tiny() -> Settings:
     return Settings(
         rounds=1,
         shortest_ms=0.0,
-        batch=4,
-        layers={"resnet18": _layers("16-32@4s2")},
+        batch=2,
+        layers={"resnet18": _layers("16-32@2s2")},
         networks={"resnet18": ("resnet20", 8)},
-        csr=_layers("16-32@4s2"),
-        compiled_layers=_layers("16-32@4s2"),
+        csr=_layers("16-32@2s2"),
+        compiled_layers=_layers("16-32@2s2"),
         sparsities=(0.95,),
+        precisions=("bf16", "fp32"),
         options={"tiles": ("algo=tiles,rows=16",), "blocks": ("algo=blocks,rows=16,block=16",), "direct": ("algo=direct",)},
         copied=1 << 16,
         cached=1 << 12,
         product={"fp32": 16, "tf32": 16, "bf16": 16},
         fused_ops=("pswish", "bn-ghost-skip-pswish"),
-        fused=_layers("4@4"),
+        fused=_layers("4@2"),
         steps=("lenet5",),
-        step_batch=4,
+        step_batch=2,
         image=(3, 16, 16),
         compiler={"backend": "aot_eager"},  # Inductor takes half a minute a network
         modes=("default",),
