@@ -1,9 +1,13 @@
 """Every test runs with uninitialised memory filled with NaN, so that a kernel that forgets to write an element is caught."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# cuBLAS refuses to be deterministic without it; read when the first handle is made
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
