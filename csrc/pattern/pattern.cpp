@@ -104,7 +104,8 @@ py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, in
 }  // namespace
 
 PYBIND11_MODULE(_pattern, m) {
-  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern, that the tiles of tost_kernels.tiles.";
+  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern, "
+            "that one the tiles of tost_kernels.tiles.";
   m.def("compile_mask", &compile_mask, py::arg("mask").noconvert(), py::arg("block"),
         "Pack a bool mask (O, I, kh, kw) into its int32 index; the GIL is released.");
   m.def("tile_index", &tost::tile_index, py::arg("index").noconvert(), py::arg("rows"), py::arg("groups"), py::arg("block"),

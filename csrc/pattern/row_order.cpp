@@ -55,6 +55,7 @@ constexpr int64_t kMostWords = int64_t{1} << 25;  // of the sets of all rows, 25
 constexpr int64_t kGreedyWords = 400'000'000;     // effort of step 1: rows tried for a place times their words
 constexpr int64_t kSearchWords = 500'000'000;     // effort of step 2
 constexpr int64_t kStep = 4;                      // words that a look into the tables takes as long as
+constexpr int64_t kCall = 8;                      // and a call that counts a row's words, beside them
 
 class Search {
  public:
@@ -113,13 +114,13 @@ class Search {
     for (int64_t k = 0; k < words_; ++k) all[k] |= row(r)[k];
   }
 
-  // Step 1.
+  // Step 1. Where rows are many, a group takes from the largest of those that wait, as many as the effort allows.
   Order greedy() const {
-    Order waiting(rows_);
-    std::iota(waiting.begin(), waiting.end(), 0);
-    std::stable_sort(waiting.begin(), waiting.end(), [&](int32_t a, int32_t b) { return counts_[a] > counts_[b]; });
-    const int64_t pool = std::max(size_, kGreedyWords / std::max<int64_t>(1, rows_ * words_));
-    Order order;
+    Order sorted(rows_);
+    std::iota(sorted.begin(), sorted.end(), 0);
+    std::stable_sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) { return counts_[a] > counts_[b]; });
+    int64_t next = std::min(rows_, std::max(kSegment, kGreedyWords / (rows_ * (words_ + kCall))));
+    Order waiting(sorted.begin(), sorted.begin() + next), order;
     std::vector<Word> all(words_);
     while (!waiting.empty()) {
       size_t best = 0;
@@ -127,7 +128,7 @@ class Search {
         std::fill(all.begin(), all.end(), 0);
       } else {
         int64_t fewest = std::numeric_limits<int64_t>::max();
-        for (size_t k = 0; k < waiting.size() && static_cast<int64_t>(k) < pool && fewest > 0; ++k) {
+        for (size_t k = 0; k < waiting.size() && fewest > 0; ++k) {
           const int64_t fresh = counts_[waiting[k]] - count_both(row(waiting[k]), all.data(), words_);
           if (fresh < fewest) fewest = fresh, best = k;
         }
@@ -135,6 +136,7 @@ class Search {
       add(waiting[best], all.data());
       order.push_back(waiting[best]);
       waiting.erase(waiting.begin() + static_cast<int64_t>(best));
+      if (next < rows_) waiting.push_back(sorted[next++]);
     }
     order.resize(groups_ * size_, -1);
     return order;
@@ -142,11 +144,12 @@ class Search {
 
   // Step 2.
   void exchange(Order& order) {
-    int64_t effort = groups_ * rows_ * words_;
+    int64_t effort = groups_ * rows_ * (words_ + kCall * taps_);
     if (effort > kSearchWords || groups_ * rows_ * taps_ > kMostWords) return;
     all_.assign(groups_ * words_, 0);
     once_.assign(groups_ * words_, 0);
     width_.assign(groups_ * taps_, 0);
+    cost_.assign(groups_, 0);
     leaving_.assign(taps_ * rows_, 0);
     joining_.assign(groups_ * taps_ * rows_, 0);
     group_of_.assign(rows_, 0);
@@ -167,10 +170,10 @@ class Search {
         for (int64_t b = 0; b < rows_; ++b) {
           const int64_t h = group_of_[b];
           if (h == g) continue;
-          const int64_t now = group_cost(g) + group_cost(h);
+          const int64_t now = cost_[g] + cost_[h];
           if (now - least[b] <= best) continue;
           const int64_t gain = now - cost_after(a, b, g) - cost_after(b, a, h);
-          effort += 2 * words_;
+          effort += 2 * (words_ + kCall * taps_);
           if (gain > best) best = gain, partner = b;
         }
         if (partner >= 0) {
@@ -181,7 +184,7 @@ class Search {
           std::swap(group_of_[a], group_of_[partner]);
           refresh(order, g);
           refresh(order, h);
-          effort += 2 * rows_ * words_;
+          effort += 2 * rows_ * (words_ + kCall * taps_);
         }
         if (effort > kSearchWords) return;
       }
@@ -193,12 +196,6 @@ class Search {
   int32_t weigh(int32_t columns) const {
     constexpr int32_t kPad = static_cast<int32_t>(kSegment);
     return block_ > 1 ? columns : columns + (columns + kPad - 1) / kPad * kPad;
-  }
-
-  int64_t group_cost(int64_t g) const {
-    int64_t cost = 0;
-    for (int64_t t = 0; t < taps_; ++t) cost += weigh(width_[g * taps_ + t]);
-    return cost;
   }
 
   // For every b: what the groups of a and b would cost at least, were they exchanged.
@@ -240,9 +237,11 @@ class Search {
         all[k] |= one;
       }
     for (int64_t k = 0; k < words_; ++k) once[k] = all[k] & ~twice[k];
+    cost_[g] = 0;
     for (int64_t t = 0; t < taps_; ++t) {
       const int64_t at = t * tap_words_;
       width_[g * taps_ + t] = static_cast<int32_t>(count_bits(all + at, tap_words_));
+      cost_[g] += weigh(width_[g * taps_ + t]);
       for (int64_t s = begin; s < end; ++s)
         leaving_[t * rows_ + order[s]] = static_cast<int32_t>(count_both(row(order[s]) + at, once + at, tap_words_));
       for (int64_t r = 0; r < rows_; ++r)
@@ -256,6 +255,7 @@ class Search {
   std::vector<int32_t> counts_;             // of columns of each row
   std::vector<Word> all_, once_;            // of each group, the columns that any row, and that exactly one row, keeps
   std::vector<int32_t> width_;              // (group, tap): columns
+  std::vector<int64_t> cost_;               // of each group
   std::vector<int32_t> leaving_, joining_;  // (tap, row): those that only it keeps in its group. (group, tap, row): new there
   std::vector<int32_t> group_of_;           // of each row
 };

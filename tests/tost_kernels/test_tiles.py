@@ -178,6 +178,18 @@ def test_rows_that_share_columns_meet(kernel: int, block: int) -> None:
     assert (kinds == kinds[:, :1]).all()
 
 
+@compiled
+def test_many_rows() -> None:
+    """More than are compared with each other: still groups of rows that share columns."""
+    kind = torch.randperm(20_000) % 4
+    mask = torch.zeros(20_000, 64, dtype=torch.bool)
+    mask[torch.arange(20_000), 16 * kind] = True
+    tiled = Pattern(mask).tiled(16)
+    _, (order, ptr, *_rest) = sections(Pattern(mask), 16, 1, tiled)
+    assert sorted(order) == [*range(20_000)]
+    assert ptr[-1] == 16 * 20_000 // 16
+
+
 def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern_module, "tile", tile_reference)
     pattern = Pattern(torch.rand(40, 20) < 0.3)
