@@ -280,7 +280,7 @@ def _rows_at_once(rows: int, bn: int, align: int, warps: int, itemsize: int) -> 
     """So many rows that each warp has whole ones: none of its lanes then shares a sum with another."""
     vector = min(align, 16 // itemsize)
     lanes = min(32, max(bn // vector, 1))
-    return min(warps * 32 // lanes, triton.next_power_of_2(rows))
+    return min(warps * 32 // lanes, int(triton.next_power_of_2(rows)))
 
 
 def _launch(
