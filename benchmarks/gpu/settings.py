@@ -23,6 +23,7 @@ class Settings:
         options: algorithm of our kernels -> plan options tried; the fastest is reported.
         copied, cached: bytes of the large copy and of the one that stays in the L2.
         product: side of the matrices of the arithmetic peaks, by precision.
+        fused_ops, fused: names of `benchmarks.fused.TAILS`, the most important first, on the outputs of these layers.
         steps: networks of the training steps.
         compiler: torch.compile's arguments; modes: of the training step.
         tests: what pytest runs.
@@ -53,6 +54,7 @@ class Settings:
     copied: int = 1 << 30
     cached: int = 8 << 20
     product: dict[str, int] = field(default_factory=lambda: {"fp32": 4096, "tf32": 8192, "bf16": 8192})
+    fused_ops: tuple[str, ...] = ("pswish", "bn-ghost-skip-pswish", "bn-skip-relu", "bn-relu")
     fused: tuple[Layer, ...] = field(default_factory=lambda: _layers("64@32 128@16 256@8 512@4"))
     steps: tuple[str, ...] = ("resnet18", "resnet32")
     step_batch: int = 128
@@ -66,7 +68,7 @@ class Settings:
 def tiny() -> Settings:
     """A dry run: every line, as little as possible of each."""
     return Settings(
-        rounds=2,
+        rounds=1,
         shortest_ms=0.0,
         batch=4,
         layers={"resnet18": _layers("16-32@4s2")},
@@ -78,11 +80,12 @@ def tiny() -> Settings:
         copied=1 << 16,
         cached=1 << 12,
         product={"fp32": 16, "tf32": 16, "bf16": 16},
+        fused_ops=("pswish", "bn-ghost-skip-pswish"),
         fused=_layers("4@4"),
-        steps=("resnet20",),
+        steps=("lenet5",),
         step_batch=4,
-        image=(3, 8, 8),
+        image=(3, 16, 16),
         compiler={"backend": "aot_eager"},  # Inductor takes half a minute a network
         modes=("default",),
-        tests=("tests/benchmarks/test_cases.py",),
+        tests=("tests/benchmarks/test_timing.py",),
     )
