@@ -14,7 +14,9 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
     raise ImportError(f"expected triton {'.'.join(map(str, OLDEST))} or newer, got {triton.__version__}")
 
 if INTERPRETED:
-    importlib.import_module(f"{__name__}.interpreter").mend()
+    from tost_kernels.triton.interpreter import mend
+
+    mend()
 
 from tost_kernels.triton import (  # noqa: E402, F401  (each registers its kernels)
     batch_last,
