@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 table.row(*kernels[-1].row())
     problems += budget.flaws(kernels)
-    if options.accept and not problems:
+    if options.accept:  # what no budget allows stays a problem
         budget.save(options.budget, kernels, triton_kernels.COMPILER)
-    elif not options.accept:
+    else:
         problems += budget.excesses(kernels, budget.load(options.budget), triton_kernels.COMPILER, everything)
     if options.json:
         rows = [dataclasses.asdict(kernel) | {"programs": kernel.programs} for kernel in kernels]
