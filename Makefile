@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test fuzz sanitize lint format bench info clean
+.PHONY: help install demo test fuzz sanitize lint format bench gpu-check info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -32,6 +32,9 @@ sanitize: $(INSTALLED) ## kernel tests on C++ parts built with ASan and UBSan (g
 
 fuzz: $(INSTALLED) ## damaged files by the hundred thousand: each ends in a typed error, or is read as it was; some minutes
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+gpu-check: $(INSTALLED) ## compile the GPU kernels for sm_80, 90, 100 (no GPU needed); registers, spills, tensor cores against their budget
+	$(BIN)/python -m benchmarks.codegen $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -50,9 +50,9 @@ def columns(x: Tensor, layer: Layer) -> Tensor:
     if (layer.kernel, layer.stride, layer.padding) == (1, 1, 0):
         return memory.reshape(layer.channels, -1)
     p, d, s, side = layer.padding, layer.dilation, layer.stride, layer.out_side
-    padded = torch.zeros(layer.channels, layer.side + 2 * p, layer.side + 2 * p, x.shape[0])
+    padded = x.new_zeros(layer.channels, layer.side + 2 * p, layer.side + 2 * p, x.shape[0])
     padded[:, p : p + layer.side, p : p + layer.side] = memory
-    result = torch.empty(layer.channels, layer.kernel, layer.kernel, side, side, x.shape[0])
+    result = x.new_empty(layer.channels, layer.kernel, layer.kernel, side, side, x.shape[0])
     reach = s * (side - 1) + 1
     for dy in range(layer.kernel):
         for dx in range(layer.kernel):

@@ -50,7 +50,7 @@ def _line(axes: Any, rows: Rows, x: str, label: str, y: str = "ratio") -> None:
     axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2)
 
 
-def _grid(panels: int, columns: int = 3) -> tuple[Any, list[Any]]:
+def grid(panels: int, columns: int = 3) -> tuple[Any, list[Any]]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,7 +68,7 @@ def kernels(rows: Rows) -> Any:
     """All three passes: times faster than dense, over sparsity; a panel a layer."""
     rows = [r for r in rows if r["case"]["part"] == "all three" and (r["against"] or "").startswith("dense")]
     layers = list(dict.fromkeys((r["case"]["layer"], r["threads"]) for r in rows))
-    figure, panels = _grid(len(layers))
+    figure, panels = grid(len(layers))
     for axes, (layer, threads) in zip(panels, layers, strict=True):
         here = [r for r in rows if (r["case"]["layer"], r["threads"]) == (layer, threads)]
         for against in dict.fromkeys(r["against"] for r in here):
@@ -82,7 +82,7 @@ def kernels(rows: Rows) -> Any:
 def growth(rows: Rows) -> Any:
     """Milliseconds of all three passes, dense and sparse, over what grows; a panel a sweep."""
     sweeps = list(dict.fromkeys((r["case"]["sweep"], r["threads"]) for r in rows))
-    figure, panels = _grid(len(sweeps))
+    figure, panels = grid(len(sweeps))
     for axes, (sweep, threads) in zip(panels, sweeps, strict=True):
         here = [r for r in rows if (r["case"]["sweep"], r["threads"]) == (sweep, threads)]
         for variant in dict.fromkeys(r["variant"] for r in here):
@@ -97,7 +97,7 @@ def growth(rows: Rows) -> Any:
 def step(rows: Rows) -> Any:
     """A bar a variant: how many times faster than the fastest dense step; a panel a network and batch."""
     cases = list(dict.fromkeys((r["case"]["network"], r["case"]["batch"], r["threads"]) for r in rows))
-    figure, panels = _grid(len(cases), columns=2)
+    figure, panels = grid(len(cases), columns=2)
     for axes, case in zip(panels, cases, strict=True):
         here = [r for r in rows if (r["case"]["network"], r["case"]["batch"], r["threads"]) == case]
         names = []

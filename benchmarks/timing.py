@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+Measure = Callable[[Callable[[], object], int], float]  # (call, repeats) -> milliseconds a call
 
 _SHORTEST_MS = 2.0  # shorter calls are repeated within a round, and their mean is taken
 _MOST_REPEATS = 50
@@ -66,8 +67,26 @@ def clock_for(threads: int) -> Clock:
     return time.thread_time if threads == 1 else time.perf_counter
 
 
+def by_clock(clock: Clock) -> Measure:
+    """Measure by looking at a clock before and after."""
+
+    def measure(call: Callable[[], object], repeats: int) -> float:
+        start = clock()
+        for _ in range(repeats):
+            call()
+        return 1e3 * (clock() - start) / repeats
+
+    return measure
+
+
 def interleave(
-    variants: Mapping[str, Callable[[], object]], rounds: int, clock: Clock, *, seed: int = 0, shortest_ms: float = _SHORTEST_MS
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Clock | None = None,
+    *,
+    seed: int = 0,
+    shortest_ms: float = _SHORTEST_MS,
+    measure: Measure | None = None,
 ) -> Times:
     """Call every variant once a round, in an order shuffled anew each round.
 
@@ -77,7 +96,8 @@ def interleave(
     Args:
         variants: name -> what is timed.
         rounds: measured rounds, at least 1.
-        clock: seconds, see `clock_for`.
+        clock: seconds, see `clock_for`; or None where `measure` is given.
+        measure: another way to time calls, such as a GPU's events.
         seed: of the orders.
         shortest_ms: calls shorter than this are repeated, up to 50 times; 0: never.
     """
@@ -85,13 +105,10 @@ def interleave(
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     if not variants:
         raise ValueError("variants: expected at least one, got none")
-
-    def measure(call: Callable[[], object], repeats: int) -> float:
-        start = clock()
-        for _ in range(repeats):
-            call()
-        return 1e3 * (clock() - start) / repeats
-
+    if measure is None:
+        if clock is None:
+            raise ValueError("clock: expected one, or a way to measure, got neither")
+        measure = by_clock(clock)
     repeats = dict.fromkeys(variants, 1)
     for name, call in variants.items():
         call()

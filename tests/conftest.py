@@ -1,4 +1,8 @@
-"""Every test runs with uninitialised memory filled with NaN, so that a kernel that forgets to write an element is caught."""
+"""Every test runs with uninitialised memory filled with NaN, so that a kernel that forgets to write an element is caught.
+
+Without a CUDA device Triton's kernels run in its interpreter, on CPU tensors: `use_backend("triton")` asks for them. The
+variable must be set before the first import of triton, which importing tost_kernels then is.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +12,8 @@ import torch
 
 # cuBLAS refuses to be deterministic without it; read when the first handle is made
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

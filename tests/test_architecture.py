@@ -22,6 +22,9 @@ FORBIDDEN = [
     ("tost_kernels/register.py", "tost_kernels.ops"),
     ("tost_kernels/ops", "tost_kernels.tuning"),
     ("tost_kernels/tuning", "tost_kernels.nn"),
+    ("tost_kernels/triton", "tost_kernels.nn"),
+    ("tost_kernels/triton", "tost_kernels.tuning"),
+    ("tost_kernels/triton", "tost_kernels.tune"),
     ("tost/masks", "tost.ghosts"),
     ("tost/masks", "tost.training"),
     ("tost/masks/selection.py", "tost.masks.probe"),
@@ -116,6 +119,14 @@ def test_imports_point_one_way(who: str, forbidden: str) -> None:
     files = [place] if place.is_file() else sorted(place.rglob("*.py"))
     assert files, f"{who} is gone: mend this list"
     assert violations(files, forbidden) == []
+
+
+def test_triton_is_imported_only_where_it_can_run() -> None:
+    """`library.load_all` imports the kernels, by name; the plan options of triton, without a kernel, are asked for lazily."""
+    files = [file for file in (ROOT / "tost_kernels").rglob("*.py") if file.parent.name != "triton"]
+    named = {f"{file.relative_to(ROOT)}: {name}" for file in files for name in imports(file) if "triton" in name.split(".")}
+    assert {who for who in named if "tost_kernels.triton.options" not in who} == set()
+    assert not [file for file in (ROOT / "tost").rglob("*.py") if any("triton" in name.split(".") for name in imports(file))]
 
 
 def test_no_imports_run_in_a_circle() -> None:

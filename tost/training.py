@@ -183,7 +183,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     net = set_layout(training_form(config, prepared).to(me.device), layout)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)  # not before the masks are known to fit the network
-    tune_layers(config, net, (at_once, *dataset.input_shape), me.device)
+    layout = tune_layers(config, net, (at_once, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 
     def to_input(inputs: Tensor) -> Tensor:

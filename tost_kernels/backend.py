@@ -15,7 +15,8 @@ BACKENDS = ("reference", "cpu", "cuda", "triton", "dense")
 COMPILED = ("cpu", "cuda", "triton")
 OPS = ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add", "max_pool2d", "avg_pool2d")
 
-_DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+# The devices whose tensors a backend takes.
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if library.INTERPRETED else ("cuda",)}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -42,10 +43,16 @@ def has_native_conversion() -> bool:
 
 
 def has_kernel(op: str, backend: str) -> bool:
-    """Whether this installation holds code for `op` on `backend`, usable here or not."""
+    """Whether code for `op` on `backend` is loaded in this process."""
     if backend not in COMPILED:
         return True
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"tost::{op}_{backend}", _DEVICE[backend].upper())
+    key = _DEVICES[backend][0].upper()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"tost::{op}_{backend}", key)
+
+
+def only_when_forced(backend: str) -> bool:
+    """Whether `backend` runs for nobody who does not ask for it by name: interpreted kernels are for tests."""
+    return backend == "triton" and library.INTERPRETED
 
 
 def _why_absent(op: str, backend: str) -> str | None:
@@ -53,7 +60,7 @@ def _why_absent(op: str, backend: str) -> str | None:
         return None
     if not has_kernel(op, backend):
         return library.reason(backend) or f"this version has no {backend} kernel for {op}"
-    if _DEVICE[backend] == "cuda" and not torch.cuda.is_available():
+    if "cpu" not in _DEVICES[backend] and not torch.cuda.is_available():
         return "no CUDA device is available"
     return None
 
@@ -73,8 +80,8 @@ def why_not_for(op: str, backend: str, x: Tensor) -> str | None:
     reason = why_not(op, backend)
     if reason is not None or backend not in COMPILED:
         return reason
-    if x.device.type != _DEVICE[backend]:
-        return f"it needs a tensor on {_DEVICE[backend]!r}, got one on {x.device.type!r}"
+    if x.device.type not in _DEVICES[backend]:
+        return f"it needs a tensor on {' or '.join(map(repr, _DEVICES[backend]))}, got one on {x.device.type!r}"
     if x.dtype not in _DTYPES:
         return f"it computes in float32 and bfloat16, got {x.dtype}"
     return None
@@ -115,6 +122,6 @@ def pick(op: str, candidates: Sequence[str], x: Tensor) -> str:
             raise RuntimeError(f"{op}: the backend {name!r} cannot be used: {reason}")
         return name
     for name in candidates:
-        if why_not_for(op, name, x) is None:
+        if not only_when_forced(name) and why_not_for(op, name, x) is None:
             return name
     raise RuntimeError(f"{op}: none of the backends {tuple(candidates)} can be used for {x.dtype} on {x.device}")

@@ -17,20 +17,25 @@ import torch
 from tost_kernels import backend, library
 from tost_kernels.tuning import store
 
+_INTERPRETED = "interpreted on the CPU, only when forced: slow, for tests"
+
 
 def report() -> dict[str, Any]:
     """What is installed and usable in this process, as plain data.
 
     Keys: "versions", "libraries" (name -> None or the reason it is absent), "ops", a list of {"op", "backend", "installed",
-    "usable", "reason"}, and "tune_cache", {"folder" (None where there is no place for one), "entries"}. Usable means on some
-    tensor here: each op checks device and dtype at the call. Entries are those for this machine and these versions.
+    "usable", "reason", "note"}, and "tune_cache", {"folder" (None where there is no place for one), "entries"}. Usable means on
+    some tensor here: each op checks device and dtype at the call. A note says what to know of a usable one, else it is None.
+    Entries are those for this machine and these versions.
     """
     ops = []
     for op in backend.OPS:
         for name in backend.BACKENDS:
             reason = backend.why_not(op, name)
             installed = name not in backend.COMPILED or backend.has_kernel(op, name)
-            ops.append({"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason})
+            note = _INTERPRETED if reason is None and backend.only_when_forced(name) else None
+            row = {"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason, "note": note}
+            ops.append(row)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         "versions": {
@@ -39,11 +44,27 @@ def report() -> dict[str, Any]:
             "python": platform.python_version(),
             "cpu_instructions": torch.ops.tost.cpu_isa() if library.reason("cpu") is None else None,
             "cuda": torch.version.cuda,
+            "gpu": _gpu(),
+            "triton": _version_of("triton"),
         },
         "libraries": {name: library.reason(name) for name in backend.COMPILED},
         "ops": ops,
         "tune_cache": {"folder": store.place(), "entries": sum(map(store.count, devices))},
     }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
 
 
 def text(data: dict[str, Any]) -> str:
@@ -53,7 +74,8 @@ def text(data: dict[str, Any]) -> str:
     lines.append(f"{'tune cache':18}{cache['folder'] or 'no place for one'}, {cache['entries']} entries for this machine")
     lines += ["", f"{'op':18}{'backend':12}{'usable':8}why not"]
     for row in data["ops"]:
-        lines.append(f"{row['op']:18}{row['backend']:12}{'yes' if row['usable'] else 'no':8}{row['reason'] or ''}".rstrip())
+        why = row["reason"] or row["note"] or ""
+        lines.append(f"{row['op']:18}{row['backend']:12}{'yes' if row['usable'] else 'no':8}{why}".rstrip())
     return "\n".join(lines)
 
 

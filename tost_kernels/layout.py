@@ -24,16 +24,18 @@ from tost_kernels.register import apply, define, differentiate, run_below_autogr
 BATCH_LAST, CHANNELS_LAST, CONTIGUOUS = "batch_last", "channels_last", "contiguous"
 
 
+def memory_order(dimensions: int, layout: str) -> list[int]:
+    """The dimensions of a tensor that has so many (batch_last: 2 or 4, channels_last: 4), from the outermost in memory on."""
+    if layout == CHANNELS_LAST:
+        return [0, 2, 3, 1]
+    return [*range(1, dimensions), 0] if layout == BATCH_LAST else list(range(dimensions))
+
+
 def strides_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
     """The strides of a dense tensor of `shape` (2-D or 4-D for batch_last, 4-D for channels_last) in `layout`."""
-    order = list(range(len(shape)))  # dimensions from the outermost to the innermost in memory
-    if layout == BATCH_LAST:
-        order = [*order[1:], 0]
-    elif layout == CHANNELS_LAST:
-        order = [0, 2, 3, 1]
     strides = [1] * len(shape)
     step = 1
-    for dimension in reversed(order):
+    for dimension in reversed(memory_order(len(shape), layout)):
         strides[dimension] = step
         step = step * max(shape[dimension], 1)
     return tuple(strides)
@@ -69,6 +71,10 @@ def _to_batch_last_fake(input: Tensor) -> Tensor:
     return empty_layout(input.shape, BATCH_LAST, input)
 
 
+def _from_batch_last_fake(input: Tensor, layout: str) -> Tensor:
+    return empty_layout(input.shape, layout, input)
+
+
 class _ToBatchLast(torch.autograd.Function):
     """The values do not change, so the gradient passes through as it is."""
 
@@ -87,8 +93,37 @@ class _ToBatchLast(torch.autograd.Function):
         return None, grad_output
 
 
-define("to_batch_last", "(Tensor input) -> Tensor", _to_batch_last_fake, backends=("cpu",))
-differentiate("to_batch_last", _ToBatchLast, backends=("cpu",))
+class _FromBatchLast(torch.autograd.Function):
+    """As `_ToBatchLast`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(which: str, x: Tensor, layout: str) -> Tensor:
+        return run_below_autograd("from_batch_last", which, x, layout)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, None]:
+        return None, grad_output, None
+
+
+define("to_batch_last", "(Tensor input) -> Tensor", _to_batch_last_fake, backends=("cpu", "triton"))
+differentiate("to_batch_last", _ToBatchLast, backends=("cpu", "triton"))
+define("from_batch_last", "(Tensor input, str layout) -> Tensor", _from_batch_last_fake, backends=("triton",))
+differentiate("from_batch_last", _FromBatchLast, backends=("triton",))
+
+
+def _transposer(x: Tensor) -> str | None:
+    """The backend whose transpose takes `x`; None: torch's copy does it."""
+    if x.device.type == "cpu":
+        return "cpu" if backend.has_native_conversion() else None
+    if x.device.type == "cuda":
+        return "triton" if backend.why_not("ghost_skip_add", "triton") is None else None
+    return None
 
 
 def to_batch_last(x: Tensor) -> Tensor:
@@ -104,8 +139,9 @@ def to_batch_last(x: Tensor) -> Tensor:
         raise ValueError(f"to_batch_last: expected x of shape (N, C, H, W) or (N, F), got {tuple(x.shape)}")
     if _matches(x, BATCH_LAST):
         return x
-    if x.device.type == "cpu" and backend.has_native_conversion():
-        return apply(_ToBatchLast, "cpu", x)  # type: ignore[no-any-return]
+    transposer = _transposer(x)
+    if transposer is not None:
+        return apply(_ToBatchLast, transposer, x)  # type: ignore[no-any-return]
     order = [*range(1, x.dim()), 0]
     return x.permute(order).contiguous().permute(-1, *range(x.dim() - 1))
 
@@ -114,6 +150,8 @@ def as_layout(x: Tensor, layout: str) -> Tensor:
     """`x` in `layout` ("batch_last", "channels_last" or "contiguous"); `x` itself if it is so already."""
     if layout == BATCH_LAST:
         return to_batch_last(x)
+    if is_batch_last(x) and _transposer(x) == "triton":
+        return apply(_FromBatchLast, "triton", x, layout)  # type: ignore[no-any-return]
     if layout == CHANNELS_LAST:
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()

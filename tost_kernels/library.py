@@ -1,4 +1,4 @@
-"""Finding and loading the compiled libraries.
+"""Finding and loading the compiled libraries, and the Triton kernels.
 
 A missing library is never an import error: `reason(name)` says why it is absent, and the op that needs it repeats that
 sentence when somebody asks for it by name.
@@ -6,10 +6,15 @@ sentence when somebody asks for it by name.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
+
+# Whether Triton's interpreter runs its kernels: on CPU tensors, one program after the other, for tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _HERE = Path(__file__).parent
 _REASONS: dict[str, str | None] = {}
@@ -32,6 +37,19 @@ def _load(name: str) -> str | None:
     return None
 
 
+def _load_triton() -> str | None:
+    """Import the Triton kernels where they can run. Elsewhere triton, which takes half a second, stays unimported."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package 'triton' is not installed"
+    if not (INTERPRETED or torch.cuda.is_available()):
+        return "no CUDA device is available (TRITON_INTERPRET=1 runs its kernels on the CPU: slow, for tests)"
+    try:
+        importlib.import_module("tost_kernels.triton")
+    except Exception as error:  # whatever a broken or foreign triton raises, it must not take the rest of the package with it
+        return f"the Triton kernels could not be imported: {type(error).__name__}: {error}"
+    return None
+
+
 def load_all() -> None:
     """Load every compiled library this torch can use. Called once, when `tost_kernels` is imported."""
     _REASONS["cpu"] = _load("cpu")
@@ -42,7 +60,7 @@ def load_all() -> None:
         _REASONS["cuda"] = "this version has no CUDA kernels"
     else:
         _REASONS["cuda"] = _load("cuda")
-    _REASONS["triton"] = None if importlib.util.find_spec("triton") is not None else "the package 'triton' is not installed"
+    _REASONS["triton"] = _load_triton()
 
 
 def reason(name: str) -> str | None:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,17 +44,20 @@ class Plan:
 class Case(NamedTuple):
     """What tuning distinguishes: everything about a call of a masked op that decides how long it takes.
 
-    The mask counts by its shape and, in steps of a fifth, its density: the kernels' time follows from how many weights are
-    kept, hardly from which. So a run with another seed's mask of the same density finds what an earlier one measured;
-    the mask's fingerprint would make each seed pay for tuning again.
+    The mask counts by its shape, in steps of a fifth its density, and in sixteenths how many filters and channels it leaves
+    alive: the kernels' time follows from how many weights are kept and whether they crowd, hardly from which. So a run with
+    another seed's mask of the same kind finds what an earlier one measured; the mask's fingerprint would make each seed pay for
+    tuning again.
     """
 
     op: str
     weight: tuple[int, ...]  # shape
     density: int  # round(4 * log2(density)); NOTHING_KEPT for 0
+    live: tuple[int, int]  # sixteenths, rounded up, of the filters and of the input channels that keep a weight
     input: tuple[int, ...]  # shape
     layout: str
     dtype: str
+    precision: str  # of float32 products on CUDA, from torch's settings: "ieee" or "tf32"; "" elsewhere
     device: str
     geometry: tuple[int, ...]  # of a convolution: stride, padding, dilation (two each), groups
     bias: bool
@@ -95,6 +98,12 @@ def forget() -> None:
     _SEEN.clear()
 
 
+def remembered_backends(device: str) -> list[str]:
+    """The backends of the plans remembered for "cpu" or "cuda", in the order of `backend.BACKENDS`."""
+    names = {plan.backend for kind, plans in _TUNED.items() if kind.device == device for plan in plans.values()}
+    return [name for name in backend.BACKENDS if name in names]
+
+
 @contextmanager
 def own_plans() -> Iterator[None]:
     """What is remembered or forgotten inside the block is undone after it."""
@@ -130,8 +139,8 @@ def plan_for(op: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor 
     if compiling:  # the choice is a constant of the graph
         return _choose(op, x, values, pattern, bias, geometry)
     key = (
-        op, pattern.fingerprint, x.shape, x.stride(), x.dtype, x.device, geometry, bias is None, x.requires_grad,
-        values.requires_grad, torch.is_grad_enabled(), torch.get_num_threads(),
+        op, pattern.fingerprint, x.shape, x.stride(), x.dtype, precision_of(op, x), x.device, geometry, bias is None,
+        x.requires_grad, values.requires_grad, torch.is_grad_enabled(), torch.get_num_threads(),
     )  # fmt: skip
     try:
         plan = _SEEN.get(key)
@@ -157,15 +166,35 @@ def _kind(op: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | N
     """The call's case, but for the shape of its input."""
     grad = torch.is_grad_enabled()
     return Case(
-        op, pattern.shape, density_step(pattern.density), (), layout_of(x), str(x.dtype).removeprefix("torch."),
-        x.device.type, geometry, bias is not None, _GRADS[grad and x.requires_grad, grad and values.requires_grad],
-        _threads(),
+        op, pattern.shape, density_step(pattern.density), live_steps(pattern), (), layout_of(x),
+        str(x.dtype).removeprefix("torch."), precision_of(op, x), x.device.type, geometry, bias is not None,
+        _GRADS[grad and x.requires_grad, grad and values.requires_grad], _threads(),
     )  # fmt: skip
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _threads() -> int:
     return torch.get_num_threads()
+
+
+def live_steps(pattern: Pattern) -> tuple[int, int]:
+    """`Case.live` of a mask."""
+    filters, channels = (-(-16 * alive // size) for alive, size in zip(pattern.live, pattern.shape[:2], strict=True))
+    return filters, channels
+
+
+def precision_of(op: str, x: Tensor) -> str:
+    """`Case.precision` of a call: how torch, and so every backend, multiplies float32 numbers on CUDA."""
+    if x.device.type != "cuda" or x.dtype != torch.float32:
+        return ""
+    return str(_float32_precision(op))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _float32_precision(op: str) -> str:
+    """torch's older settings (allow_tf32, set_float32_matmul_precision) end in the newer ones, which alone never raise."""
+    settings: Any = torch.backends.cudnn.conv if op == "masked_conv2d" else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return "tf32" if settings.fp32_precision == "tf32" else "ieee"
 
 
 def density_step(density: float) -> int:
@@ -176,7 +205,9 @@ def density_step(density: float) -> int:
 def static_plan(op: str, x: Tensor, pattern: Pattern) -> Plan:
     """The plan for a masked op on `x` (batch first) when nothing was tuned: the compiled kernel where it pays, else dense.
 
-    A backend forced by `use_backend` is always obeyed.
+    On CUDA always dense: no rule known tells in advance where a sparse kernel beats cuDNN on tensor cores, and a layer must
+    never become slower by being sparse. There the kernels come in by `tune`, which measures. A backend forced by
+    `use_backend` is always obeyed.
     """
     return Plan(backend.pick(op, ("cpu", "dense") if _cpu_kernel_pays(x, pattern) else ("dense",), x))
 

@@ -22,7 +22,10 @@ def toy_images() -> Dataset:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """SIGINT as programs at a terminal have it: what a shell starts in the background ignores it, and so do its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """SIGINT and SIGHUP as programs at a terminal have them: what a shell starts in the background, or under nohup, ignores them,
+    and so do its children."""
+    normal = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in normal.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

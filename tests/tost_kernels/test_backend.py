@@ -13,6 +13,8 @@ import torch
 
 import tost_kernels as tk
 from tost_kernels import backend, info
+from tost_kernels.plan import Case
+from tost_kernels.tuning import candidates
 
 PACKAGE = Path(tk.__file__).parent
 
@@ -70,16 +72,54 @@ def test_report_and_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(op in text for op in backend.OPS)
 
 
-def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh Python that finds packages in `folder` first."""
+def python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh Python that finds packages in `folder` first; triton is interpreted only if `variables` say so."""
     command = [sys.executable, "-W", "error", "-c", code]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(folder), **variables}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
 
 
 def test_import_is_silent() -> None:
     result = python("import tost_kernels, tost", PACKAGE.parent)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a CUDA device the Triton kernels are wanted")
+def test_triton_kernels_are_not_imported_without_a_device() -> None:
+    code = "import sys, tost_kernels as tk; print('tost_kernels.triton' in sys.modules, tk.backend.why_not('pswish', 'triton'))"
+    result = python(code, PACKAGE.parent)
+    assert result.stdout.startswith("False no CUDA device is available (TRITON_INTERPRET=1 runs"), result.stderr
+
+
+def test_a_broken_triton_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise ImportError('no libcuda')")
+    code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); import tost_kernels as tk; print(tk.library.reason('triton'))"
+    result = python(code, tmp_path, TRITON_INTERPRET="1")
+    assert result.stdout == "the Triton kernels could not be imported: ImportError: no libcuda\n", result.stderr
+
+
+def test_an_old_triton_is_a_reason() -> None:
+    pytest.importorskip("triton")
+    code = "import triton; triton.__version__ = '3.5.1'; import tost_kernels as tk; print(tk.library.reason('triton'))"
+    result = python(code, PACKAGE.parent, TRITON_INTERPRET="1")
+    assert result.stdout.endswith("ImportError: expected triton 3.6 or newer, got 3.5.1\n"), result.stderr
+
+
+def test_interpreted_kernels_run_only_when_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2)
+    monkeypatch.setattr(backend.library, "INTERPRETED", True)
+    monkeypatch.setitem(backend._DEVICES, "triton", ("cuda", "cpu"))
+    monkeypatch.setitem(backend._ABSENT, ("pswish", "triton"), None)
+    assert backend.pick("pswish", ("triton", "reference"), x) == "reference"
+    with tk.use_backend("triton"):
+        assert backend.pick("pswish", ("triton", "reference"), x) == "triton"
+    assert backend.why_not_for("pswish", "triton", x.double()) == "it computes in float32 and bfloat16, got torch.float64"
+    case = Case("pswish", (2, 2), 0, (16, 16), (2, 2), "contiguous", "float32", "", "cpu", (), False, "", 1)
+    assert "triton" not in candidates.compiled_backends(case)
+    rows = {(row["op"], row["backend"]): row for row in info.report()["ops"]}
+    assert rows["pswish", "triton"]["note"] == "interpreted on the CPU, only when forced: slow, for tests"
+    assert rows["pswish", "cpu"]["note"] is None
 
 
 def test_without_compiled_parts_everything_runs_on_the_references(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tost_kernels.layout import empty_layout, layout_of
 from tost_kernels.pattern import Pattern
+from tost_kernels.plan import Plan
 from tost_kernels.register import define, define_reference, differentiate, once_differentiable, op, run_below_autograd
 
 
@@ -85,6 +86,19 @@ def _function(name: str) -> type[torch.autograd.Function]:
             return None, grad_x, grad_values, grad_bias, None, *[None] * len(ctx.geometry)
 
     return Masked
+
+
+def index_and_options(plan: Plan, op_name: str, x: Tensor, pattern: Pattern, geometry: tuple[int, ...]) -> tuple[Tensor, str]:
+    """The index tensor and the plan string that the op of `plan` takes, for a call whose arguments are checked and cast.
+
+    geometry: of a convolution, stride, padding, dilation (two each) and groups. Triton's options are completed here, so that
+    the backward pass repeats what the forward pass chose. Raises ValueError naming what is wrong with them.
+    """
+    if plan.backend != "triton":
+        return pattern.index, plan.options
+    from tost_kernels.triton.options import resolve  # where triton is not installed, nobody gets here
+
+    return resolve(op_name, plan.options, x, pattern, geometry)
 
 
 def check_types(name: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> None:

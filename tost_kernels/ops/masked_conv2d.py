@@ -8,15 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, CONTIGUOUS, as_layout, layout_of, lend, pad
-from tost_kernels.ops.masked import check_types, check_weights, define_masked
+from tost_kernels.ops.channels import put_channels, take_channels
+from tost_kernels.ops.masked import check_types, check_weights, define_masked, index_and_options
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, plan_for
 from tost_kernels.register import apply, autocast, op
 
 _GEOMETRY = "int[] weight_shape, int[] stride, int[] padding, int[] dilation, int groups, str plan"
-# What a dense plan may ask for -> the layout that the convolution is computed in.
-DENSE_OPTIONS = {"": None, "layout=channels_last": CHANNELS_LAST, "layout=contiguous": CONTIGUOUS}
+# What a dense plan may ask for -> the layout that the convolution is computed in, and whether dead filters and channels are
+# left out of it.
+DENSE_OPTIONS: dict[str, tuple[str | None, bool]] = {
+    "": (None, False),
+    "layout=channels_last": (CHANNELS_LAST, False),
+    "layout=contiguous": (CONTIGUOUS, False),
+    "compact=1": (None, True),
+    "layout=channels_last,compact=1": (CHANNELS_LAST, True),
+    "layout=contiguous,compact=1": (CONTIGUOUS, True),
+}
 
 
 def output_shape(
@@ -67,15 +76,26 @@ def dense(
 ) -> Tensor:
     """torch's own convolution on the scattered weight: a candidate for every layer, differentiable to any order.
 
-    options: a key of DENSE_OPTIONS; "" takes the input as it is, unless it is batch-last. Raises ValueError for another.
+    options: a key of DENSE_OPTIONS; "" takes the input as it is, unless it is batch-last. "compact=1" leaves out dead filters and
+    channels (`tost_kernels.compact`) where there are enough of them; groups must be 1. Raises ValueError for another.
     """
     if options not in DENSE_OPTIONS:
         raise ValueError(f"masked_conv2d: expected the options of a dense plan to be one of {(*DENSE_OPTIONS,)}, got {options!r}")
+    chosen, leave_out = DENSE_OPTIONS[options]
+    if leave_out and groups != 1:
+        raise ValueError(f"masked_conv2d: expected groups=1 for a dense plan with compact=1, got groups={groups}")
     layout = layout_of(x)
+    live = pattern.compact if leave_out else None
+    if live is not None:
+        x = take_channels(x, live.channels)
     # No dense library knows batch-last; mostly channels_last is the fastest it has.
-    wanted = DENSE_OPTIONS[options] or (CHANNELS_LAST if layout == BATCH_LAST else layout)
+    wanted = chosen or (CHANNELS_LAST if layout == BATCH_LAST else layout)
     if wanted != layout:
         x = lend(x, wanted)
+    if live is not None:
+        out = F.conv2d(x, live.scatter(values), None, stride, padding, dilation)
+        out = put_channels(out, live.filters, pattern.shape[0], layout)
+        return out if bias is None else out + bias.view(1, -1, 1, 1)
     weight = values.view(pattern.shape) if pattern.density == 1 else pattern.scatter(values)
     return as_layout(F.conv2d(x, weight, bias, stride, padding, dilation, groups), layout)
 
@@ -128,13 +148,15 @@ def masked_conv2d(
             f"dilation {tuple(dilations)}, got x of shape {tuple(x.shape)}"
         )
 
-    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, (*strides, *paddings, *dilations, groups))
+    numbers = (*strides, *paddings, *dilations, groups)
+    plan = plan or plan_for("masked_conv2d", x, values, pattern, bias, numbers)
     if plan.backend == "dense":
         return dense(x, values, pattern, bias, strides, paddings, dilations, groups, plan.options)
-    geometry = (list(pattern.shape), strides, paddings, dilations, groups, plan.options)
+    index, options = index_and_options(plan, "masked_conv2d", x, pattern, numbers)
+    geometry = (list(pattern.shape), strides, paddings, dilations, groups, options)
     if plan.backend == "reference":
-        return op("masked_conv2d", "reference")(x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
-    return apply(_MaskedConv2d, plan.backend, x, values, bias, pattern.index, *geometry)  # type: ignore[no-any-return]
+        return op("masked_conv2d", "reference")(x, values, bias, index, *geometry)  # type: ignore[no-any-return]
+    return apply(_MaskedConv2d, plan.backend, x, values, bias, index, *geometry)  # type: ignore[no-any-return]
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.ops.masked import check_types, check_weights, define_masked
+from tost_kernels.ops.channels import put_channels, take_channels
+from tost_kernels.ops.masked import check_types, check_weights, define_masked, index_and_options
 from tost_kernels.ops.scatter import scatter_index
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan, plan_for
@@ -25,8 +26,22 @@ def reference(input: Tensor, values: Tensor, bias: Tensor | None, index: Tensor,
     return as_layout(F.linear(input, scatter_index(values, index, weight_shape), bias), layout_of(input))
 
 
-def dense(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> Tensor:
-    """torch's own matrix product on the scattered weight: a candidate for every layer, differentiable to any order."""
+DENSE_OPTIONS = ("", "compact=1")  # what a dense plan may ask for
+
+
+def dense(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None, options: str = "") -> Tensor:
+    """torch's own matrix product on the scattered weight: a candidate for every layer, differentiable to any order.
+
+    options: of DENSE_OPTIONS; "compact=1" leaves out outputs and inputs that keep no weight (`tost_kernels.compact`), where
+    there are enough of them. Raises ValueError for another.
+    """
+    if options not in DENSE_OPTIONS:
+        raise ValueError(f"masked_linear: expected the options of a dense plan to be one of {DENSE_OPTIONS}, got {options!r}")
+    live = pattern.compact if options else None
+    if live is not None:
+        out = F.linear(take_channels(x, live.channels), live.scatter(values))
+        out = put_channels(out, live.filters, pattern.shape[0], layout_of(x))
+        return out if bias is None else out + bias
     return as_layout(F.linear(x, pattern.scatter(values), bias), layout_of(x))
 
 
@@ -57,8 +72,9 @@ def masked_linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | No
 
     plan = plan or plan_for("masked_linear", x, values, pattern, bias, ())
     if plan.backend == "dense":
-        return dense(x, values, pattern, bias)
-    arguments = (x, values, bias, pattern.index, list(pattern.shape), plan.options)
+        return dense(x, values, pattern, bias, plan.options)
+    index, options = index_and_options(plan, "masked_linear", x, pattern, ())
+    arguments = (x, values, bias, index, list(pattern.shape), options)
     if plan.backend == "reference":
         return op("masked_linear", "reference")(*arguments)  # type: ignore[no-any-return]
     return apply(_MaskedLinear, plan.backend, *arguments)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tost_kernels.backend import forced, why_not
+from tost_kernels.backend import forced, pick, why_not_for
 from tost_kernels.register import define, op
 
 _SCHEMA = (
@@ -52,14 +52,19 @@ def _fake(*args: Any) -> None:
     return None
 
 
-define("running_stats", _SCHEMA, _fake, backends=("cpu",))
+define("running_stats", _SCHEMA, _fake, backends=("cpu", "triton"))
 
 
-def _has_kernel_for(mean: Tensor, var: Tensor, stats: Tensor, alpha: Tensor | None) -> bool:
-    same = stats.is_cpu and stats.dtype == mean.dtype == var.dtype == torch.float32
+def _backend_for(mean: Tensor, var: Tensor, stats: Tensor, alpha: Tensor | None) -> str:
+    """The compiled backend that moves these, or "reference"."""
+    same = stats.dtype == mean.dtype == var.dtype == torch.float32
     if not same or (alpha is not None and alpha.dtype != torch.float32):
-        return False
-    return forced() in (None, "cpu") and why_not("ghost_skip_add", "cpu") is None
+        return "reference"
+    chosen = forced()
+    if chosen is None:
+        return pick("ghost_skip_add", ("cpu", "triton", "reference"), stats)
+    usable = chosen in ("cpu", "triton") and why_not_for("ghost_skip_add", chosen, stats) is None
+    return chosen if usable else "reference"
 
 
 def update_running_stats(
@@ -81,9 +86,10 @@ def update_running_stats(
     args = mean, var, batches, stats, row, count, momentum, alpha
     # A compiler fuses the small ops, and knows what to do about those in place.
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if traced or not _has_kernel_for(mean, var, stats, alpha):
+    chosen = "reference" if traced else _backend_for(mean, var, stats, alpha)
+    if chosen == "reference":
         reference(*args)
         return
     with torch._C._AutoDispatchBelowAutograd():  # cheaper than no_grad
-        op("running_stats", "cpu")(*args)
+        op("running_stats", chosen)(*args)
     torch._C._increment_version((mean, var))  # who saved them for a backward must notice, as with torch's own

@@ -27,7 +27,7 @@ import torch
 from tost_kernels import backend, library
 from tost_kernels.plan import Case, Plan
 
-FORMAT = 1
+FORMAT = 2  # 2: a case has its precision and its live filters and channels
 _WARNED: set[str] = set()  # kinds of trouble told in this process
 
 
@@ -54,14 +54,18 @@ def environment(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "format": FORMAT,
         "torch": torch.__version__,
-        "tost_kernels": _version(),
+        "tost_kernels": _version("tost-sparse"),
         "cpu": cpu_name(),
         "cpu_instructions": torch.ops.tost.cpu_isa() if library.reason("cpu") is None else None,
         "libraries": _libraries(),
     }
     if device == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
+        found["compute_capability"] = list(torch.cuda.get_device_capability())
         found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found["triton"] = _version("triton")
+        found["triton_kernels"] = _triton_kernels()
     return found
 
 
@@ -155,9 +159,9 @@ def _warn(kind: str, what: str) -> None:
         warnings.warn(f"tune: the cache {where} {what}. TOST_CACHE_DIR names another folder", RuntimeWarning, stacklevel=4)
 
 
-def _version() -> str:
+def _version(distribution: str) -> str:
     try:
-        return importlib.metadata.version("tost-sparse")
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
@@ -178,3 +182,11 @@ def _libraries() -> dict[str, str]:
     """A hash of each compiled library: kernels rebuilt under the same version are other kernels."""
     files = sorted(Path(library.__file__).parent.glob("_c*.so"))
     return {file.name.partition(".")[0]: hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files}
+
+
+@functools.cache
+def _triton_kernels() -> str:
+    """The same for kernels that are compiled where they run: a hash of their sources, and of the tiles they read."""
+    folder = Path(library.__file__).parent
+    files = sorted([*folder.glob("triton/*.py"), *folder.glob("tiles.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -1,0 +1,242 @@
+"""What a triton plan may ask for, and the rule that fills in what it leaves open.
+
+A plan's options are `key=value` pairs with commas between them. A key holds for all three passes; with `forward.`,
+`input_grad.` or `values_grad.` before it, for that one:
+
+    algo        tiles: tensor cores on row groups with condensed columns; direct: one multiply-add a kept weight on the CUDA
+                cores; blocks: tensor cores on dense tiles of a channels_last input, empty tiles skipped
+    rows        output channels (input channels in the input gradient) of a row group: tiles and blocks, all passes alike
+    block       channels of a dense tile: blocks, all passes alike
+    bn          images of the batch (blocks: positions) that a program computes at once
+    bk          columns (direct: kept weights) of a step
+    warps       of a program
+    stages      steps whose loads are under way at once
+    split       parts that a sum over images and positions is cut into: values_grad
+    precision   of float32 products: ieee, tf32, or tf32x3 (three tf32 products, nearly ieee); all passes alike
+
+`resolve` completes the plan once, in the forward pass, so that the backward pass repeats it whatever the settings are by then.
+The ops take the complete string, or "": direct with the defaults of `Options`, all that the base index allows.
+
+The static rule (`tune` knows better: it measures), with its reasons:
+
+- direct where a channel sees few others (depthwise and the like: most of a tensor-core tile would be padding), for a handful
+  of images (a tile has 16 at least), and where so little is kept that even 16 rows share few columns.
+- blocks where the input is channels_last and the mask random-like and dense enough (10%) that 64 rows leave next to no column
+  out: condensing saves nothing there, and a change of layout would cost a pass over the activations each way.
+- tiles else. Tall groups: every group reads its columns anew, through the L2 cache, so the bytes go as columns / rows, and
+  1 - (1 - density)**rows columns a row always grows more slowly than rows. 128 rows where a group keeps nearly every column
+  anyway, 64 below, where they begin to be saved.
+- bn 128: with 64 to 128 rows a step then does 20 to 30 operations a byte that comes from L2.
+- split: enough programs to fill a large GPU twice over (the values' gradient has few outputs and long sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tost_kernels.layout import CHANNELS_LAST, layout_of
+
+if TYPE_CHECKING:
+    from tost_kernels.pattern import Pattern
+
+PASSES = ("forward", "input_grad", "values_grad")
+
+
+class Geometry(NamedTuple):
+    """A convolution. A linear layer is one with a 1x1 kernel, on images of one pixel."""
+
+    weight_shape: tuple[int, ...]  # (O, I / groups, kh, kw)
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class Options(NamedTuple):
+    """The variant of one pass; see the module. 0: does not apply."""
+
+    algo: str = "direct"
+    rows: int = 0
+    block: int = 0
+    bn: int = 128
+    bk: int = 16
+    warps: int = 4
+    stages: int = 3
+    split: int = 1
+    precision: str = "ieee"
+
+
+_CHOICES: dict[str, tuple[str | int, ...]] = {
+    "algo": ("tiles", "direct", "blocks"),
+    "rows": (16, 32, 64, 128),
+    "block": (16, 32),
+    "bn": (16, 32, 64, 128, 256, 512, 1024),
+    "bk": (1, 2, 4, 8, 16, 32, 64, 128),
+    "warps": (1, 2, 4, 8, 16),
+    "stages": tuple(range(1, 9)),
+    "split": tuple(range(1, 257)),
+    "precision": ("ieee", "tf32", "tf32x3"),
+}
+_WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
+
+_Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
+
+
+def parse(plan: str) -> _Asked:
+    """What a plan string asks for, as {(pass or "", key): value}. Raises ValueError naming what is wrong."""
+    asked: _Asked = {}
+    for item in plan.split(",") if plan else ():
+        name, equals, text = item.partition("=")
+        which, dot, key = name.rpartition(".")
+        if not equals or key not in _CHOICES or (dot and which not in PASSES):
+            raise ValueError(f"triton plan: expected key=value with a key of {(*_CHOICES,)}, got {item!r} in {plan!r}")
+        if which and key in _WHOLE_PLAN:
+            raise ValueError(f"triton plan: expected one {key} for all passes, got {item!r} in {plan!r}")
+        choices = _CHOICES[key]
+        value = next((choice for choice in choices if str(choice) == text), None)
+        if value is None:
+            expected = f"{choices[0]} to {choices[-1]}" if key in ("stages", "split") else f"one of {choices}"
+            raise ValueError(f"triton plan: expected {key} to be {expected}, got {text!r} in {plan!r}")
+        if (which, key) in asked:
+            raise ValueError(f"triton plan: expected each key once, got {name!r} again in {plan!r}")
+        asked[which, key] = value
+    return asked
+
+
+def of_pass(plan: str, which: str) -> Options:
+    """The options of the pass `which` ("forward", ...) of a complete plan string, checked whole. Raises ValueError."""
+    return _check(plan, {name: _options(parse(plan), name, Options()) for name in PASSES})[which]
+
+
+def _options(asked: _Asked, which: str, default: Options) -> Options:
+    found = {key: asked.get((which, key), asked.get(("", key))) for key in _CHOICES}
+    return default._replace(**{key: value for key, value in found.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _check(plan: str, passes: dict[str, Options]) -> dict[str, Options]:
+    """`passes`, if a kernel exists for each and one index serves them all. Raises ValueError."""
+    algos = {options.algo for options in passes.values()}
+    if {"tiles", "blocks"} <= algos:
+        raise ValueError(f"triton plan: expected tiles or blocks, not both: they need different indices; got {plan!r}")
+    for name, options in passes.items():
+        if options.algo == "direct":
+            continue
+        if not options.rows or (options.algo == "blocks" and not options.block):
+            raise ValueError(f"triton plan: expected rows (and block) with algo={options.algo}, got {plan!r}")
+        if options.bk < 16:
+            raise ValueError(f"triton plan: expected {name}.bk of at least 16 with algo={options.algo}, got {plan!r}")
+        if options.algo == "blocks" and name != "values_grad" and options.bk != options.block:
+            raise ValueError(f"triton plan: expected {name}.bk to be the block, {options.block}, got {plan!r}")
+    return passes
+
+
+def needs_tiles(plan: str) -> tuple[int, int] | None:
+    """(rows, block) of the tiled index that a complete plan string needs; None where the base index does."""
+    for name in PASSES:
+        options = of_pass(plan, name)
+        if options.algo != "direct":
+            return options.rows, options.block if options.algo == "blocks" else 1
+    return None
+
+
+def resolve(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> tuple[Tensor, str]:
+    """The index that the ops take, and the complete plan string, for a call whose arguments are checked and cast.
+
+    op: "masked_conv2d" or "masked_linear". plan: the options asked for; "": the static rule alone. geometry: stride, padding,
+    dilation (two each) and groups; () for a linear layer. Raises ValueError naming what is wrong with the plan.
+    """
+    plan = complete(op, plan, x, pattern, geometry)
+    tiles = needs_tiles(plan)
+    if tiles is None:
+        return pattern.index, plan
+    rows, block = tiles
+    groups = geometry[-1] if geometry else 1
+    return pattern.tiled(rows, groups, block), plan
+
+
+def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
+    """`plan` with everything said that it left to the static rule."""
+    asked = parse(plan)
+    algo = str(asked.get(("", "algo"), "")) or _algo(x, pattern, geometry)
+    rows, block = _rows(pattern), 32
+    rows, block = int(asked.get(("", "rows"), rows)), int(asked.get(("", "block"), block))
+    precision = str(asked.get(("", "precision"), "")) or _precision(op, x.dtype)
+    passes = {}
+    for name in PASSES:
+        of_this = str(asked.get((name, "algo"), algo))
+        default = _default(name, of_this, rows, block, x, pattern, geometry)._replace(precision=precision)
+        passes[name] = _options(asked, name, default._replace(algo=of_this))
+    return _text(_check(plan, passes))
+
+
+def _algo(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
+    channels = pattern.shape[1] * (pattern.shape[2] * pattern.shape[3] if len(pattern.shape) == 4 else 1)
+    outputs = pattern.shape[0] // (geometry[-1] if geometry else 1)
+    if pattern.shape[1] < 16 or outputs < 16 or x.shape[0] < 16:
+        return "direct"
+    if 16 * pattern.density * channels < 16:  # 16 rows keep fewer than 16 columns between them
+        return "direct"
+    if layout_of(x) == CHANNELS_LAST and pattern.density >= 0.1:
+        return "blocks"
+    return "tiles"
+
+
+def _rows(pattern: Pattern) -> int:
+    wanted = 128 if pattern.density >= 0.1 else 64
+    for rows in (16, 32, 64):
+        if rows >= pattern.shape[0]:
+            return min(rows, wanted)
+    return wanted
+
+
+def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> Options:
+    bn = 128
+    for smaller in (64, 32, 16):
+        if x.shape[0] <= smaller:
+            bn = smaller
+    if algo == "blocks":
+        bn = 128  # of positions, of which there are always many
+    if algo == "direct":
+        return Options(bn=bn, split=16 if name == "values_grad" else 1)
+    block = block if algo == "blocks" else 0
+    bk = block or (64 if x.dtype == torch.bfloat16 else 32)
+    if name == "values_grad":
+        return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3, split=_split(rows, x, pattern))
+    warps = 8 if rows * bn > 64 * 128 else 4
+    return Options(algo, rows, block, bn, bk, warps, stages=4)
+
+
+def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
+    """So many parts that about 512 programs of `rows` x 64 columns share the sums, but none below 64 terms."""
+    weights = pattern.shape[0] * pattern.shape[1]
+    taps = pattern.shape[2] * pattern.shape[3] if len(pattern.shape) == 4 else 1
+    programs = max(taps * weights // (rows * 64), 1)
+    terms = x.shape[0] * (x.shape[2] * x.shape[3] if x.dim() == 4 else 1)
+    split = 1
+    while split < 64 and split * programs < 512 and split * 128 <= terms:
+        split *= 2
+    return split
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _precision(op: str, dtype: torch.dtype) -> str:
+    """torch's own choice for float32 on CUDA. Both of its interfaces, allow_tf32 and fp32_precision, end in the latter."""
+    backends: Any = torch.backends
+    settings = backends.cudnn.conv if op == "masked_conv2d" else backends.cuda.matmul
+    return "tf32" if dtype == torch.float32 and settings.fp32_precision == "tf32" else "ieee"
+
+
+def _text(passes: dict[str, Options]) -> str:
+    """The plan string that asks for exactly this."""
+    items = []
+    for key in _CHOICES:
+        values = [getattr(options, key) for options in passes.values()]
+        if len(set(values)) == 1:
+            items += [f"{key}={values[0]}"] if values[0] else []
+        else:
+            items += [f"{name}.{key}={value}" for name, value in zip(PASSES, values, strict=True) if value]
+    return ",".join(items)
