@@ -33,7 +33,7 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
     groups = tk.param_groups(net, config.weight_decay)
     device = next(net.parameters()).device
     recordable = device.type == "cuda" and config.amp != "fp16"
-    lr = torch.tensor(config.lr, device=device) if recordable else config.lr
+    lr = torch.tensor(config.lr, dtype=torch.float32, device=device) if recordable else config.lr
     if config.optimizer == "sgd":
         # Where fp16 gradients overflow at the first step, fused SGD leaves the momentum as uninitialised memory and goes on with
         # that (torch 2.13); unfused, the gradient scaler does not call it.

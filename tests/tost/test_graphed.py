@@ -6,8 +6,9 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,6 +234,77 @@ def test_what_cannot_be_recorded_is_an_ordinary_update(first: nn.Module, loss: A
 def test_recording_insisted_on_is_an_error_where_it_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"^cuda_graph: expected false or none, got true: the step cannot be recorded: the host"):
         run(update_for(nn.Sequential(Waits(), network()), True, cuda_graph=True))
+
+
+class FakeCuda:
+    """What `CudaGraphs` asks of torch.cuda, written down in the order in which it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.mode = "default"
+        self.stream = SimpleNamespace(device_index=0, wait_stream=lambda other: self.log.append("the graph's waits"))
+        main = SimpleNamespace(wait_stream=lambda other: self.log.append("the main one waits"))
+        generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=lambda state: self.log.append(state))
+        for name, value in {
+            "Stream": lambda device: self.stream,
+            "current_stream": lambda device: main,
+            "stream": self.amid("stream"),
+            "graph": self.amid("capture"),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
+            "default_generators": [generator],
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def amid(self, name: str) -> Callable[..., Any]:
+        @contextmanager
+        def inside(*args: Any, **options: Any) -> Iterator[None]:
+            self.log.append(name)
+            try:
+                yield
+            finally:
+                self.log.append(f"/{name}")
+
+        return inside
+
+
+def test_cuda_graphs_are_rehearsed_and_captured_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    recorder = CudaGraphs(torch.device("cuda", 0))
+
+    def work() -> Tensor:
+        cuda.log.append(f"work, waiting: {cuda.mode}")
+        return torch.ones(())
+
+    recorder.rehearse(work)
+    rehearsal = ["stream", "work, waiting: default", "work, waiting: error", "/stream"]
+    assert cuda.log == ["the graph's waits", *rehearsal, "the main one waits"]
+    assert cuda.mode == "default"
+    cuda.log.clear()
+    result, replay = recorder.record(work)
+    replay()
+    assert result == 1
+    assert cuda.log == ["capture", "work, waiting: default", "/capture", "replay"]
+
+
+def test_a_rehearsal_or_capture_that_fails_puts_cuda_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    recorder = CudaGraphs(torch.device("cuda", 0))
+
+    def waiting() -> Tensor:
+        if cuda.mode == "error" or "capture" in cuda.log:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.ones(())
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        recorder.rehearse(waiting)
+    assert cuda.mode == "default"
+    assert cuda.log[-2:] == ["/stream", "the main one waits"]
+    cuda.log.clear()
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        recorder.record(waiting)
+    assert cuda.log == ["capture", "/capture", "before"]  # the generator's state
 
 
 @pytest.mark.gpu
