@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from pathlib import Path
 from benchmarks.gpu.build import ROOT
 from benchmarks.gpu.suite import Suite
 
+FILE = "checks.txt"  # what they wrote
+_LONGEST = 4 << 20  # characters of each, from its end
 TESTS, SANITIZER, COMPILE = "tests", "sanitizer", "compile"
 _WORKERS = 6  # of pytest, where pytest-xdist is there: Triton compiles on the CPU
 
@@ -58,11 +61,17 @@ def run(suite: Suite) -> None:
     suite.folder.mkdir(parents=True, exist_ok=True)
     wanted = {name: job for name, job in jobs(suite).items() if suite.wants(name)}
     start = time.monotonic()
-    running = {name: (job, *_start(job, suite.folder / f"{name}.txt")) for name, job in wanted.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        _run(suite, {name: (job, *_start(job, Path(folder, name))) for name, job in wanted.items()}, start)
+
+
+def _run(suite: Suite, running: dict[str, tuple[Job, subprocess.Popen[bytes], Path]], start: float) -> None:
     for name, (job, process, file) in running.items():
         with suite.attempt(name):
             status = _wait(process, suite.budget.left())
             output = file.read_text(errors="replace")
+            with (suite.folder / FILE).open("a") as together:
+                together.write(f"== {name}: {' '.join(job.command)}\n{output[-_LONGEST:]}\n")
             took = f"{time.monotonic() - start:.0f} s"
             if status is None:
                 suite.here.left_out.append(f"{name}: stopped after {took}")
@@ -110,7 +119,7 @@ def judge_sanitizer(status: int, output: str) -> tuple[str | None, str]:
     if "Device not supported" in output or summary is None:
         return None, f"memcheck refused here: {_end(output)}"
     if int(summary[1]) or status:
-        return f"memcheck: {summary[1]} errors, status {status}: see sanitizer.txt", "found errors"
+        return f"memcheck: {summary[1]} errors, status {status}: see {FILE}", "found errors"
     return None, f"memcheck found no errors; {_end(output, without='=====')}"
 
 

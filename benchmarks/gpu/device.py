@@ -14,8 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.timing import by_clock
+from tost.graphed import CudaGraphs, Recorder
 
 # How float32 is multiplied -> whether TensorFloat-32 may be used; bf16 tensors are multiplied as they are.
 PRECISIONS = {"fp32": False, "tf32": True, "bf16": True}
@@ -47,7 +49,7 @@ class StandIn:
     """The CPU in the place of a GPU: for a dry run. Times are those of the wall clock and mean nothing."""
 
     name = "cpu"
-    l2_bytes = 1 << 12
+    l2_bytes = 0
     is_gpu = False
 
     def about(self) -> dict[str, Any]:
@@ -62,14 +64,12 @@ class StandIn:
         """Wait until everything launched has ended. Raises what a kernel left behind."""
 
     def capture(self, run: Callable[[], object]) -> Callable[[], object]:
-        """Run it twice to warm up, and once more to record it: what comes back replays that."""
-        run()
-        kept = [run()]
+        """Run it to warm up, and once more to record it: what comes back replays that. (Here: runs it.)"""
+        return run
 
-        def replay() -> None:
-            kept[0] = run()
-
-        return replay
+    def recorder(self) -> Recorder:
+        """What tost records training steps with."""
+        return _StandInRecorder()
 
     def measure(self, call: Callable[[], object], repeats: int) -> float:
         """Milliseconds a call on the device, without the time its launch takes."""
@@ -100,6 +100,21 @@ class StandIn:
     def allocated_bytes(self) -> int:
         """What tensors hold now."""
         return 0
+
+
+class _StandInRecorder:
+    """Replays by doing the work again."""
+
+    def rehearse(self, work: Callable[[], Tensor]) -> None:
+        work()
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        result = work()
+
+        def replay() -> None:
+            result.copy_(work())
+
+        return result, replay
 
 
 class Cuda(StandIn):
@@ -161,6 +176,9 @@ class Cuda(StandIn):
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / repeats
+
+    def recorder(self) -> Recorder:
+        return CudaGraphs(torch.device("cuda"))
 
     def release(self) -> None:
         gc.collect()

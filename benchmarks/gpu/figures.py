@@ -11,6 +11,8 @@ from benchmarks.gpu.layers import CHOSEN, DENSE, LAYOUTS, MASKED
 from benchmarks.gpu.results import Results
 from benchmarks.plot import grid
 
+_MOST_BARS = 24
+
 FILES = ("layers.png", "step.png", "roofline.png")
 
 
@@ -77,8 +79,8 @@ def step(results: Results) -> Any:
 def roofs(results: Results) -> Any:
     """Useful FLOPs a second over FLOPs a byte that must move, under the measured ceilings; a panel a precision."""
     rows = [r for r in results.of(roofline.QUESTION) if r.case["flops"] > 0]
-    # elementwise kernels have no FLOPs worth counting: bytes alone
-    streams = [r for r in results.of(roofline.QUESTION) if r.case["flops"] == 0]
+    # elementwise kernels have no FLOPs worth counting: bytes alone; the largest gaps
+    streams = [r for r in results.of(roofline.QUESTION) if r.case["flops"] == 0][:_MOST_BARS]
     if not rows and not streams:
         return None
     limits = roofline.Ceilings.of(results)
@@ -100,6 +102,6 @@ def roofs(results: Results) -> Any:
         names = [f"{r.variant} {r.case['op']} {r.case['layer']} {r.case['precision']} {r.case['part']}" for r in streams]
         axes.barh(names, [r.case["of_memory"] for r in streams])
         axes.axvline(1, color="gray", linewidth=0.8)
-        axes.tick_params(axis="y", labelsize=3)
+        axes.tick_params(axis="y", labelsize=5)
         axes.set(title="fused ops", xlabel="of the bandwidth of a copy")
     return figure

@@ -31,9 +31,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # ||ours - eager in float32|| / ||eage
 
 
 def run(suite: Suite) -> None:
-    """Every op on the outputs of the layers of ResNet-18, both dtypes."""
+    """Every op on every shape, both dtypes."""
     for kind in ("fp32", "bf16"):
-        for name in OPS:
+        for name in suite.settings.fused_ops:
             for layer in suite.settings.fused:
                 case = f"{name} {layer.name} {kind}"
                 if suite.wants(case):
@@ -74,7 +74,6 @@ def _measure(suite: Suite, case: str, name: str, layer: Layer, kind: str) -> Non
         alpha, beta = (torch.tensor(v, device=device.name, requires_grad=True) for v in (0.7, 2.0))
         return x, Parameters(own[0], own[1], alpha, beta), [*x, *own[0], *own[1], alpha, beta], as_layout(tensors[-1], layout)
 
-    right: list[Tensor] = []
     variants: dict[str, dict[str, Calls]] = {FORWARD: {}, BACKWARD: {}, BOTH: {}}
     results = {
         side: _calls(function, [leaves_of(layout, t) for t in plain], variants, side)

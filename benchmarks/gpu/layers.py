@@ -27,7 +27,6 @@ from tost_kernels.plan import Plan
 
 DENSE, MASKED, COMPILED, CSR, CHOSEN = "dense", "masked-dense eager", "torch.compile dense", "cuSPARSE CSR", "chosen"
 LAYOUTS = {"tiles": "batch_last", "direct": "batch_last", "blocks": "channels_last"}
-MASKS = ("random", "synflow")
 
 _Built = Callable[[], tuple[dict[str, Calls], str]]  # with the options that it runs by
 _Rival = tuple[dict[str, Calls] | None, str]
@@ -55,7 +54,7 @@ def cases(settings: Settings) -> list[Case]:
     rows = [
         Case(network, layer, mask, sparsity, kind)
         for (network, layer), mask, sparsity, kind in itertools.product(
-            layers, MASKS, settings.sparsities, ("tf32", "bf16", "fp32")
+            layers, settings.masks, settings.sparsities, settings.precisions
         )
     ]
 
@@ -86,7 +85,7 @@ def pattern_of(suite: Suite, case: Case) -> tk.Pattern:
         mask = torch.rand(case.layer.weight_shape, generator=generator) >= case.sparsity
     else:
         network, side = suite.settings.networks[case.network]
-        mask = _synflow(network, side, case.sparsity, suite.device.name)[_layer_of(network, side, case.layer)]
+        mask = _synflow(network, side, case.sparsity, suite.device.name)[layer_of(network, side, case.layer)]
     return tk.Pattern(mask).to(suite.device.name)
 
 
@@ -97,7 +96,7 @@ def _synflow(network: str, side: int, sparsity: float, device: str) -> tost.Mask
 
 
 @cache
-def _layer_of(network: str, side: int, layer: Layer) -> str:
+def layer_of(network: str, side: int, layer: Layer) -> str:
     """The name of the network's middle layer of this shape and stride: the first and last are often the odd ones."""
     names: list[str] = [
         name
@@ -128,7 +127,7 @@ def _measure(suite: Suite, case: Case) -> None:
             ways.check(key, case.precision, built, right)
             variants[name], options[name] = _faster(suite, (variants.get(name), options.get(name, "")), (built, ran_by))
     variants[MASKED] = ways.masked_dense(problem, pattern)
-    if case.layer in settings.compiled_layers and case.mask == "random" and case.sparsity == settings.sparsities[-1]:
+    if case.layer in settings.compiled_layers and case.mask == settings.masks[0] and case.sparsity == settings.sparsities[-1]:
         variants[COMPILED] = ways.compiled(problem, settings.compiler)
     if case.layer in settings.csr and case.precision == "fp32":
         variants[CSR] = ways.csr(problem, pattern)

@@ -20,7 +20,12 @@ class Calls(NamedTuple):
 
 
 def copies_for(size: int, l2_bytes: int) -> int:
-    """How many copies of `size` bytes are needed so that each has left the L2 before it is used again; 2 to 16."""
+    """How many copies of `size` bytes are needed so that each has left the L2 before it is used again; 2 to 16.
+
+    Where there is no such cache one is enough.
+    """
+    if l2_bytes == 0:
+        return 1
     return min(_MOST_COPIES, max(2, math.ceil(2 * l2_bytes / max(size, 1)) + 1))
 
 

@@ -19,10 +19,12 @@ class Settings:
         rounds, shortest_ms: of the timing (`benchmarks.timing.interleave`).
         layers: network -> its layers, of which SynFlow's masks are taken; the most important first.
         networks: that the layers are of: name -> (network of tost.models, side of its images).
+        masks, sparsities, precisions: of the layers, the most important first.
         csr: layers measured with cuSPARSE, whose input must be unfolded.
         options: algorithm of our kernels -> plan options tried; the fastest is reported.
         copied, cached: bytes of the large copy and of the one that stays in the L2.
         product: side of the matrices of the arithmetic peaks, by precision.
+        fused_ops, fused: names of `benchmarks.fused.TAILS`, the most important first, on the outputs of these layers.
         steps: networks of the training steps.
         compiler: torch.compile's arguments; modes: of the training step.
         tests: what pytest runs.
@@ -42,7 +44,9 @@ class Settings:
     )
     csr: tuple[Layer, ...] = field(default_factory=lambda: _layers("2048-512@7k1 64-256@56k1 128@16"))
     compiled_layers: tuple[Layer, ...] = field(default_factory=lambda: _layers("128@16 256@8"))
+    masks: tuple[str, ...] = ("random", "synflow")
     sparsities: tuple[float, ...] = SPARSITIES
+    precisions: tuple[str, ...] = ("tf32", "bf16", "fp32")
     options: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "tiles": ("algo=tiles,rows=64", "algo=tiles,rows=32", "algo=tiles,rows=128"),
@@ -53,6 +57,7 @@ class Settings:
     copied: int = 1 << 30
     cached: int = 8 << 20
     product: dict[str, int] = field(default_factory=lambda: {"fp32": 4096, "tf32": 8192, "bf16": 8192})
+    fused_ops: tuple[str, ...] = ("pswish", "bn-ghost-skip-pswish", "bn-skip-relu", "bn-relu")
     fused: tuple[Layer, ...] = field(default_factory=lambda: _layers("64@32 128@16 256@8 512@4"))
     steps: tuple[str, ...] = ("resnet18", "resnet32")
     step_batch: int = 128
@@ -66,23 +71,25 @@ class Settings:
 def tiny() -> Settings:
     """A dry run: every line, as little as possible of each."""
     return Settings(
-        rounds=2,
+        rounds=1,
         shortest_ms=0.0,
-        batch=4,
-        layers={"resnet18": _layers("16-32@4s2")},
+        batch=2,
+        layers={"resnet18": _layers("16-32@2s2")},
         networks={"resnet18": ("resnet20", 8)},
-        csr=_layers("16-32@4s2"),
-        compiled_layers=_layers("16-32@4s2"),
+        csr=_layers("16-32@2s2"),
+        compiled_layers=_layers("16-32@2s2"),
         sparsities=(0.95,),
+        precisions=("bf16", "fp32"),
         options={"tiles": ("algo=tiles,rows=16",), "blocks": ("algo=blocks,rows=16,block=16",), "direct": ("algo=direct",)},
         copied=1 << 16,
         cached=1 << 12,
         product={"fp32": 16, "tf32": 16, "bf16": 16},
-        fused=_layers("4@4"),
-        steps=("resnet20",),
-        step_batch=4,
-        image=(3, 8, 8),
+        fused_ops=("pswish", "bn-ghost-skip-pswish"),
+        fused=_layers("4@2"),
+        steps=("lenet5",),
+        step_batch=2,
+        image=(3, 16, 16),
         compiler={"backend": "aot_eager"},  # Inductor takes half a minute a network
         modes=("default",),
-        tests=("tests/benchmarks/test_cases.py",),
+        tests=("tests/benchmarks/test_timing.py",),
     )

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     with device.stream():
         for name in LAYERS[: 1 if dry else None]:
             count += _layer(Layer.parse(name), settings, device)
-        for name in OPS:
+        for name in settings.fused_ops:
             count += _tail(name, device)
         device.synchronize()
     print(f"{count} calls of Triton kernels on small shapes" if count else f"no Triton kernels: {why_not('pswish', 'triton')}")

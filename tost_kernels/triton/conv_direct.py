@@ -1,7 +1,8 @@
 """Convolutions on the CUDA cores: exactly one multiply-add a kept weight, image and position; for few kept weights.
 
 Memory is batch-last, [C][H][W][N]: a kept weight multiplies rows of the batch, which are contiguous, and whether its tap falls
-into the padding is one question for a whole row. Nothing but the packed index of the mask is needed (tost_kernels/pattern.py).
+into the padding is one question for a whole row. Nothing but the packed index of the mask is needed
+(tost_kernels/packed_index.py).
 
 Forward: a program computes one pixel of BN images, for R output channels at a time. Its inner loop takes the next BK
 kept weights of each channel: the lanes of a warp first decode different ones (channel, tap -> where the row begins, -1 in the
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, as_layout, empty_layout
 from tost_kernels.ops.masked_conv2d import output_shape
-from tost_kernels.pattern import BLOCK, HEADER
+from tost_kernels.packed_index import BLOCK, HEADER
 from tost_kernels.triton.options import Geometry, Options
 from tost_kernels.triton.specimen import Specimen
 from tost_kernels.triton.sum_parts import sum_parts
@@ -280,7 +281,7 @@ def _rows_at_once(rows: int, bn: int, align: int, warps: int, itemsize: int) -> 
     """So many rows that each warp has whole ones: none of its lanes then shares a sum with another."""
     vector = min(align, 16 // itemsize)
     lanes = min(32, max(bn // vector, 1))
-    return min(warps * 32 // lanes, triton.next_power_of_2(rows))
+    return min(warps * 32 // lanes, int(triton.next_power_of_2(rows)))
 
 
 def _launch(
@@ -406,18 +407,18 @@ def specimens() -> list[Specimen]:
     convolution = {"KY": 3, "KX": 3, "SY": 1, "SX": 1, "PY": 1, "PX": 1, "DY": 1, "DX": 1}
     constants = convolution | {"GROUPED": False, "ALIGN": 16, "EVEN": True, "WIDE": False}
     found = []
-    for name, kernel, itemsize, bn, extra in (
-        ("forward", _multiply, 4, 32, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("forward", _multiply, 4, 128, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("forward", _multiply, 2, 64, {"TRANSPOSED": False, "HAS_BIAS": True}),
-        ("input_grad", _multiply, 4, 32, {"TRANSPOSED": True, "HAS_BIAS": False}),
-        ("values_grad", _correlate, 4, 128, {}),
-        ("values_grad", _correlate, 2, 256, {}),
+    for name, kernel, itemsize, bn, bk, warps, extra in (
+        ("forward", _multiply, 4, 32, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 4, 128, 32, 4, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 2, 64, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("input_grad", _multiply, 4, 32, 8, 16, {"TRANSPOSED": True, "HAS_BIAS": False}),
+        ("values_grad", _correlate, 4, 128, 32, 8, {}),
+        ("values_grad", _correlate, 2, 128, 32, 8, {}),
     ):
         dtype = "fp32" if itemsize == 4 else "bf16"
-        chosen = constants | extra | {"BK": 32 if bn == 128 else 16, "BN": bn}
+        chosen = constants | extra | {"BK": bk, "BN": bn}
         if kernel is _multiply:
-            chosen |= {"CHANNEL_BLOCK": BLOCK, "R": _rows_at_once(128, bn, 16, 4, itemsize)}
+            chosen |= {"CHANNEL_BLOCK": BLOCK, "R": _rows_at_once(128, bn, 16, warps, itemsize)}
         pointers = dict.fromkeys(("source", "values", "bias", "target", "grad"), f"*{dtype}")
         pointers |= {"index": "*i32", "parts": "*fp32"}
         types = {key: "constexpr" if key in chosen else pointers.get(key, "i32") for key in kernel.arg_names}
@@ -427,7 +428,7 @@ def specimens() -> list[Specimen]:
                 kernel=kernel,
                 signature=types,
                 constexprs=chosen,
-                num_warps=4,
+                num_warps=warps,
                 num_stages=1,
                 attrs={key: 16 for key in types if key in pointers or key == "batch_units"},
             )

@@ -22,7 +22,6 @@ from torch import Tensor
 from tost_kernels.layout import BATCH_LAST, as_layout
 from tost_kernels.tiles import SEGMENT, offsets
 from tost_kernels.triton.conv_direct import PROGRAMS, batch_constants, taps
-from tost_kernels.triton.implement import INTERPRETED
 from tost_kernels.triton.options import Geometry, Options
 from tost_kernels.triton.specimen import Specimen
 from tost_kernels.triton.sum_parts import sum_parts
@@ -61,7 +60,6 @@ def _tile(
     EVEN: tl.constexpr,  # BN divides the batch
     WIDE: tl.constexpr,  # element offsets need 64 bits
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,  # multiply in float32: the interpreter cannot in bfloat16
     R: tl.constexpr,
     BC: tl.constexpr,
     BN: tl.constexpr,
@@ -119,9 +117,6 @@ def _tile(
             x_mask = x_mask & (n < batch)
         gradients = tl.load(grad + (y_offset[:, None] + n), y_mask, 0.0)
         inputs = tl.load(source + (x_offset[:, None] + n), x_mask, 0.0)
-        if WIDEN:
-            gradients = gradients.to(tl.float32)
-            inputs = inputs.to(tl.float32)
         sums = tl.dot(inputs, tl.trans(gradients), sums, input_precision=PRECISION)
 
     # Row-major in each group's matrix, as the packed weights are: R * (columns of the groups before) numbers come first.
@@ -142,7 +137,8 @@ def values_grad(grad: Tensor, x: Tensor, index: Tensor, nnz: int, geometry: Geom
     kernel = taps(geometry)
     at = offsets(geometry.weight_shape, geometry.groups, nnz, options.rows, index.numel())
     batch, channels = x.shape[:2]
-    constants = batch_constants(batch, options.bn, grad, x)
+    # Of the three products of tf32x3 a wider tile does not fit the registers.
+    constants = batch_constants(batch, min(options.bn, 32) if options.precision == "tf32x3" else options.bn, grad, x)
     constants["BN"] = max(constants["BN"], SMALLEST_BATCH_TILE)
     constants["EVEN"] = batch % constants["BN"] == 0
     column_blocks = triton.cdiv(min(triton.cdiv(channels, SEGMENT) * SEGMENT, at.columns), options.bk)
@@ -171,7 +167,6 @@ def values_grad(grad: Tensor, x: Tensor, index: Tensor, nnz: int, geometry: Geom
             **kernel,
             **constants,
             PRECISION=options.precision,
-            WIDEN=INTERPRETED,
             R=options.rows,
             BC=options.bk,
             num_warps=options.warps,
@@ -183,7 +178,7 @@ def values_grad(grad: Tensor, x: Tensor, index: Tensor, nnz: int, geometry: Geom
 def specimens() -> list[Specimen]:
     """What `make gpu-check` compiles: 128@16, batch 256."""
     constants = {"KY": 3, "KX": 3, "SY": 1, "SX": 1, "PY": 1, "PX": 1, "DY": 1, "DX": 1}
-    constants |= {"ALIGN": 16, "EVEN": True, "WIDE": False, "WIDEN": False, "BC": 64, "BN": 64}
+    constants |= {"ALIGN": 16, "EVEN": True, "WIDE": False, "BC": 64, "BN": 64}
     signature = {name: "i32" for name in _tile.arg_names if name not in constants}
     signature |= dict.fromkeys([*constants, "PRECISION", "R"], "constexpr") | {"parts": "*fp32", "index": "*i32"}
     return [
@@ -191,7 +186,7 @@ def specimens() -> list[Specimen]:
             name=f"conv_values_grad.{name}.{rows}x64",
             kernel=_tile,
             signature={key: signature[key] for key in _tile.arg_names} | {"grad": dtype, "source": dtype},
-            constexprs=constants | {"PRECISION": precision, "R": rows},
+            constexprs=constants | {"PRECISION": precision, "R": rows} | ({"BN": 32} if precision == "tf32x3" else {}),
             num_warps=4,
             num_stages=3,
             matrix=precision != "ieee",

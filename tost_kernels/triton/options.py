@@ -33,6 +33,7 @@ The static rule (`tune` knows better: it measures), with its reasons:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,6 +83,7 @@ _CHOICES: dict[str, tuple[str | int, ...]] = {
     "split": tuple(range(1, 257)),
     "precision": ("ieee", "tf32", "tf32x3"),
 }
+_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
 
 _Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
@@ -205,7 +207,7 @@ def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Ten
         if x.shape[0] <= fewer and algo != "blocks":  # of positions, of which there are always many
             bn = fewer
     if algo == "direct":
-        return Options(bn=bn if name == "values_grad" else min(bn, _cached(name, x, pattern)))
+        return _direct(name, bn, x, pattern)
     if name == "values_grad":
         return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3)
     bk = block or (64 if x.dtype == torch.bfloat16 else 32 if precision != "ieee" else 16)
@@ -214,14 +216,13 @@ def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Ten
     return Options(algo, rows, block, bn, bk, warps, stages=4 if block else 5)
 
 
-def _cached(name: str, x: Tensor, pattern: Pattern) -> int:
-    """So many images that what a pixel's sums read, all channels at all taps, fits an L1 cache of 192 KiB."""
-    taps = pattern.shape[2] * pattern.shape[3] if len(pattern.shape) == 4 else 1
-    numbers = taps * (x.shape[1] if name == "forward" else pattern.shape[0])
-    for bn in (128, 64, 32):
-        if numbers * bn * x.element_size() <= 192 * 1024:
-            return bn
-    return 16
+def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
+    if name == "values_grad":
+        return Options(bn=bn, bk=32, warps=8)
+    channels = pattern.shape[1 if name == "forward" else 0] * math.prod(pattern.shape[2:])
+    while bn > 16 and channels * bn * x.element_size() > _CACHED:
+        bn //= 2
+    return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
 
 
 @torch.compiler.assume_constant_result

@@ -12,7 +12,7 @@ from tost_kernels.triton.implement import INTERPRETED
 from tost_kernels.triton.options import Options
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="these tensors are on the CPU: for the interpreter")
-OPTIONS = Options(bn=16, bk=8, warps=2, split=2)
+OPTIONS = Options(bn=16, bk=16, warps=2, split=2)
 
 
 @pytest.mark.parametrize("name", CASES)
