@@ -112,9 +112,9 @@ def _tiles_kernel(
     begin = tl.load(ptr + g * TAPS) // 16 * 16
     columns = tl.load(ptr + (g + 1) * TAPS) // 16 * 16 - begin
     weight_row = weight + begin * ROWS + slots * columns
-    row = tl.load(order + g * ROWS + slots)
     acc = tl.zeros((BN, ROWS), tl.float32)
     if HAS_BIAS:
+        row = tl.load(order + g * ROWS + slots)
         acc += tl.load(bias + row, mask=row >= 0, other=0.0).to(tl.float32)[None, :]
     for run in range(runs):
         if SINGLE_TAPS:
@@ -140,6 +140,7 @@ def _tiles_kernel(
             acc = _multiply(acc, x_tile, w_tile, PRECISION)
 
     result = tl.trans(acc)
+    row = tl.load(order + g * ROWS + slots)  # not kept in registers through the loop
     to = (row.to(tl.int64) * (out_height * out_width) + pixel) * batch
     mask = (row >= 0)[:, None] & (n < batch)[None, :]
     tl.store(out + to[:, None] + n[None, :], result.to(out.dtype.element_ty), mask=mask)

@@ -23,9 +23,9 @@ The static rule (`tune` knows better: it measures), with its reasons:
   of images (a tile has 16 at least), and where so little is kept that even 16 rows share few columns.
 - blocks where the input is channels_last and the mask random-like and dense enough (10%) that 64 rows leave next to no column
   out: condensing saves nothing there, and a change of layout would cost a pass over the activations each way.
-- tiles else. Tall groups: every group reads its columns anew, through the L2 cache, so the bytes go as columns / rows, and
-  1 - (1 - density)**rows columns a row always grows more slowly than rows. 128 rows where a group keeps nearly every column
-  anyway, 64 below, where they begin to be saved.
+- tiles else. Tall groups: every group reads its columns anew, through the L2 cache. With c = 1 - (1 - density)**rows of the
+  columns kept, a random mask's bytes go as c * (1 / rows + 1 / bn), which 128 rows make least down to a density of 1%; below,
+  64 rows read as little and multiply less.
 - bn 128: with 64 to 128 rows a step then does 20 to 30 operations a byte that comes from L2.
 - stages 5: the table of columns is loaded two steps before the rows it names, these two before they are multiplied.
 - direct: so few images at once that what they read stays in the L1 cache, from which every multiply-add takes its operand.
@@ -194,7 +194,7 @@ def _algo(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
 
 
 def _rows(pattern: Pattern) -> int:
-    wanted = 128 if pattern.density >= 0.1 else 64
+    wanted = 128 if pattern.density >= 0.01 else 64
     for rows in (16, 32, 64):
         if rows >= pattern.shape[0]:
             return min(rows, wanted)
