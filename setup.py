@@ -74,6 +74,7 @@ def extensions() -> tuple[list, dict]:
     pattern = CppExtension(
         "tost_kernels._pattern",
         sources("pattern", "cpp"),
+        depends=headers(),
         extra_compile_args=optimise,  # torch ships pybind11's headers
         extra_link_args=link,
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import tost_kernels as tk
-from tost import models
+from tost import distributed, models
 from tost.config import Config
 from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.ghosts import add_ghosts
@@ -28,6 +28,7 @@ from tost.masks import Masks, PruneStep, methods, prune
 from tost.model_address import is_address
 from tost.seeds import derive_seed
 from tost.update import precision_of
+from tost_kernels.plan import remembered_backends
 
 __all__ = [
     "LAYOUTS",
@@ -259,12 +260,15 @@ def is_rewired(config: Config) -> bool:
 def kernels_of(config: Config, device: torch.device) -> str:
     """What computes the masked layers of a configuration on `device`.
 
-    "cpu": the compiled kernels, wherever they pay. "reference": the specification in plain torch. "dense":
-    torch's own dense operations: without a mask, on weight times mask, or, where there is no compiled kernel, on the scattered
-    weights.
+    "cpu": the compiled kernels, wherever they pay. "tuned (triton, dense)", say: on CUDA, what `tune_layers` chose among.
+    "reference": the specification in plain torch. "dense": torch's own dense operations: without a mask, on weight times mask,
+    or, where there is no compiled kernel, on the scattered weights.
     """
     if config.backend == "reference":
         return "reference"
+    chosen = remembered_backends("cuda") if device.type == "cuda" and config.backend == "sparse" else []
+    if config.tune and chosen:
+        return f"tuned ({', '.join(chosen)})"
     compiled = device.type == "cpu" and tk.backend.why_not("masked_conv2d", "cpu") is None
     return "cpu" if config.backend == "sparse" and compiled else "dense"
 
@@ -278,7 +282,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def layout_of(config: Config, device: torch.device) -> str:
-    """The memory format of the images that suits what computes the layers: a name of LAYOUTS.
+    """The memory format of the images that suits what computes the layers: a name of LAYOUTS. `tune_layers` may know better.
 
     torch's dense convolutions are faster on channels_last; ResNet-20, batch 128, 2 threads of a Zen 4: 249 instead of 317 ms a
     step.
@@ -299,14 +303,25 @@ def forced_backend(config: Config) -> AbstractContextManager[None]:
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
 
 
-def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device) -> str:
     """Where `config` asks for it, choose the fastest kernels (`tk.tune`) of the training form `net`, which is on `device`.
 
-    `shape`: (N, C, H, W) of what it meets in one forward pass: one part of this process's share of a batch.
+    `shape`: (N, C, H, W) of what it meets in one forward pass: one part of this process's share of a batch. Returns the memory
+    format for the images, a name of LAYOUTS: `layout_of`'s, but where there was a choice on CUDA (`tk.best_layout`) the faster.
+    Rank 0's holds for all: DDP wants tensors alike everywhere.
     """
-    if config.tune and config.backend == "sparse":
-        with precision_of(config, device):
-            tk.tune(net, LAYOUTS[layout_of(config, device)](torch.zeros(shape, device=device)))
+    layout = layout_of(config, device)
+    if not (config.tune and config.backend == "sparse"):
+        return layout
+    images = torch.zeros(shape, device=device)
+    with precision_of(config, device):
+        if device.type == "cuda":
+            best = tk.best_layout(net, images)
+            layout = "batch_last" if distributed.from_main(best == "batch_last") else "channels_last"
+            if layout == best:
+                return layout
+        tk.tune(net, LAYOUTS[layout](images))
+    return layout
 
 
 def plain_form(net: nn.Module, masks: Masks | None) -> nn.Module:

@@ -172,9 +172,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     _, held_out = split_images(config, dataset)
     images = near(dataset, me.device)
     batches = train_batches(config, images, (me.rank, me.world), conduct.workers)
-    parts = config.accumulate * me.world
-    if config.batch_size % parts:
-        raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
+    at_once = _images_at_once(config, me.world)
     loss = loss_of(config, dataset, me.device)
     record = Record(folder.record if me.is_main else None)
     board = [TensorBoard(folder.path / "tensorboard", record)] if conduct.tensorboard and me.is_main else []
@@ -185,7 +183,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     net = set_layout(training_form(config, prepared).to(me.device), layout)
     if state is None and me.is_main:
         folder.start(config, prepared.masks)  # not before the masks are known to fit the network
-    tune_layers(config, net, (config.batch_size // parts, *dataset.input_shape), me.device)
+    layout = tune_layers(config, net, (at_once, *dataset.input_shape), me.device)
     ghost_weights = account(net).ghost_weights
 
     def to_input(inputs: Tensor) -> Tensor:
@@ -256,6 +254,14 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
         folder.save_model(plain_form(final, prepared.masks))
         folder.finish(result)
     return result
+
+
+def _images_at_once(config: Config, processes: int) -> int:
+    """How many images one forward pass gets."""
+    parts = config.accumulate * processes
+    if config.batch_size % parts:
+        raise ValueError(f"batch_size: expected a multiple of {parts} (accumulate x processes), got {config.batch_size}")
+    return config.batch_size // parts
 
 
 def _prepare_everywhere(

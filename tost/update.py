@@ -15,7 +15,7 @@ import tost_kernels as tk
 from tost import distributed
 from tost.config import Config
 
-__all__ = ["LossOf", "Update", "load_optimizer", "optimizer_of", "precision_of", "set_learning_rate"]
+__all__ = ["LossOf", "Update", "load_optimizer", "optimizer_of", "precision_of"]
 
 LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs, inputs, targets) -> 0-dim loss, the mean over the samples."""
@@ -41,15 +41,6 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=lr, betas=(config.betas[0], config.betas[1]), fused=True, capturable=recordable)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of `optimizer` this learning rate; one that is a tensor stays the same tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

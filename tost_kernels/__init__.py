@@ -19,6 +19,7 @@ _library.load_all()
 _backend.survey()
 
 from tost_kernels import nn  # noqa: E402  (modules may ask what is usable)
+from tost_kernels.best_layout import best_layout  # noqa: E402
 from tost_kernels.nn import (  # noqa: E402
     GhostSkipAdd,
     PSwish,
@@ -39,6 +40,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "TuneReport",
+    "best_layout",
     "densify",
     "ghost_skip_add",
     "is_batch_last",

@@ -1,19 +1,5 @@
-"""Pattern: everything that the mask alone decides, compiled once for a mask.
-
-The kernels take one packed int32 tensor, `Pattern.index`. Its sections, after a header of 16 numbers:
-
-    header   [version, O, I, kh, kw, nnz, block, forward blocks, transposed blocks, five section offsets, length, identity];
-             identity: a number no other pattern of the process has, by which kernels may keep what they derive; 0: none
-    ptr      O * ceil(I / block) + 1     kept weights of output channel o whose input channel lies in block b are the
-                                         positions ptr[o * blocks + b] up to ptr[o * blocks + b + 1] of `values`
-    col      nnz                         (i * kh + dy) * kw + dx of each kept weight
-    t_ptr    I * ceil(O / block) + 1     the same for the transposed weight: rows are input channels, blocks are of output
-    t_col    nnz                         channels; (o * kh + dy) * kw + dx, sorted by (i, o, dy, dx)
-    t_perm   nnz                         the position in `values` of each transposed entry
-
-Input channels count within their group: groups belong to the convolution, not to the mask. The weight gradient runs on the
-forward view. Since input channels ascend inside a row, any multiple of `block` channels is a contiguous run of a row too, so a
-plan may choose its channel block without the pattern being compiled again.
+"""Pattern: everything that the mask alone decides, compiled once for a mask: its packed index (tost_kernels/packed_index.py), and
+on demand its tiles (tost_kernels/tiles.py).
 """
 
 from __future__ import annotations
@@ -21,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,52 +17,9 @@ import torch
 from torch import Tensor
 
 from tost_kernels.compact import Compact, compact, live_parts
+from tost_kernels.packed_index import BLOCK, HEADER, compile_mask
+from tost_kernels.tiles import check_tiling, tile
 
-VERSION = 1
-HEADER = 16
-BLOCK = 8
-
-_Compile = Callable[[npt.NDArray[np.bool_], int], npt.NDArray[np.int32]]
-
-
-def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.int32]:
-    """The packed index of `mask` (O, I, kh, kw), in numpy: the specification of the compiled one, and its stand-in."""
-    outputs, inputs, kh, kw = mask.shape
-    columns = max(outputs, inputs) * kh * kw
-    if columns > np.iinfo(np.int32).max:
-        raise ValueError(f"mask: expected max(O, I) * kh * kw below 2**31, got {columns} for its index's columns")
-
-    def view(m: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        rows, channels = m.shape[:2]
-        blocks = -(-channels // block)
-        row, channel, dy, dx = np.nonzero(m)
-        run_lengths = np.bincount(row * blocks + channel // block, minlength=rows * blocks)
-        ptr = np.concatenate([[0], np.cumsum(run_lengths)])
-        return ptr, (channel * kh + dy) * kw + dx
-
-    ptr, col = view(mask)
-    t_ptr, t_col = view(mask.transpose(1, 0, 2, 3))
-    position = np.cumsum(mask.ravel()).reshape(mask.shape) - 1
-    t_mask = mask.transpose(1, 0, 2, 3)
-    t_perm = position.transpose(1, 0, 2, 3)[t_mask]
-    sections = [ptr, col, t_ptr, t_col, t_perm]
-    offsets = HEADER + np.concatenate([[0], np.cumsum([len(s) for s in sections])])
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise ValueError(f"mask: its index would have {offsets[-1]} entries, expected fewer than 2**31")
-    blocks = [-(-inputs // block), -(-outputs // block)]
-    header = [VERSION, outputs, inputs, kh, kw, len(col), block, *blocks, *offsets, 0]
-    return np.concatenate([np.asarray(header), *sections]).astype(np.int32)
-
-
-def _compiler() -> _Compile:
-    try:
-        from tost_kernels._pattern import compile_mask  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return compile_reference
-    return compile_mask  # type: ignore[no-any-return,unused-ignore]
-
-
-_compile = _compiler()
 # From a random start: an index that came from another process must not pass for one of this process.
 _identities = itertools.count(secrets.randbelow(2**30) + 1)
 
@@ -93,7 +36,7 @@ class Pattern:
         self._setup(tuple(mask.shape), mask.device, mask.cpu().numpy())
 
     def _setup(self, shape: tuple[int, ...], device: torch.device, mask: npt.NDArray[np.bool_]) -> None:
-        packed = _compile(np.ascontiguousarray(mask).reshape(shape if len(shape) == 4 else (*shape, 1, 1)), BLOCK)
+        packed = compile_mask(np.ascontiguousarray(mask).reshape(shape if len(shape) == 4 else (*shape, 1, 1)), BLOCK)
         packed[HEADER - 1] = next(_identities) % 2**31
         self._shape = shape
         self._fingerprint = hashlib.sha256(str(shape).encode() + np.packbits(mask).tobytes()).hexdigest()
@@ -149,8 +92,6 @@ class Pattern:
         return self._known_tiled(rows, groups, block)
 
     def _known_tiled(self, rows: int, groups: int, block: int) -> Tensor:
-        from tost_kernels.tiles import check_tiling, tile  # which reads the packed index, and so imports this module
-
         check_tiling(self._shape[0], rows, groups, block)
         key = (rows, groups, block)
         if key not in self._tiled:

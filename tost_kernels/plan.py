@@ -98,6 +98,12 @@ def forget() -> None:
     _SEEN.clear()
 
 
+def remembered_backends(device: str) -> list[str]:
+    """The backends of the plans remembered for "cpu" or "cuda", in the order of `backend.BACKENDS`."""
+    names = {plan.backend for kind, plans in _TUNED.items() if kind.device == device for plan in plans.values()}
+    return [name for name in backend.BACKENDS if name in names]
+
+
 @contextmanager
 def own_plans() -> Iterator[None]:
     """What is remembered or forgotten inside the block is undone after it."""

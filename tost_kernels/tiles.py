@@ -8,7 +8,7 @@ There are two views of a weight. In the forward one a row is an output channel; 
 of the input is computed, it is an input channel. Here input channels are absolute, I * groups of them, unlike those of the
 packed index, which count within their group. A column is a tap, dy * kw + dx in both views, and a channel: an input channel in
 the forward view, an output channel in the transposed one. With T = kh * kw taps, G = ceil(O / rows) groups of rows in the
-forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is the packed index (tost_kernels/pattern.py),
+forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is the packed index (tost_kernels/packed_index.py),
 unchanged, followed by
 
     order      G * rows    the row in each slot of each group; -1: an empty slot, which only the last group has, at its end
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tost_kernels.pattern import BLOCK, HEADER
+from tost_kernels.packed_index import BLOCK, HEADER
 
 SEGMENT = 16  # columns of a group at a tap are a multiple of this: the depth of a matrix instruction
 LARGEST = 1024  # rows of a group, channels of a block

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,11 @@ from tost_kernels.nn.surgery import duplicate
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Case, Plan, remember, watching
 from tost_kernels.tuning import store
-from tost_kernels.tuning.search import Known, Timer, Timing, best_plan, check_runs, interleaved
+from tost_kernels.tuning.bench import check_runs
+from tost_kernels.tuning.cpu_timer import interleaved
+from tost_kernels.tuning.cuda_timer import GraphTimer
+from tost_kernels.tuning.search import Choice, Dropped, Known, best_plan
+from tost_kernels.tuning.trial import Timer, Timing
 
 MEASURED, CACHED, ONLY = "measured", "cache", "only candidate"
 
@@ -40,6 +44,8 @@ class TunedCase:
         source: "measured", "cache" or "only candidate".
         candidates: whole plans with their milliseconds (forward and the gradients wanted), fastest first. Single passes had
             more: their best options are in these. Empty where nothing was ever timed.
+        dropped: candidates that this device could not run, and why; empty where the plan is from the cache.
+        calls: how often a run of the network met the case.
     """
 
     layers: tuple[str, ...]
@@ -47,6 +53,8 @@ class TunedCase:
     plan: Plan
     source: str
     candidates: tuple[Timing, ...]
+    dropped: tuple[Dropped, ...] = ()
+    calls: int = 1
 
     def milliseconds(self, plan: Plan) -> float | None:
         """What `plan` took, if it was a candidate."""
@@ -79,6 +87,14 @@ class TuneReport:
                 return tuned.plan
         raise KeyError(layer)
 
+    def milliseconds(self, *, training: bool) -> float:
+        """What the sparse layers take together, each as often as it is called: in a training step, or in inference.
+
+        Cases that were never timed count nothing, and neither does anything but masked ops.
+        """
+        cases = [tuned for tuned in self.cases if bool(tuned.case.grads) == training]
+        return sum(tuned.calls * (tuned.milliseconds(tuned.plan) or 0.0) for tuned in cases)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON."""
         rows = []
@@ -94,12 +110,16 @@ class TuneReport:
                         {"backend": t.plan.backend, "options": t.plan.options, "milliseconds": t.milliseconds}
                         for t in tuned.candidates
                     ],
+                    "dropped": [
+                        {"backend": d.plan.backend, "options": d.plan.options, "reason": d.reason} for d in tuned.dropped
+                    ],
+                    "calls": tuned.calls,
                 }
             )
         return {"cases": rows, "seconds": self.seconds, "cache": self.cache}
 
     def __str__(self) -> str:
-        rows = [("layer", "input", "density", "for", "ms", "dense ms", "ratio", "plan", "source")]
+        rows = [("layer", "input", "number", "density", "live", "for", "ms", "dense ms", "ratio", "plan", "source")]
         for tuned in self.cases:
             case, best, dense = tuned.case, tuned.milliseconds(tuned.plan), tuned.dense_milliseconds
             name = tuned.layers[0] + (f" and {len(tuned.layers) - 1} more" if len(tuned.layers) > 1 else "")
@@ -107,7 +127,9 @@ class TuneReport:
                 (
                     name,
                     "x".join(map(str, case.input)) + ("" if case.layout == "contiguous" else f" {case.layout}"),
+                    " ".join(part for part in (case.dtype, case.precision) if part),
                     f"{2 ** (case.density / 4):.2g}",
+                    "all" if case.live == (16, 16) else "{}/16 x {}/16".format(*case.live),
                     "training" if case.grads else "inference",
                     "-" if best is None else f"{best:.3g}",
                     "-" if dense is None else f"{dense:.3g}",
@@ -118,7 +140,10 @@ class TuneReport:
             )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, f"{len(self.cases)} cases in {self.seconds:.1f} s; cache: {self.cache or 'none'}"])
+        dropped = sum(len(tuned.dropped) for tuned in self.cases)
+        left_out = f" ({dropped} candidates cannot run on this device: see `dropped`)" if dropped else ""
+        end = f"{len(self.cases)} cases in {self.seconds:.1f} s{left_out}; cache: {self.cache or 'none'}"
+        return "\n".join([*lines, end])
 
 
 def tune(
@@ -128,7 +153,7 @@ def tune(
     cache: bool = True,
     remeasure: bool = False,
     progress: bool = False,
-    timer: Timer = interleaved,
+    timer: Timer | None = None,
 ) -> TuneReport:
     """Choose for each sparse layer of `net` the fastest plan on the input that reaches it; ops use it from now on.
 
@@ -140,7 +165,8 @@ def tune(
     of threads run by the static rule. In a distributed run each process tunes for itself.
 
     cache: read and write the disk cache: $TOST_CACHE_DIR, else $XDG_CACHE_HOME/tost, else ~/.cache/tost. remeasure: ignore what
-    it holds. progress: a line a case on stderr. timer: (trials, rounds) -> milliseconds of each, instead of measuring.
+    it holds. progress: a line a case on stderr. timer: (trials, rounds) -> milliseconds of each, instead of measuring: calls
+    on the CPU by a clock, replays of a CUDA graph of them by events, cuDNN's own search (`torch.backends.cudnn.benchmark`) on.
 
     Equal plans give equal bits, but which plan is the fastest may differ from run to run: without `tune`, or reading one cache,
     runs are reproducible. Raises TypeError for a wrong argument, ValueError for a network in which no sparse op ran, and
@@ -158,51 +184,63 @@ def tune(
         )
 
 
-def _tune(net: nn.Module, arguments: tuple[Any, ...], cache: bool, remeasure: bool, progress: bool, timer: Timer) -> TuneReport:
+def _tune(
+    net: nn.Module, arguments: tuple[Any, ...], cache: bool, remeasure: bool, progress: bool, timer: Timer | None
+) -> TuneReport:
     started = time.perf_counter()
     met = _cases(net, arguments)
     if not met:
         raise ValueError("tune: expected net to run a sparse layer on example_input, but none ran: see tost_kernels.sparsify")
-    known: Known = {}
+    known = Known()
     results = []
-    for case, (names, pattern) in met.items():
-        plan, timings, source = _decide(case, pattern, timer, known, read=cache and not remeasure, write=cache)
+    for case, meeting in met.items():
+        fitting = timer or (GraphTimer() if case.device == "cuda" else interleaved)
+        choice, source = _decide(case, meeting.pattern, fitting, known, read=cache and not remeasure, write=cache)
+        plan, names = choice.plan, tuple(meeting.names)
         remember(case, plan)
-        results.append(TunedCase(tuple(names), case, plan, source, tuple(timings)))
+        results.append(TunedCase(names, case, plan, source, tuple(choice.timings), tuple(choice.dropped), meeting.calls))
         if progress:
             line = f"tune: {len(results)}/{len(met)} {names[0]}: {plan.backend} {plan.options}".rstrip()
             print(f"{line} ({source})", file=sys.stderr, flush=True)
     return TuneReport(tuple(results), time.perf_counter() - started, store.place() if cache else None)
 
 
-def _decide(
-    case: Case, pattern: Pattern, timer: Timer, known: Known, *, read: bool, write: bool
-) -> tuple[Plan, list[Timing], str]:
+def _decide(case: Case, pattern: Pattern, timer: Timer, known: Known, *, read: bool, write: bool) -> tuple[Choice, str]:
     stored = store.load(case, lambda plan: check_runs(case, pattern, plan)) if read else None
     if stored is not None:
-        return stored[0], [Timing(*row) for row in stored[1]], CACHED
-    plan, timings = best_plan(case, pattern, timer, known)
-    if not timings:
-        return plan, timings, ONLY
+        return Choice(stored[0], [Timing(*row) for row in stored[1]], []), CACHED
+    choice = best_plan(case, pattern, timer, known)
+    if not choice.timings:
+        return choice, ONLY
     if write:
-        store.save(case, plan, [(t.plan, t.milliseconds) for t in timings])
-    return plan, timings, MEASURED
+        store.save(case, choice.plan, [(t.plan, t.milliseconds) for t in choice.timings])
+    return choice, MEASURED
 
 
-def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, tuple[list[str], Pattern]]:
-    """Each case that a run of `net` meets, in its order, with the names of the layers and a pattern of one of them."""
+@dataclass
+class _Meeting:
+    """Who met a case: the names of the layers, the pattern of one of them, and how often."""
+
+    pattern: Pattern
+    names: list[str] = field(default_factory=list)
+    calls: int = 0
+
+
+def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, _Meeting]:
+    """Each case that a run of `net` meets, in its order."""
     if isinstance(net, DistributedDataParallel):  # its forward talks to other processes
         net = net.module
     net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
     copy = duplicate(net)
-    met: dict[Case, tuple[list[str], Pattern]] = {}
+    met: dict[Case, _Meeting] = {}
     running = [""]
 
     def tell(case: Case, pattern: Pattern) -> None:
         for each in dict.fromkeys((case, case._replace(grads=""))):
-            names, _ = met.setdefault(each, ([], pattern))
-            if running[-1] not in names:
-                names.append(running[-1])
+            meeting = met.setdefault(each, _Meeting(pattern))
+            meeting.calls += 1
+            if running[-1] not in meeting.names:
+                meeting.names.append(running[-1])
 
     for name, module in copy.named_modules():
         if isinstance(module, SparseModule | Conv2d):

@@ -1,4 +1,4 @@
-// Reads and checks the packed index of a Pattern (specified in tost_kernels/pattern.py).
+// Reads and checks the packed index of a Pattern (specified in tost_kernels/packed_index.py).
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// mask -> packed index. The layout is specified in tost_kernels/pattern.py, whose compile_reference this equals.
+// mask -> packed index. The layout is specified in tost_kernels/packed_index.py, whose compile_reference this equals.
 //
 // Two passes over the mask, one counting and one writing, for the forward and the transposed view at once: masks have up to
 // 1e8 entries, and a sort of the transposed entries would cost far more than walking the mask in row order and appending each
@@ -13,7 +13,11 @@
 #include <string>
 #include <vector>
 
+#include "tiles.h"
+#include "view.h"
+
 namespace py = pybind11;
+using tost::ceil_div;
 
 namespace {
 
@@ -24,8 +28,6 @@ struct Shape {
   int64_t outputs, inputs, kh, kw;
   int64_t taps() const { return kh * kw; }
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // counts[row * blocks + block + 1] of both views, then their running sums: the two ptr sections.
 void count(const bool* mask, Shape s, int64_t block, std::vector<int64_t>& ptr, std::vector<int64_t>& t_ptr) {
@@ -102,7 +104,9 @@ py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, in
 }  // namespace
 
 PYBIND11_MODULE(_pattern, m) {
-  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern.";
+  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern, that the tiles of tost_kernels.tiles.";
   m.def("compile_mask", &compile_mask, py::arg("mask").noconvert(), py::arg("block"),
         "Pack a bool mask (O, I, kh, kw) into its int32 index; the GIL is released.");
+  m.def("tile_index", &tost::tile_index, py::arg("index").noconvert(), py::arg("rows"), py::arg("groups"), py::arg("block"),
+        "The tiled index of a packed one, its rows permuted so that groups share columns; the GIL is released.");
 }

@@ -19,11 +19,12 @@ import tost
 import tost_kernels as tk
 from tost import Config, Recipe, training
 from tost.callbacks import Callback, Run, Stopped
+from tost.callbacks.learning_rate import set_learning_rate
 from tost.data import Dataset
 from tost.ghosts import add_ghosts, ghost_parameters, set_strength
 from tost.graphed import CudaGraphs, GraphedUpdate, Recorder, update_of, why_not_graphed
 from tost.models.resnet import ResNet
-from tost.update import Update, load_optimizer, optimizer_of, set_learning_rate
+from tost.update import Update, load_optimizer, optimizer_of
 
 _spec = importlib.util.spec_from_file_location("tape", Path(__file__).parent / "tape.py")
 assert _spec is not None

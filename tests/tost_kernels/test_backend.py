@@ -115,7 +115,7 @@ def test_interpreted_kernels_run_only_when_forced(monkeypatch: pytest.MonkeyPatc
     with tk.use_backend("triton"):
         assert backend.pick("pswish", ("triton", "reference"), x) == "triton"
     assert backend.why_not_for("pswish", "triton", x.double()) == "it computes in float32 and bfloat16, got torch.float64"
-    case = Case("pswish", (2, 2), 0, (2, 2), "contiguous", "float32", "cpu", (), False, "", 1)
+    case = Case("pswish", (2, 2), 0, (16, 16), (2, 2), "contiguous", "float32", "", "cpu", (), False, "", 1)
     assert "triton" not in candidates.compiled_backends(case)
     rows = {(row["op"], row["backend"]): row for row in info.report()["ops"]}
     assert rows["pswish", "triton"]["note"] == "interpreted on the CPU, only when forced: slow, for tests"

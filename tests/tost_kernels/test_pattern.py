@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from tost_kernels import pattern as module
-from tost_kernels.pattern import Pattern, compile_reference
+from tost_kernels.packed_index import compile_reference
+from tost_kernels.pattern import Pattern
 
 
 def test_index_by_hand() -> None:
@@ -43,7 +44,7 @@ def test_compiled_equals_numpy(mask: np.ndarray, block: int) -> None:
 @pytest.mark.parametrize("compiler", ["native", "numpy"])
 def test_transposed_view_is_the_transposed_weight(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiler == "numpy":
-        monkeypatch.setattr(module, "_compile", compile_reference)
+        monkeypatch.setattr(module, "compile_mask", compile_reference)
     mask = torch.rand(13, 9, 3, 2) < 0.3
     pattern = Pattern(mask)
     index, values = pattern.index, torch.arange(pattern.nnz)

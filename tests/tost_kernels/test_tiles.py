@@ -1,11 +1,23 @@
 """The tiled index against a table worked out by hand, against the mask it stands for, and the compiled one against numpy's."""
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tost_kernels import pattern as pattern_module
+from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
 from tost_kernels.tiles import TileSections, offsets, tile_reference
+
+try:
+    from tost_kernels._pattern import tile_index
+except ImportError:
+    tile_index = None
+
+compiled = pytest.mark.skipif(tile_index is None, reason="built without a compiler")
 
 
 def sections(pattern: Pattern, rows: int, groups: int, tiled: torch.Tensor) -> tuple[TileSections, list[list[int]]]:
@@ -120,3 +132,133 @@ def test_every_value_has_its_place(shape: str, mask: str, rows: int, block: int)
     pattern = Pattern(MASKS[mask](size))
     check(pattern, rows, groups, block, pattern.tiled(rows, groups, block))
     check(pattern, rows, groups, block, torch.from_numpy(tile_reference(pattern.index.numpy(), rows, groups, block)))
+
+
+@compiled
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(1, 3), st.integers(1, 3)),
+    st.sampled_from([0.01, 0.1, 0.5]),
+    st.sampled_from([16, 32]),
+    st.sampled_from([1, 16, 32]),
+    st.data(),
+)
+def test_compiled_equals_numpy_and_costs_no_more_than_the_natural_order(
+    shape: tuple[int, ...], density: float, rows: int, block: int, data: st.DataObject
+) -> None:
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    mask = random.random(shape) < density
+    outputs, nnz = mask.shape[0], int(mask.sum())
+    groups = data.draw(st.sampled_from([g for g in range(1, outputs + 1) if outputs % g == 0]))
+    index = compile_reference(mask, 8)
+    tiled = tile_index(index, rows, groups, block)
+    at = offsets(mask.shape, groups, nnz, rows, len(tiled))
+    order, t_order = tiled[at.at_order : at.at_ptr], tiled[at.at_t_order : at.at_t_ptr]
+    assert (tiled == tile_reference(index, rows, groups, block, order, t_order)).all()
+    assert (tiled == tile_index(index, rows, groups, block)).all(), "the same every time"
+    natural = tile_reference(index, rows, groups, block)
+    was = offsets(mask.shape, groups, nnz, rows, len(natural))
+    for view in ("at_channel", "at_t_channel"):  # the number before is the last of ptr
+        assert tiled[getattr(at, view) - 1] <= natural[getattr(was, view) - 1]
+
+
+@compiled
+@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_rows_that_share_columns_meet(kernel: int, block: int) -> None:
+    """Four kinds of rows, shuffled, each with 32 channels of its own: one list of columns a group is possible, and found."""
+    kind = torch.randperm(64) % 4
+    channel = torch.arange(128)
+    mask = (channel // 32 == kind[:, None]).view(64, 128, 1, 1).expand(-1, -1, kernel, kernel)
+    pattern = Pattern(mask)
+    tiled = pattern.tiled(16, 1, block)
+    _, (order, ptr, *_rest) = sections(pattern, 16, 1, tiled)
+    assert ptr[-1] == 4 * 32 * kernel**2
+    kinds = kind[torch.tensor(order).view(4, 16)]
+    assert (kinds == kinds[:, :1]).all()
+
+
+def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern_module, "tile", tile_reference)
+    pattern = Pattern(torch.rand(40, 20) < 0.3)
+    _, (order, *_rest) = sections(pattern, 16, 1, pattern.tiled(16))
+    assert order == [*range(40), *[-1] * 8]
+
+
+def test_made_once_and_moves_with_the_pattern() -> None:
+    pattern = Pattern(torch.rand(20, 30) < 0.5)
+    first = pattern.tiled(16)
+    assert pattern.tiled(16, 1, 1) is first
+    assert pattern.tiled(32) is not first
+    assert pattern.tiled(16, 2) is not first
+    elsewhere = Pattern(torch.rand(20, 30) < 0.5)
+    assert elsewhere.tiled(16) is not first
+    moved = pattern.to("cpu")
+    assert moved.tiled(16) is first
+
+
+def test_usable_anywhere_wherever_it_was_made() -> None:
+    pattern = Pattern(torch.rand(20, 30) < 0.5)
+    with torch.inference_mode():
+        assert not pattern.tiled(16).is_inference()
+    with FakeTensorMode():
+        assert type(pattern.tiled(32)) is torch.Tensor
+
+
+def test_compiles_as_a_constant_of_its_pattern() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pattern = Pattern(torch.eye(20, 30))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.pattern.tiled(16).sum()
+
+    layer = Layer()
+    one = torch.ones(())
+    run = torch.compile(layer, fullgraph=True, backend="eager")
+    assert run(one) == layer(one) == layer.pattern.tiled(16).sum()
+    layer.pattern = Pattern(torch.eye(20, 30).flip(0))  # as many weights, in other places
+    assert run(one) == layer.pattern.tiled(16).sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((16.0,), TypeError, "rows: expected an int, got float"),
+        ((8,), ValueError, "rows: expected a power of two from 16 to 1024, got 8"),
+        ((48,), ValueError, "rows: expected a power of two from 16 to 1024, got 48"),
+        ((2048,), ValueError, "rows: expected a power of two from 16 to 1024, got 2048"),
+        ((16, 3), ValueError, "groups: expected a divisor of the 20 output channels, got 3"),
+        ((16, 0), ValueError, "groups: expected a divisor of the 20 output channels, got 0"),
+        ((16, 1, 8), ValueError, "block: expected 1 or a power of two from 16 to 1024, got 8"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[int, ...], error: type[Exception], message: str) -> None:
+    pattern = Pattern(torch.eye(20))
+    with pytest.raises(error, match=message):
+        pattern.tiled(*arguments)
+
+
+def test_a_length_that_no_tiled_index_has() -> None:
+    pattern = Pattern(torch.eye(20))
+    tiled = pattern.tiled(16)
+    with pytest.raises(ValueError, match=r"are no index of weight \(20, 20\) in groups of 16 rows"):
+        offsets(pattern.shape, 1, pattern.nnz, 16, tiled.numel() + 2)
+
+
+@pytest.mark.parametrize("tile", [pytest.param(tile_index, marks=compiled), tile_reference])
+def test_places_are_32_bits(tile: object) -> None:
+    index = compile_reference(np.ones((1, 1, 46, 46), bool), 8)  # 2116 taps, each a tile of 1024 x 1024
+    with pytest.raises(ValueError, match=r"its packed weight below 2\*\*31 numbers, got \d+ and 2218786816"):
+        tile(index, 1024, 1, 1024)  # type: ignore[operator]
+
+
+@compiled
+@pytest.mark.parametrize(("at", "value"), [(1, 5), (3, 0), (5, 7), (9, 15), (14, 3), (18, 100), (22, -1), (22, 99)])
+def test_a_damaged_index_is_refused(at: int, value: int) -> None:
+    index = compile_reference(np.eye(4, dtype=bool).reshape(4, 4, 1, 1), 8)
+    tile_index(index, 16, 1, 1)
+    index[at] = value
+    with pytest.raises(ValueError, match="index: expected the packed index of a pattern"):
+        tile_index(index, 16, 1, 1)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from torch import nn
 
 import tost_kernels as tk
 from tost_kernels import info, library
-from tost_kernels.plan import Case, Plan, forget, plan_for, remember, watching
-from tost_kernels.tuning import candidates, search, store
-from tost_kernels.tuning.search import Trial
+from tost_kernels import plan as plan_module
+from tost_kernels.plan import Case, Plan, forget, plan_for, precision_of, remember, remembered_backends, watching
+from tost_kernels.tuning import bench, candidates, store
+from tost_kernels.tuning.cpu_timer import interleaved
+from tost_kernels.tuning.trial import WHOLE, Trial
 
 compiled = pytest.mark.skipif(library.reason("cpu") is not None, reason="the compiled CPU library is not built")
 
@@ -107,7 +110,7 @@ def test_each_pass_gets_its_own_options():
     parts = {(which, part) for which, wish in wishes.items() for part in wish.split(",")}
 
     def ms(trial: Trial) -> float:
-        if trial.which == search.WHOLE:
+        if trial.which == WHOLE:
             return 10.0 - len(trial.plan.options)
         return 10.0 - sum((trial.which, part) in parts for part in trial.plan.options.split(","))
 
@@ -482,19 +485,226 @@ def test_torch_func_and_vmap_use_the_plan():
     torch.testing.assert_close(torch.func.vmap(loss)(stacked), torch.stack([loss(v) for v in stacked]))
 
 
-def test_a_candidate_of_a_later_backend_joins_by_the_table(monkeypatch):
+@pytest.fixture
+def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], object]], list[Trial]]:
+    """Makes triton a candidate on the CPU; its trials do what is given, and are kept in the list returned."""
+
+    def install(run: Callable[[Trial], object]) -> list[Trial]:
+        made: list[Trial] = []
+
+        def trial(which: str, plan: Plan, original: Callable[[], Trial]) -> Trial:
+            if plan.backend != "triton":
+                return original()
+            made.append(Trial(which, plan, lambda: run(fake)))
+            fake = made[-1]
+            return fake
+
+        one_pass, whole = bench.Bench.one_pass, bench.Bench.whole
+        monkeypatch.setattr(bench.Bench, "one_pass", lambda b, which, p: trial(which, p, lambda: one_pass(b, which, p)))
+        monkeypatch.setattr(bench.Bench, "whole", lambda b, plan: trial(WHOLE, plan, lambda: whole(b, plan)))
+        monkeypatch.setattr(candidates, "compiled_backends", lambda case: ["triton"])
+        return made
+
+    return install
+
+
+def test_a_candidate_of_a_later_backend_joins_by_the_table(monkeypatch, fake_triton):
     """A backend that can run here is a candidate without a line of code more than its own."""
-    monkeypatch.setattr(candidates, "compiled_backends", lambda case: ["cpu", "triton"])
-    monkeypatch.setitem(candidates.OPTIONS, "triton", {"warps": lambda case, which: ["4", "8"]})
-    seen = []
-
-    def timer(trials: Sequence[Trial], rounds: int) -> list[float]:
-        seen.extend(trials)
-        return [0.5 if "warps=8" in trial.plan.options else 1.0 for trial in trials]
-
-    report = tk.tune(network(), batch(), timer=timer, cache=False)
+    fake_triton(lambda trial: None)
+    monkeypatch.delitem(candidates.FRAMES, "triton")
+    monkeypatch.setitem(candidates.OPTIONS, "triton", {"warps": lambda case, which, chosen: ["4", "8"]})
+    fake = FakeTimer(lambda trial: 0.5 if "warps=8" in trial.plan.options else 1.0)
+    report = tk.tune(network(), batch(), timer=fake, cache=False)
     assert {t.plan for t in report.cases} == {Plan("triton", "warps=8")}
-    assert {trial.plan.backend for trial in seen} == {"cpu", "triton", "dense"}
+    assert {trial.plan.backend for trial in fake.seen} == {"triton", "dense"}
+
+
+class OutOfResources(Exception):
+    """As triton's: told by where it is defined."""
+
+    __module__ = "triton.runtime.errors"
+
+
+def gpu_layer() -> tuple[nn.Module, torch.Tensor]:
+    """One layer with every kind of frame, and an input that wants a gradient."""
+    layer = tk.SparseConv2d(32, 48, 3, padding=1, mask=torch.rand(48, 32, 3, 3) < 0.1)
+    return layer, torch.randn(16, 32, 4, 4, requires_grad=True)
+
+
+def test_the_options_of_the_passes_are_searched_in_the_fastest_frame(fake_triton):
+    """Rows of 32 are the best for two passes, and the third does without."""
+    wishes = {"forward": "warps=8", "input_grad": "stages=4", "values_grad": "split=16"}
+
+    def ms(trial: Trial) -> float:
+        if trial.which == WHOLE:
+            return 10.0 - len(trial.plan.options) / 100 if trial.plan.backend == "triton" else 20.0
+        direct = trial.plan.options.endswith("direct") or "algo=direct," in trial.plan.options
+        frame = 5.0 if trial.which == "values_grad" and direct else 6.0 if "tiles,rows=32" in trial.plan.options else 9.0
+        return frame - (wishes[trial.which] in trial.plan.options)
+
+    made = fake_triton(lambda trial: None)
+    fake = FakeTimer(ms)
+    layer, x = gpu_layer()
+    report = tk.tune(layer, x, timer=fake, cache=False)
+    parts = "forward.warps=8,input_grad.stages=4,values_grad.algo=direct,values_grad.split=16"
+    assert report.plan_of("", training=True) == Plan("triton", f"algo=tiles,rows=32,{parts}")
+    assert report.plan_of("", training=False) == Plan("triton", "algo=tiles,rows=32,warps=8")
+    frames = {trial.plan.options for trial in made if trial.which == "forward" and "forward" not in trial.plan.options}
+    tiles = {f"algo=tiles,rows={rows}" for rows in (16, 32, 64)}  # 48 outputs: 128 rows would be mostly empty
+    assert frames == {"algo=direct", *tiles, "algo=blocks,rows=64,block=32"}
+    searched = {trial.plan.options.split(",", 2)[1] for trial in made if "forward.warps" in trial.plan.options}
+    assert searched == {"rows=32"}
+
+
+def test_frames_without_hope_are_not_searched(fake_triton):
+    made = fake_triton(lambda trial: None)
+    layer, x = gpu_layer()
+    report = tk.tune(layer, x, timer=FakeTimer(lambda t: 1.0 if t.plan.backend == "dense" else 9.0), cache=False)
+    assert {tuned.plan for tuned in report.cases} == {Plan("dense")}
+    assert not [trial for trial in made if "bn=" in trial.plan.options]
+    assert len([trial for trial in made if trial.which == "forward"]) == 5  # training and inference share the look
+
+
+def test_candidates_that_do_not_fit_the_device_are_dropped_and_told(fake_triton, capsys):
+    def run(trial: Trial) -> None:
+        if "rows=64" in trial.plan.options or "stages=4" in trial.plan.options:
+            raise OutOfResources("shared memory, Required: 300000\nHardware limit: 232448")
+
+    fake_triton(run)
+    layer, x = gpu_layer()
+    report = tk.tune(layer, x, timer=FakeTimer(lambda t: 2.0 if t.plan.backend == "dense" else 1.0), cache=False)
+    assert {tuned.plan.backend for tuned in report.cases} == {"triton"}
+    dropped = report.cases[0].dropped
+    assert "algo=tiles,rows=64" in {each.plan.options for each in dropped}
+    assert all("rows=64" in each.plan.options or "stages=4" in each.plan.options for each in dropped)
+    assert {each.reason for each in dropped} == {"OutOfResources: shared memory, Required: 300000"}
+    assert len(dropped) == len(set(dropped))
+    assert "candidates cannot run on this device" in str(report)
+    assert report.as_dict()["cases"][0]["dropped"][0]["reason"].startswith("OutOfResources")
+
+
+def test_where_no_candidate_fits_dense_is_taken(fake_triton):
+    def run(trial: Trial) -> None:
+        raise OutOfResources("registers")
+
+    fake_triton(run)
+    layer, x = gpu_layer()
+    report = tk.tune(layer, x, timer=FakeTimer(lambda trial: 1.0), cache=False)
+    assert {tuned.plan for tuned in report.cases} == {Plan("dense")}
+
+
+def test_other_errors_of_a_candidate_are_errors(fake_triton):
+    def run(trial: Trial) -> None:
+        raise RuntimeError("a bug")
+
+    fake_triton(run)
+    with pytest.raises(RuntimeError, match="a bug"):
+        tk.tune(*gpu_layer(), timer=FakeTimer(lambda trial: 1.0), cache=False)
+
+
+def test_every_plan_of_the_search_is_one_that_triton_takes(fake_triton):
+    """Whatever is the fastest, each string tried names a variant that the kernels have."""
+    options = pytest.importorskip("tost_kernels.triton.options", reason="there are no Triton kernels")
+    made = fake_triton(lambda trial: None)
+    linear = tk.SparseLinear(40, 20, mask=torch.rand(20, 40) < 0.3)
+    for wish in ("direct", "tiles", "blocks"):
+        for layer, x in (gpu_layer(), (linear, torch.randn(8, 40, requires_grad=True))):
+            forget()
+            tk.tune(layer, x, timer=FakeTimer(lambda t, wish=wish: 2.0 - (wish in t.plan.options)), cache=False)
+            op, geometry = ("masked_conv2d", (1, 1, 1, 1, 1, 1, 1)) if x.dim() == 4 else ("masked_linear", ())
+            for plan in {trial.plan for trial in made}:
+                options.complete(op, plan.options, x, layer.pattern, geometry)
+            made.clear()
+
+
+def test_dead_filters_make_another_case_and_a_candidate():
+    mask = torch.rand(16, 8, 3, 3) < 0.5
+    alive = tk.SparseConv2d(8, 16, 3, mask=mask)
+    mask[:4] = False
+    layer, x = tk.SparseConv2d(8, 16, 3, mask=mask), torch.randn(4, 8, 6, 6)
+    fake = FakeTimer(lambda trial: 1.0 if "compact" in trial.plan.options else 2.0)
+    report = tk.tune(layer, x, timer=fake, cache=False)
+    assert report.plan_of("") == Plan("dense", "compact=1")
+    assert report.cases[0].case.live == (12, 16)
+    assert "12/16 x 16/16" in str(report)
+    assert cases_of(lambda: alive(x))[0].live == (16, 16)
+    tk.tune(alive, x, timer=fake, cache=False)
+    grouped = tk.SparseConv2d(16, 16, 3, groups=2, mask=mask)
+    tk.tune(grouped, torch.randn(4, 16, 6, 6), timer=fake, cache=False)
+    compacts = [trial for trial in fake.seen if "compact" in trial.plan.options]
+    assert {trial.plan.options for trial in compacts} == {"compact=1", "layout=channels_last,compact=1"}
+    assert len(compacts) == 4  # of the first layer alone: training and inference
+
+
+def test_precision_follows_torchs_settings():
+    """Convolutions and matrix products have settings of their own, through the older interface or the newer one."""
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cublas.allow_tf32
+    try:
+        for conv in (True, False):
+            cudnn.allow_tf32, cublas.allow_tf32 = conv, not conv
+            found = [precision_of(op, on_gpu) for op in ("masked_conv2d", "masked_linear")]
+            assert found == (["tf32", "ieee"] if conv else ["ieee", "tf32"])
+    finally:
+        cudnn.allow_tf32, cublas.allow_tf32 = before
+    assert precision_of("masked_conv2d", types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)) == ""
+    assert precision_of("masked_conv2d", torch.ones(1)) == ""
+
+
+def test_an_older_cache_is_not_misread(monkeypatch):
+    case, *_ = cases_of(lambda: network()(batch()))
+    monkeypatch.setattr(store, "FORMAT", 1)
+    store.save(case, Plan("reference"), [])
+    monkeypatch.undo()
+    assert store.load(case, lambda plan: None) is None
+
+
+def test_the_environment_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability[0])
+    one = store.environment("cuda")
+    assert one["gpu"] == "a GPU"
+    assert {"triton", "triton_kernels", "cudnn", "cuda", "torch"} <= one.keys()
+    capability[0] = (8, 0)
+    assert store.environment("cuda") != one
+
+
+@pytest.mark.parametrize("faster", ["batch_last", "channels_last"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_layout_of_a_network_is_the_faster(faster, training, monkeypatch):
+    net, x = network().double().train(training), torch.randn(8, 3, 8, 8, dtype=torch.double)
+    met: list[str] = []
+    original = bench.Bench.whole
+
+    def whole(self: bench.Bench, plan: Plan) -> Trial:
+        met.append(self.case.layout)
+        return original(self, plan)
+
+    monkeypatch.setattr(bench.Bench, "whole", whole)
+    fake = FakeTimer(lambda trial: 1.0 if met[-1] == faster else 2.0)
+    assert tk.best_layout(net, x, timer=fake, cache=False) == faster
+    assert remembered_backends("cpu") == ["dense"]
+    remembered = {kind.layout for kind in plan_module._TUNED if kind.op == "masked_conv2d"}
+    assert remembered == {faster}  # the other layout's plans are forgotten
+    assert met.count("batch_last") == met.count("channels_last") > 0
+    assert x.is_contiguous()
+    tie = FakeTimer(lambda trial: 1.0)
+    assert tk.best_layout(net, (x,), timer=tie, cache=False) == "channels_last"
+
+
+def test_a_layer_counts_as_often_as_it_is_called():
+    layer = tk.SparseConv2d(8, 8, 3, padding=1, mask=torch.rand(8, 8, 3, 3) < 0.5)
+    net, x = nn.Sequential(layer, nn.ReLU(), layer), torch.randn(4, 8, 4, 4, requires_grad=True)
+    report = tk.tune(net, x, timer=FakeTimer(lambda trial: 3.0), cache=False)
+    assert [(tuned.layers, tuned.calls) for tuned in report.cases if tuned.case.grads] == [(("0",), 2)]
+    assert report.milliseconds(training=True) == report.milliseconds(training=False) == 6.0
+
+
+def test_best_layout_wants_tensors():
+    with pytest.raises(TypeError, match="best_layout: expected example_input to be a tensor or a tuple of arguments, got list"):
+        tk.best_layout(network(), [1])
 
 
 @compiled
@@ -508,7 +718,7 @@ def test_the_report(capsys):
     assert [row["layers"] for row in data["cases"]] == [list(t.layers) for t in report.cases]
     assert data["cases"][0]["candidates"][-2] == {"backend": "dense", "options": "", "milliseconds": 2.0}
     lines = str(report).splitlines()
-    assert lines[0].split()[:3] == ["layer", "input", "density"]
+    assert lines[0].split()[:5] == ["layer", "input", "number", "density", "live"]
     assert len(lines) == len(report.cases) + 2
     assert "2.0x" in lines[1]
     assert capsys.readouterr().err.count("tune: ") == len(report.cases)
@@ -543,7 +753,7 @@ def test_the_default_timer_times_every_trial():
 
         return Trial("whole", Plan("dense", name), run)
 
-    times = search.interleaved([trial("a"), trial("b")], rounds=3)
+    times = interleaved([trial("a"), trial("b")], rounds=3)
     assert len(times) == 2
     assert all(ms >= 0 for ms in times)
     assert min(ran.values()) >= 4

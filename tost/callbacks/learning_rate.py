@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from tost.config import Config
 from tost.loop import Callback, Run
-from tost.update import set_learning_rate
 
 
 def learning_rate_at(step: int, total_steps: int, config: Config) -> float:
@@ -25,6 +27,15 @@ def learning_rate_at(step: int, total_steps: int, config: Config) -> float:
         done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
         return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
     return config.lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of `optimizer` this learning rate; one that is a tensor stays the same tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class LearningRate(Callback):

@@ -7,7 +7,9 @@ is swish or exact ReLU. Both change once in a training.
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from tost_kernels import layout, pswish
 from tost_kernels.nn import BatchNorm2d, Conv2d, GhostSkipAdd, SparseConv2d
 from tost_kernels.pattern import full_pattern
 
-__all__ = ["FUSABLE", "GHOST_WEIGHT", "Ghost", "GhostSwish", "ghost_conv", "ghost_norm", "rounded"]
+__all__ = ["FUSABLE", "GHOST_WEIGHT", "Ghost", "GhostSwish", "fill", "ghost_conv", "ghost_norm", "rounded"]
 
 # Every ghost weight starts here. A BatchNorm would cancel the constant, were it not for eps: the branch's variance is small
 # against eps = 1e-5, so it starts weak and finds its own strength.
@@ -68,7 +70,7 @@ def ghost_norm(conv: nn.Module) -> nn.BatchNorm2d:
 
 def rounded(value: float) -> float:
     """`value` in float32: what the tensor holds, so that flags set from floats and from a checkpoint agree."""
-    return float(torch.tensor(value, dtype=torch.float32).item())
+    return ctypes.c_float(value).value
 
 
 def _is_relu(recipe: Recipe, beta: float) -> bool:
@@ -148,6 +150,7 @@ class Ghost(nn.Module):
             self.offset, self.stride = _offset_of(across), (across.stride[0], across.stride[1])
             self.padding_mode = "constant" if across.padding_mode == "zeros" else across.padding_mode
         self.tail = GhostSkipAdd(alpha=0.0).to(device)
+        self.live, self.act = False, ""
         self.set_strength(recipe.alpha_start, recipe.beta_start)
         self.register_load_state_dict_post_hook(_follow_checkpoint)  # type: ignore[no-untyped-call]
 
@@ -199,11 +202,20 @@ class Ghost(nn.Module):
 
     def set_strength(self, alpha: float, beta: float) -> None:
         """Fills alpha and beta; see `tost.ghosts.set_strength`."""
-        _fill(self.tail.alpha, alpha if self.has_skip else 0.0)
-        _fill(self.tail.beta, beta)
-        self.live = self.has_skip and rounded(alpha) != 0.0
-        self.act = _activation(self.recipe, beta) if self.has_act else "none"
-        self.tail.act = "none" if self.act == "mish" else self.act
+        fill(self.strengths(alpha, beta))
+        self.set_flags(alpha, beta)
+
+    def strengths(self, alpha: float, beta: float) -> list[tuple[Tensor, float]]:
+        """The tensors that hold the strength, each with its number."""
+        return [(self.tail.alpha, alpha if self.has_skip else 0.0), (self.tail.beta, beta)]
+
+    def set_flags(self, alpha: float, beta: float) -> None:
+        """What must be known without reading a tensor."""
+        live = self.has_skip and rounded(alpha) != 0.0
+        act = _activation(self.recipe, beta) if self.has_act else "none"
+        if (live, act) != (self.live, self.act):  # a module's attributes are slow to set, and there is a call at each step
+            self.live, self.act = live, act
+            self.tail.act = "none" if act == "mish" else act
 
     def strength(self) -> tuple[float, float]:
         """(alpha, beta) as they are now, alpha 0 without a ghost skip; waits for the device."""
@@ -236,7 +248,15 @@ class GhostSwish(nn.Module):
 
     def set_strength(self, alpha: float, beta: float) -> None:
         """Fills beta; see `tost.ghosts.set_strength`. There is no gate."""
-        _fill(self.beta, beta)
+        fill(self.strengths(alpha, beta))
+        self.set_flags(alpha, beta)
+
+    def strengths(self, alpha: float, beta: float) -> list[tuple[Tensor, float]]:
+        """The tensor that holds the strength, with its number."""
+        return [(self.beta, beta)]
+
+    def set_flags(self, alpha: float, beta: float) -> None:
+        """What must be known without reading a tensor."""
         self.act = _activation(self.recipe, beta)
 
     def strength(self) -> tuple[float, float]:
@@ -255,8 +275,13 @@ def _apply(part: Tensor | None, norm: nn.Module | None, apart: bool) -> tuple[An
 
 
 @torch.no_grad()
-def _fill(tensor: Tensor, value: float) -> None:
-    tensor.fill_(value)
+def fill(strengths: Iterable[tuple[Tensor, float]]) -> None:
+    """Fill each tensor with its number; those that get the same one together, which a GPU does in one launch."""
+    alike: dict[tuple[float, torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor, value in strengths:
+        alike.setdefault((value, tensor.dtype, tensor.device), []).append(tensor)
+    for (value, dtype, device), tensors in alike.items():
+        torch._foreach_copy_(tensors, [torch.full((), value, dtype=dtype, device=device)] * len(tensors))
 
 
 def _follow_checkpoint(module: nn.Module, incompatible: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tost.ghosts.branch import Ghost, GhostSwish
+from tost.ghosts.branch import Ghost, GhostSwish, fill
 from tost.ghosts.wire import Rewired, check_attributes
 
 __all__ = ["as_finalized", "ghost_parameters", "ghosts_of", "set_strength"]
@@ -37,9 +37,10 @@ def set_strength(net: nn.Module, alpha: float, beta: float) -> None:
     for module in modules:
         if isinstance(module, Rewired):
             check_attributes(module)
-    for module in modules:
-        if isinstance(module, Ghost | GhostSwish):
-            module.set_strength(alpha, beta)
+    ghosts = [module for module in modules if isinstance(module, Ghost | GhostSwish)]
+    fill(pair for ghost in ghosts for pair in ghost.strengths(alpha, beta))
+    for ghost in ghosts:
+        ghost.set_flags(alpha, beta)
 
 
 def ghost_parameters(net: nn.Module) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tost_kernels.pattern import BLOCK, HEADER
+from tost_kernels.packed_index import BLOCK, HEADER
 
 
 def scatter_index(values: Tensor, index: Tensor, weight_shape: list[int]) -> Tensor:

@@ -115,9 +115,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
-def specimen(
-    name: str, kernel: Any, x: View, given: dict[str, Any], constants: dict[str, Any], like: torch.dtype
-) -> Specimen:
+def specimen(name: str, kernel: Any, x: View, given: dict[str, Any], constants: dict[str, Any], like: torch.dtype) -> Specimen:
     """What `make gpu-check` compiles, of a kernel that takes the sizes of the view `x`.
 
     given: the arguments that are not sizes: the name of a type, or None for a tensor that is absent. All others are tensors of
@@ -131,7 +129,9 @@ def specimen(
     signature, attrs = {}, {}
     for argument in kernel.arg_names:
         size = sizes.get(argument, 16)
-        signature[argument] = "constexpr" if argument in constants else "i32" if argument in sizes else given.get(argument, element)
+        signature[argument] = (
+            "constexpr" if argument in constants else "i32" if argument in sizes else given.get(argument, element)
+        )
         if signature[argument].startswith(("*", "i")) and size % 16 == 0:
             attrs[argument] = 16
     return Specimen(name, kernel, signature, constants, WARPS, 3, attrs=attrs)

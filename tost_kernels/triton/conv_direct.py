@@ -1,7 +1,7 @@
 """Convolutions on the CUDA cores: exactly one multiply-add a kept weight, image and position; for few kept weights.
 
 Memory is batch-last, [C][H][W][N]: a kept weight multiplies rows of the batch, which are contiguous, and whether its tap falls
-into the padding is one question for a whole row. Nothing but the packed index of the mask is needed (tost_kernels/pattern.py).
+into the padding is one question for a whole row. Nothing but the packed index of the mask is needed (tost_kernels/packed_index.py).
 
 Forward: a program computes one pixel of BN images, for R output channels at a time. Its inner loop takes the next BK
 kept weights of each channel: the lanes of a warp first decode different ones (channel, tap -> where the row begins, -1 in the
@@ -32,9 +32,8 @@ from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, as_layout, empty_layout
 from tost_kernels.ops.masked_conv2d import output_shape
-from tost_kernels.pattern import BLOCK, HEADER
+from tost_kernels.packed_index import BLOCK, HEADER
 from tost_kernels.triton.options import Geometry, Options
-from tost_kernels.triton.specimen import Specimen
 from tost_kernels.triton.sum_parts import sum_parts
 
 PROGRAMS = 4 * 132  # that keep a large GPU busy: about four for each of its multiprocessors

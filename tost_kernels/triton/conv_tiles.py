@@ -24,15 +24,17 @@ row group may be as small as 16. For TF32, whose instruction wants both operands
 tile then goes through registers, with its low bits cut off by hand as the instruction would; without that step the compiler
 transposes it by copies of 4 bytes each.
 
-blocks, on channels_last memory, [N][H][W][C]: the classic implicit GEMM, positions (n, y, x) by rows, for masks that keep whole
-blocks of channels. A step is one aligned block of channels at one tap; blocks of which the group keeps nothing are not in its list.
-The values lie among zeros in the packed weight, so no mask is loaded or multiplied. Borders are masked, as a program's positions
-differ.
+blocks, on channels_last memory, [N][H][W][C]: the classic implicit GEMM, positions (n, y, x) by rows, for masks that keep
+whole blocks of channels. A step is one aligned block of channels at one tap; a block of which the group keeps nothing is not in
+its list. The values lie among zeros in the packed weight, so no mask is loaded or multiplied. Borders are masked: they differ
+within a program.
 
 Sums run in the order of the columns: the same result each time.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -43,7 +45,7 @@ from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, empty_layout
 from tost_kernels.ops.masked_conv2d import output_shape
 from tost_kernels.tiles import offsets
 from tost_kernels.triton.options import Geometry, Options
-from tost_kernels.triton.pack import Packed, pack
+from tost_kernels.triton.pack import ColumnNumbers, Packed, View, pack
 
 _INT32 = 2**31
 
@@ -79,7 +81,7 @@ def _tiles_kernel(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, TRANSPOSED: tl.constexpr, HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x: (C * height * width, batch), what is read: the input, or dY where TRANSPOSED. out: (rows * out_height * out_width, batch)."""
+    """x: (C * height * width, batch), what is read: the input; dY if TRANSPOSED. out: (rows * out_height * out_width, batch)."""
     TAPS: tl.constexpr = KH * KW
     # Gradient of a strided convolution: a tap is valid where y + pad - dilation * dy is a multiple of the stride.
     SINGLE_TAPS: tl.constexpr = TRANSPOSED and (STRIDE_H > 1 or STRIDE_W > 1)
@@ -108,7 +110,10 @@ def _tiles_kernel(
     begin = tl.load(ptr + g * TAPS) // 16 * 16
     columns = tl.load(ptr + (g + 1) * TAPS) // 16 * 16 - begin
     weight_row = weight + begin * ROWS + slots * columns
+    row = tl.load(order + g * ROWS + slots)
     acc = tl.zeros((BN, ROWS), tl.float32)
+    if HAS_BIAS:
+        acc += tl.load(bias + row, mask=row >= 0, other=0.0).to(tl.float32)[None, :]
     for run in range(runs):
         if SINGLE_TAPS:
             down, along = y - run // KW * DIL_H, z - run % KW * DIL_W
@@ -127,15 +132,12 @@ def _tiles_kernel(
         end = tl.load(ptr + last) // 16 * 16
         for k in range(tl.load(ptr + first) // 16 * 16, end, BK):
             kept = k + steps < end
-            row = tl.load(column + k + steps, mask=kept, other=0) + pixel_row
-            x_tile = tl.load(x + row[None, :] * batch + n[:, None], mask=(n < batch)[:, None] & kept[None, :], other=0.0)
+            source = tl.load(column + k + steps, mask=kept, other=0) + pixel_row
+            x_tile = tl.load(x + source[None, :] * batch + n[:, None], mask=(n < batch)[:, None] & kept[None, :], other=0.0)
             w_tile = tl.load(weight_row[None, :] + (k - begin + steps)[:, None], mask=kept[:, None], other=0.0)
             acc = _multiply(acc, x_tile, w_tile, PRECISION)
 
     result = tl.trans(acc)
-    row = tl.load(order + g * ROWS + slots)
-    if HAS_BIAS:
-        result += tl.load(bias + row, mask=row >= 0, other=0.0).to(tl.float32)[:, None]
     to = (row.to(tl.int64) * (out_height * out_width) + pixel) * batch
     mask = (row >= 0)[:, None] & (n < batch)[None, :]
     tl.store(out + to[:, None] + n[None, :], result.to(out.dtype.element_ty), mask=mask)
@@ -201,7 +203,7 @@ def forward(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, geome
 def input_grad(
     grad: Tensor, values: Tensor, index: Tensor, input_shape: list[int], geometry: Geometry, options: Options
 ) -> Tensor:
-    """The gradient of the input, of `input_shape`, from that of the output, batch-last (blocks: channels_last), in that layout."""
+    """The gradient of the input, of `input_shape`, from the output's, batch-last (blocks: channels_last), in that layout."""
     return _run(grad, values, None, index, input_shape, geometry, options, transposed=True)
 
 
@@ -216,20 +218,23 @@ def _run(
     batch, channels, height, width = read.shape
     wide = read.numel() >= _INT32
     packed = _pack(values, index, geometry, options, transposed, height, width, wide)
-    groups = packed.order.shape[0] // options.rows
-    constants = dict(
-        KH=geometry.weight_shape[2], KW=geometry.weight_shape[3], STRIDE_H=geometry.stride[0], STRIDE_W=geometry.stride[1],
-        PAD_H=geometry.padding[0], PAD_W=geometry.padding[1], DIL_H=geometry.dilation[0], DIL_W=geometry.dilation[1],
-        TRANSPOSED=transposed, HAS_BIAS=bias is not None, ROWS=options.rows, BN=options.bn, BK=options.bk,
-        PRECISION="ieee" if read.dtype == torch.bfloat16 else options.precision,
-        num_warps=options.warps, num_stages=options.stages,
-    )  # fmt: skip
-    shared = (packed.weight, out if bias is None else bias, packed.order, packed.ptr)
+    groups = packed.view.order.shape[0] // options.rows
+    constants: dict[str, Any] = {
+        "KH": geometry.weight_shape[2], "KW": geometry.weight_shape[3],
+        "STRIDE_H": geometry.stride[0], "STRIDE_W": geometry.stride[1],
+        "PAD_H": geometry.padding[0], "PAD_W": geometry.padding[1],
+        "DIL_H": geometry.dilation[0], "DIL_W": geometry.dilation[1],
+        "TRANSPOSED": transposed, "HAS_BIAS": bias is not None,
+        "ROWS": options.rows, "BN": options.bn, "BK": options.bk,
+        "PRECISION": options.precision if read.dtype == torch.float32 else "ieee",
+        "num_warps": options.warps, "num_stages": options.stages,
+    }  # fmt: skip
+    shared = (packed.weight, out if bias is None else bias, packed.view.order, packed.view.ptr)
     sizes = (groups, height, width, shape[2], shape[3])
     if blocks:
         programs = groups * triton.cdiv(batch * shape[2] * shape[3], options.bn)
         _blocks_kernel[_grid(programs)](
-            read, *shared, packed.channel, packed.column, out, batch, channels, shape[1], *sizes, WIDE=wide, **constants
+            read, *shared, packed.view.channel, packed.column, out, batch, channels, shape[1], *sizes, WIDE=wide, **constants
         )
     else:
         programs = groups * shape[2] * shape[3] * triton.cdiv(batch, options.bn)
@@ -241,7 +246,7 @@ def _pack(
     values: Tensor, index: Tensor, geometry: Geometry, options: Options, transposed: bool, height: int, width: int, wide: bool
 ) -> Packed:
     """The packed weight of one view, with the table of columns that its kernel reads. height, width: of what is read."""
-    (outputs, inputs, kh, kw), nnz, rows = geometry.weight_shape, values.shape[0], options.rows
+    (kh, kw), nnz, rows = geometry.weight_shape[2:], values.shape[0], options.rows
     at = offsets(geometry.weight_shape, geometry.groups, nnz, rows, index.numel())
     if transposed:
         at_order, at_ptr, at_channel, at_place = at.at_t_order, at.at_t_ptr, at.at_t_channel, at.at_t_place
@@ -255,13 +260,14 @@ def _pack(
         plane, step_y, step_x = height * width, 0, 0
     else:
         plane, step_y, step_x = height * width, sign * geometry.dilation[0] * width, sign * geometry.dilation[1]
-    sections = (
-        index[start : start + length]
-        for start, length in (
-            (at_order, groups * rows), (at_ptr, groups * kh * kw + 1), (at_channel, at.columns), (at_place, nnz)
-        )
-    )  # fmt: skip
-    return pack(values, *sections, (kh, kw), rows, plane, step_y, step_x, wide, round_to_tf32=options.precision == "tf32")
+    view = View(
+        index[at_order : at_order + groups * rows],
+        index[at_ptr : at_ptr + groups * kh * kw + 1],
+        index[at_channel : at_channel + at.columns],
+        index[at_place : at_place + nnz],
+    )
+    rounded = options.precision == "tf32"
+    return pack(values, view, (kh, kw), rows, ColumnNumbers(plane, step_y, step_x, wide), round_to_tf32=rounded)
 
 
 def _grid(programs: int) -> tuple[int]:

@@ -676,9 +676,7 @@ def backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return *own, affine, *small
 
 
-def _launch_backward(
-    given: Inputs, dy: Tensor, stats: Tensor, grads: list[Tensor], affine: Tensor, small: list[Tensor]
-) -> None:
+def _launch_backward(given: Inputs, dy: Tensor, stats: Tensor, grads: list[Tensor], affine: Tensor, small: list[Tensor]) -> None:
     view, u = given.view, given.u
     partial = given.partial(SUMS)
     one_pass = 2 not in given.norms
@@ -710,7 +708,9 @@ def specimens() -> list[Specimen]:
     channels_last = tiled(1024 * 256, 64, 1, torch.bfloat16)
     running = full | {"U": 1, "GHOST": 1, "SHORTCUT": 0, "WRITE": True}
 
-    def one(kernel: Any, title: str, view: View, dtype: torch.dtype, given: dict[str, Any], constants: dict[str, Any]) -> Specimen:
+    def one(
+        kernel: Any, title: str, view: View, dtype: torch.dtype, given: dict[str, Any], constants: dict[str, Any]
+    ) -> Specimen:
         return specimen(f"ghost_skip_add.{title}", kernel, view, given, constants, dtype)
 
     return [

@@ -1,5 +1,6 @@
-"""masked_linear on the GPU: a 1x1 convolution on images of one pixel. A batch-last input, [F][N] in memory, is the gather-friendly
-one; algo=blocks takes [N][F], the usual one.
+"""masked_linear on the GPU: a 1x1 convolution on images of one pixel.
+
+A batch-last input, [F][N] in memory, is what algo=tiles and direct gather from; algo=blocks takes the usual [N][F].
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ The static rule (`tune` knows better: it measures), with its reasons:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -225,7 +225,7 @@ def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _precision(op: str, dtype: torch.dtype) -> str:
     """torch's own choice for float32 on CUDA. Both of its interfaces, allow_tf32 and fp32_precision, end in the latter."""
-    backends = torch.backends
+    backends: Any = torch.backends
     settings = backends.cudnn.conv if op == "masked_conv2d" else backends.cuda.matmul
     return "tf32" if dtype == torch.float32 and settings.fp32_precision == "tf32" else "ieee"
 

@@ -20,14 +20,30 @@ from torch import Tensor
 _BLOCK = 512
 
 
+class View(NamedTuple):
+    """The sections of one view of a tiled index (tost_kernels/tiles.py), int32."""
+
+    order: Tensor  # (G * rows,)
+    ptr: Tensor  # (G * T + 1,)
+    channel: Tensor  # (K,)
+    place: Tensor  # (nnz,)
+
+
+class ColumnNumbers(NamedTuple):
+    """The number of a column: plane * channel + step_y * dy + step_x * dx."""
+
+    plane: int
+    step_y: int
+    step_x: int
+    wide: bool  # whether the numbers need 64 bits
+
+
 class Packed(NamedTuple):
     """The weight of one view in tiles, for one pass."""
 
-    order: Tensor  # (G * rows,) int32: sections of the tiled index, see tost_kernels/tiles.py
-    ptr: Tensor  # (G * T + 1,) int32
-    channel: Tensor  # (K,) int32
+    view: View
     weight: Tensor  # (rows * K,): group g's matrix begins at rows * ptr[g * T]
-    column: Tensor  # (K,) int32 or int64: plane * channel + step_y * dy + step_x * dx of each column that is in use
+    column: Tensor  # (K,) int32 or int64: the number of each column that is in use
 
 
 @triton.jit(
@@ -60,21 +76,18 @@ def _pack_kernel(
         tl.store(weight + tl.load(place + j, mask=here, other=0), value, mask=here)
 
 
-def pack(
-    values: Tensor, order: Tensor, ptr: Tensor, channel: Tensor, place: Tensor, taps: tuple[int, int], rows: int,
-    plane: int, step_y: int, step_x: int, wide: bool, round_to_tf32: bool,
-) -> Packed:  # fmt: skip
-    """Scatter `values` (nnz,) into zeros, and make the table of columns.
+def pack(values: Tensor, view: View, taps: tuple[int, ...], rows: int, numbers: ColumnNumbers, round_to_tf32: bool) -> Packed:
+    """Scatter `values` (nnz,) into zeros, and number the columns.
 
-    order, ptr, channel, place: sections of one view of a tiled index. taps: (kh, kw). plane, step_y, step_x: what a channel, a
-    tap further down and a tap further right add to a column's number. wide: whether the numbers need 64 bits. round_to_tf32: the
-    values to the nearest of TF32's (the matrix unit alone would cut bits off); halves lie away from zero.
+    taps: (kh, kw). rows: of a group. round_to_tf32: the values to the nearest of TF32's, halves away from zero (the matrix unit
+    alone would cut the bits off).
     """
-    weight = values.new_zeros(rows * channel.shape[0])
-    column = torch.empty(channel.shape[0], dtype=torch.int64 if wide else torch.int32, device=values.device)
-    segments, nnz = ptr.shape[0] - 1, values.shape[0]
+    weight = values.new_zeros(rows * view.channel.shape[0])
+    column = view.channel.new_empty(view.channel.shape, dtype=torch.int64 if numbers.wide else torch.int32)
+    segments, nnz = view.ptr.shape[0] - 1, values.shape[0]
     _pack_kernel[(segments + triton.cdiv(nnz, _BLOCK),)](
-        values, place, weight, ptr, channel, column, nnz, segments, plane, step_y, step_x,
+        values, view.place, weight, view.ptr, view.channel, column,
+        nnz, segments, numbers.plane, numbers.step_y, numbers.step_x,
         TAPS=taps[0] * taps[1], KW=taps[1], ROUND=round_to_tf32 and values.dtype == torch.float32, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
-    return Packed(order, ptr, channel, weight, column)
+    return Packed(view, weight, column)

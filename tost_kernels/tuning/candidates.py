@@ -38,7 +38,7 @@ def _groups(case: Case) -> int:
     return case.geometry[6] if case.geometry else 1
 
 
-def _tiles(case: Case, which: str) -> Sequence[str]:
+def _tiles(case: Case, which: str, chosen: str) -> Sequence[str]:
     if len(case.weight) == 2:
         rows, columns = 1, 1
     elif which == INPUT_GRAD:  # each of stride * stride phases is tiled by itself
@@ -49,16 +49,80 @@ def _tiles(case: Case, which: str) -> Sequence[str]:
     return tiles.split(",") if tiles else ()
 
 
-def _blocks(case: Case, which: str) -> Sequence[str]:
+def _blocks(case: Case, which: str, chosen: str) -> Sequence[str]:
     channels = case.weight[0] // _groups(case) if which == INPUT_GRAD else case.weight[1]
     sizes = [size for size in (8, 16, 32, 64, 128, 256) if size < channels]
     return [str(size) for size in (*sizes, channels)]
 
 
-# backend -> key of its plan strings -> the values to try in a pass. Keys are tried in this order, each beside the best so far.
-OPTIONS: dict[str, dict[str, Callable[[Case, str], Sequence[str]]]] = {
+def _algo_of(chosen: str) -> str:
+    """The algorithm of a pass by the options chosen so far, of which the last counts."""
+    return [item.partition("=")[2] for item in chosen.split(",") if item.startswith("algo=")][-1]
+
+
+def _triton_frames(case: Case) -> Sequence[str]:
+    """One index tensor serves the three passes of a plan: it is laid out for row groups of so many rows, or for none."""
+    channels, most = case.weight[1], max(case.weight[0], case.weight[1] * _groups(case))
+    if channels == 1:  # a tensor-core tile of one column would be padding
+        return ("algo=direct",)
+    tiles = [f"algo=tiles,rows={rows}" for rows in (16, 32, 64, 128) if rows < 2 * most]
+    blocks = [f"algo=blocks,rows={rows},block=32" for rows in (64, 128) if rows < 2 * most and channels >= 32]
+    return ("algo=direct", *tiles, *blocks)
+
+
+def _triton_algo(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return () if _algo_of(chosen) == "direct" else ("direct",)
+
+
+def _triton_bn(case: Case, which: str, chosen: str) -> Sequence[str]:
+    algo = _algo_of(chosen)
+    sizes = {"tiles": (32, 64, 128, 256), "blocks": (64, 128, 256), "direct": (16, 32, 64, 128, 256)}[algo]
+    positions = 2**30 if algo == "blocks" else case.input[0]  # the others' positions are images, of one pixel
+    return [str(size) for size in sizes if size < 2 * positions]
+
+
+def _triton_bk(case: Case, which: str, chosen: str) -> Sequence[str]:
+    algo = _algo_of(chosen)
+    if algo == "direct":
+        return ("8", "32")
+    if which == VALUES_GRAD:
+        return ("32", "64", "128")
+    return () if algo == "blocks" else ("16", "32", "64")  # a step of blocks is a block
+
+
+def _triton_warps(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return ("2", "4", "8") if _algo_of(chosen) == "direct" else ("4", "8")
+
+
+def _triton_stages(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return () if _algo_of(chosen) == "direct" else ("2", "3", "4")
+
+
+def _triton_split(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return ("1", "4", "16", "64") if which == VALUES_GRAD else ()
+
+
+# backend -> case -> the options that must be one for a whole plan; the rest is chosen for each pass inside of one of them.
+FRAMES: dict[str, Callable[[Case], Sequence[str]]] = {"triton": _triton_frames}
+
+# backend -> key of its plan strings -> (case, pass, what is chosen so far) -> the values to try. Keys are tried in this order,
+# each beside the best so far.
+OPTIONS: dict[str, dict[str, Callable[[Case, str, str], Sequence[str]]]] = {
     "cpu": {"tile": _tiles, "block": _blocks},
+    "triton": {
+        "algo": _triton_algo,
+        "bn": _triton_bn,
+        "bk": _triton_bk,
+        "warps": _triton_warps,
+        "stages": _triton_stages,
+        "split": _triton_split,
+    },
 }
+
+
+def joins_any_frame(frame: str) -> bool:
+    """Whether a pass may run by `frame` inside of every other one: the tiled indices begin with the index it takes."""
+    return frame == "algo=direct"
 
 
 def dense_plans(case: Case, pattern: Pattern) -> list[Plan]:
@@ -78,9 +142,19 @@ def compiled_backends(case: Case) -> list[str]:
     return [name for name in names if backend.why_not_for(case.op, name, like) is None]
 
 
-def whole_plan(name: str, by_pass: dict[str, str]) -> Plan:
-    """One plan out of the options chosen for each pass of a case."""
+def in_frame(frame: str, which: str, options: str) -> str:
+    """The options of one pass as part of a plan string that has a frame; as they are, where it has none."""
+    if not frame or not options:
+        return frame or options
+    return ",".join([frame, *(f"{which}.{option}" for option in options.split(","))])
+
+
+def whole_plan(name: str, by_pass: dict[str, str], frame: str = "") -> Plan:
+    """One plan out of the options chosen for each pass of a case, and the frame that they were chosen in."""
     if len(set(by_pass.values())) == 1:
-        return Plan(name, next(iter(by_pass.values())))
+        shared = next(iter(by_pass.values()))
+        if "algo=" in shared:  # no pass is left that needs the frame
+            return Plan(name, shared)
+        return Plan(name, ",".join(part for part in (frame, shared) if part))
     parts = [f"{which}.{option}" for which, options in by_pass.items() for option in options.split(",") if option]
-    return Plan(name, ",".join(parts))
+    return Plan(name, ",".join([*([frame] if frame else []), *parts]))

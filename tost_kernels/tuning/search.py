@@ -1,196 +1,179 @@
-"""Timing and choosing: successive halving over the options of each pass, then whole plans against the dense op."""
+"""Choosing: successive halving over the options of each pass, then whole plans against the dense op.
+
+Where a backend has frames (`candidates.FRAMES`: what must be one for a whole plan), all of them are looked at first, pass by
+pass, and only the fastest are searched further; none, where even the fastest is hopeless beside the dense op.
+"""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from tost_kernels.layout import as_layout
-from tost_kernels.ops.masked_conv2d import masked_conv2d
-from tost_kernels.ops.masked_linear import masked_linear
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Case, Plan
-from tost_kernels.register import op
 from tost_kernels.tuning import candidates
-from tost_kernels.tuning.candidates import FORWARD, INPUT_GRAD
+from tost_kernels.tuning.bench import Bench
+from tost_kernels.tuning.cuda_timer import searching
+from tost_kernels.tuning.trial import FINAL_ROUNDS, Timer, Timing, Trial
 
-WHOLE = "whole"  # what the user waits for: forward and backward through autograd, layout changes and all
-FINAL_ROUNDS = 5
 GAIN = 0.97  # an option must take less than this part of the best so far: less is noise
-_SHORTEST = 1e-3  # seconds: a shorter call is repeated for one measurement
-_MOST_REPEATS = 50
+CLOSE, MOST_FRAMES = 1.1, 2  # frames searched further: those within this factor of the fastest, and how many at most
+HOPELESS = 2.0  # a frame that takes so many times the dense op's time is not searched further: options gain less
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One candidate. which: a pass of `candidates`, or WHOLE. run: does it once."""
-
-    which: str
-    plan: Plan
-    run: Callable[[], object]
-
-
-# (trials, rounds) -> milliseconds of each
-Timer = Callable[[Sequence[Trial], int], list[float]]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a whole plan took: milliseconds, forward and the gradients wanted."""
+class Dropped(NamedTuple):
+    """A candidate that cannot run on this device, and why."""
 
     plan: Plan
-    milliseconds: float
+    reason: str
 
 
-def interleaved(trials: Sequence[Trial], rounds: int) -> list[float]:
-    """Median milliseconds of each trial, one of each a round, after one unmeasured run.
+class Choice(NamedTuple):
+    """The fastest plan of a case; the whole plans it was chosen from, fastest first; and those that could not run."""
 
-    One round is a first look at many trials: only the first of them gets an unmeasured run, which warms up what they share.
+    plan: Plan
+    timings: list[Timing]
+    dropped: list[Dropped]
+
+
+_Key = tuple[Case, str, str, str]  # case without its gradients, backend, frame, pass
+
+
+@dataclass
+class Known:
+    """What was found for single passes so far: training and inference share the forward pass.
+
+    Attributes:
+        options: those chosen.
+        looks: milliseconds of a frame's pass at first look; inf: it cannot run.
     """
-    if rounds == 1:
-        trials[0].run()
-        return [1e3 * _seconds(trial) for trial in trials]
-    repeats = []
-    for trial in trials:
-        repeats.append(min(_MOST_REPEATS, 1 + int(_SHORTEST / max(_seconds(trial), 1e-9))))
-    taken: list[list[float]] = [[] for _ in trials]
-    for _ in range(rounds):
-        for trial, count, times in zip(trials, repeats, taken, strict=True):
-            times.append(1e3 * _seconds(trial, count) / count)
-    return [statistics.median(times) for times in taken]
+
+    options: dict[_Key, str] = field(default_factory=dict)
+    looks: dict[_Key, float] = field(default_factory=dict)
 
 
-def _seconds(trial: Trial, count: int = 1) -> float:
-    clock = _clock()
-    _synchronize()
-    start = clock()
-    for _ in range(count):
-        trial.run()
-    _synchronize()
-    return clock() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _clock() -> Callable[[], float]:
-    """On one CPU thread its own time, which other load on the machine disturbs less; else the time of day."""
-    one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    if one_thread and time.get_clock_info("thread_time").resolution <= 1e-6:
-        return time.thread_time
-    return time.perf_counter
-
-
-# (case without its gradients, backend, pass) -> the options chosen: training and inference share the forward pass.
-Known = dict[tuple[Case, str, str], str]
-
-
-def best_plan(case: Case, pattern: Pattern, timer: Timer, known: Known) -> tuple[Plan, list[Timing]]:
-    """The fastest plan of a case and the whole plans it was chosen from, fastest first.
-
-    known: what was chosen for single passes so far; grows. Nothing is timed where there is one candidate alone.
-    """
+def best_plan(case: Case, pattern: Pattern, timer: Timer, known: Known) -> Choice:
+    """The fastest plan of a case. known: grows. Nothing is timed where there is one candidate alone."""
     names, plans = candidates.compiled_backends(case), candidates.dense_plans(case, pattern)
     if not names and len(plans) == 1:
-        return plans[0], []
-    bench = _Bench(case, pattern)
-    for name in names:
-        by_pass = {}
-        for which in candidates.passes(case):
-            key = (case._replace(grads=""), name, which)
-            if key not in known:
-                known[key] = _best_options(name, which, bench, timer)
-            by_pass[which] = known[key]
-        plans += dict.fromkeys([candidates.whole_plan(name, by_pass), Plan(name)])
-    times = timer([Trial(WHOLE, plan, bench.whole(plan)) for plan in plans], FINAL_ROUNDS)
-    timings = sorted((Timing(plan, ms) for plan, ms in zip(plans, times, strict=True)), key=lambda t: t.milliseconds)
-    return timings[0].plan, timings
+        return Choice(plans[0], [], [])
+    with searching(case.device):
+        search = _Search(Bench(case, pattern), timer, known)
+        for name in names:
+            plans += search.whole_plans(name, plans)
+        timings = search.timed([search.bench.whole(plan) for plan in dict.fromkeys(plans)], FINAL_ROUNDS)
+    found = sorted((Timing(trial.plan, ms) for trial, ms in timings), key=lambda t: t.milliseconds)
+    return Choice(found[0].plan, found, search.dropped)
 
 
-def _best_options(name: str, which: str, bench: _Bench, timer: Timer) -> str:
-    """Key after key, the best value beside what is chosen already; "" where the kernel's own rule is as good."""
-    best = ""
-    for key, values in candidates.OPTIONS.get(name, {}).items():
-        before = best + "," if best else ""
-        tried = [best, *(f"{before}{key}={value}" for value in values(bench.case, which))]
-        best = _halve([Trial(which, Plan(name, options), bench.one_pass(name, which, options)) for options in tried], timer)
-    return best
+class _Search:
+    """The search of one case."""
+
+    def __init__(self, bench: Bench, timer: Timer, known: Known) -> None:
+        self.bench, self._timer, self._known = bench, timer, known
+        self.dropped: list[Dropped] = []
+        self._passes = candidates.passes(bench.case)
+
+    def whole_plans(self, name: str, dense: Sequence[Plan]) -> list[Plan]:
+        """The plans of a backend that are worth timing whole, its own rule last. dense: what they are up against."""
+        frames = [""]
+        if name in candidates.FRAMES:
+            frames, hopeless = self._fastest_frames(name, dense)
+            if hopeless:
+                return [*(Plan(name, frame) for frame in frames), Plan(name)]
+        plans = []
+        for frame in frames:
+            by_pass = {}
+            for which in self._passes:
+                key = self._key(name, frame, which)
+                if key not in self._known.options:
+                    self._known.options[key] = self._best_options(name, frame, which)
+                by_pass[which] = self._known.options[key]
+            plans.append(candidates.whole_plan(name, by_pass, frame))
+        return [*plans, *(Plan(name, frame) for frame in frames if frame), Plan(name)]
+
+    def _fastest_frames(self, name: str, dense: Sequence[Plan]) -> tuple[list[str], bool]:
+        """The frames to go on with, fastest first, and whether they are so slow that their options do not matter."""
+        frames = list(candidates.FRAMES[name](self.bench.case))
+        for which in self._passes:
+            new = [frame for frame in frames if self._key(name, frame, which) not in self._known.looks]
+            trials = [self.bench.one_pass(which, Plan(name, frame)) for frame in new]
+            looks = {trial.plan.options: ms for trial, ms in self.timed(trials, 1)}
+            self._known.looks |= {self._key(name, frame, which): looks.get(frame, float("inf")) for frame in new}
+
+        def look(frame: str) -> float:
+            """With the algorithm that needs no frame in the passes where it is faster."""
+            free = [frame, *(other for other in frames if candidates.joins_any_frame(other))]
+            return sum(min(self._known.looks[self._key(name, f, which)] for f in free) for which in self._passes)
+
+        ranked = sorted((look(frame), frame) for frame in frames)
+        ranked = [(ms, frame) for ms, frame in ranked if ms < float("inf")]
+        if not ranked:
+            return [], True
+        rivals = self.timed([self.bench.whole(plan) for plan in dense], 1)
+        hopeless = ranked[0][0] > HOPELESS * min(ms for _, ms in rivals)
+        kept = [frame for ms, frame in ranked if ms <= CLOSE * ranked[0][0]]
+        return kept[: 1 if hopeless else MOST_FRAMES], hopeless
+
+    def _key(self, name: str, frame: str, which: str) -> _Key:
+        return self.bench.case._replace(grads=""), name, frame, which
+
+    def _best_options(self, name: str, frame: str, which: str) -> str:
+        """Key after key, the best value beside what is chosen already; "" where the kernel's own rule is as good."""
+        best = ""
+        for key, values in candidates.OPTIONS.get(name, {}).items():
+            before = best + "," if best else ""
+            tried = [best, *(f"{before}{key}={value}" for value in values(self.bench.case, which, f"{frame},{best}"))]
+            if len(tried) > 1:
+                best = self._halve(name, frame, which, tried)
+        return best
+
+    def _halve(self, name: str, frame: str, which: str, tried: Sequence[str]) -> str:
+        """The fastest of these options; the first unless another is clearly faster. The first stays in to the end."""
+        options = {candidates.in_frame(frame, which, option): option for option in tried}
+        trials = [self.bench.one_pass(which, Plan(name, text)) for text in options]
+        first, others = trials[0], trials[1:]
+        # Where a trial must be compiled and recorded, that is the cost, and a first look saves nothing.
+        rounds = FINAL_ROUNDS if frame and len(others) <= 3 else 1
+        while others:
+            timed = self.timed([first, *others], rounds)
+            first_ms = next((ms for trial, ms in timed if trial is first), float("inf"))
+            ranked = sorted((pair for pair in timed if pair[0] is not first), key=lambda pair: pair[1])
+            if ranked and len(others) <= 3 and rounds >= FINAL_ROUNDS:
+                winner, fastest = ranked[0]
+                return options[(winner if fastest < GAIN * first_ms else first).plan.options]
+            others = [trial for trial, _ in ranked[: max(2, len(ranked) // 3)]]
+            rounds = FINAL_ROUNDS if len(others) <= 3 else rounds + 1
+        return options[first.plan.options]
+
+    def timed(self, trials: Sequence[Trial], rounds: int) -> list[tuple[Trial, float]]:
+        """Each trial with its milliseconds, but for those that cannot run on this device."""
+        able = [trial for trial in trials if self._is_able(trial)]
+        return list(zip(able, self._timer(able, rounds), strict=True)) if able else []
+
+    def _is_able(self, trial: Trial) -> bool:
+        """Whether it runs; a kernel compiled for this device may not fit it. Others are not asked: their errors are errors."""
+        if trial.plan.backend not in candidates.FRAMES:
+            return True
+        try:
+            trial.run()
+        except Exception as error:
+            if not _is_about_the_device(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if (dropped := Dropped(trial.plan, reason)) not in self.dropped:
+                self.dropped.append(dropped)
+            return False
+        return True
 
 
-def _halve(trials: list[Trial], timer: Timer) -> str:
-    """The options of the fastest trial; the first one's unless another is clearly faster. The first stays in to the end."""
-    first, others = trials[0], trials[1:]
-    rounds = 1
-    while others:
-        times = timer([first, *others], rounds)
-        ranked = sorted(zip(times[1:], others, strict=True), key=lambda pair: pair[0])
-        if len(others) <= 3 and rounds >= FINAL_ROUNDS:
-            fastest, winner = ranked[0]
-            return winner.plan.options if fastest < GAIN * times[0] else first.plan.options
-        others = [trial for _, trial in ranked[: max(2, len(ranked) // 3)]]
-        rounds = FINAL_ROUNDS if len(others) <= 3 else rounds + 1
-    return first.plan.options
+def _is_about_the_device(error: Exception) -> bool:
+    """Whether it says that the kernel does not compile here, or needs more registers or memory than there are.
 
-
-class _Bench:
-    """Random tensors as a case has them, and calls on them."""
-
-    def __init__(self, case: Case, pattern: Pattern) -> None:
-        self.case, self._pattern = case, pattern.to(case.device)
-        generator = torch.Generator().manual_seed(0)  # the user's own generator is not to be touched
-
-        def normal(shape: Sequence[int], layout: str = "contiguous") -> Tensor:
-            tensor = torch.randn(tuple(shape), generator=generator).to(case.device, getattr(torch, case.dtype))
-            return as_layout(tensor, layout)
-
-        self._x = normal(case.input, case.layout)
-        self._values = normal((pattern.nnz,))
-        self._bias = normal((case.weight[0],)) if case.bias else None
-        self._grad = normal(candidates.output_shape(case), case.layout) if case.grads else None
-
-    def one_pass(self, name: str, which: str, options: str) -> Callable[[], object]:
-        """One pass of a compiled backend, without autograd."""
-        case, index = self.case, self._pattern.index
-        g = case.geometry
-        geometry = (list(case.weight), *([list(g[:2]), list(g[2:4]), list(g[4:6]), g[6]] if g else []), options)
-        arguments: tuple[Any, ...]
-        if which == FORWARD:
-            kernel, arguments = op(case.op, name), (self._x, self._values, self._bias, index)
-        elif which == INPUT_GRAD:
-            kernel, arguments = op(f"{case.op}_input_grad", name), (
-                self._grad, self._values, index, list(case.input), case.layout,
-            )  # fmt: skip
-        else:
-            kernel, arguments = op(f"{case.op}_values_grad", name), (self._grad, self._x, index, self._pattern.nnz)
-        return lambda: kernel(*arguments, *geometry)
-
-    def whole(self, plan: Plan) -> Callable[[], object]:
-        """Forward and the gradients wanted, by the function that layers call."""
-        case, g = self.case, self.case.geometry
-        x = self._x.detach().requires_grad_("x" in case.grads.split("+"))
-        values = self._values.detach().requires_grad_("values" in case.grads.split("+"))
-        wanted = [t for t in (x, values) if t.requires_grad]
-
-        def run() -> object:
-            # Tuning may be called under anything; layers are timed as a plain step runs them.
-            with torch.autocast(case.device, enabled=False), torch.set_grad_enabled(bool(wanted)):
-                if g:
-                    out = masked_conv2d(x, values, self._pattern, self._bias, g[:2], g[2:4], g[4:6], g[6], plan=plan)
-                else:
-                    out = masked_linear(x, values, self._pattern, self._bias, plan=plan)
-                return torch.autograd.grad(out, wanted, self._grad) if wanted else out
-
-        return run
-
-
-def check_runs(case: Case, pattern: Pattern, plan: Plan) -> None:
-    """Raise what the op would raise for `plan`, without its work: on an empty batch."""
-    _Bench(case._replace(input=(0, *case.input[1:])), pattern).whole(plan)()
+    Triton's own errors are told by where they are defined, as triton may not be installed.
+    """
+    home = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError)
