@@ -51,6 +51,9 @@ bench: $(INSTALLED) ## one table a question, half an hour or so; one alone: make
 bench-%: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py $* $(ARGS)
 
+gpu-suite: $(INSTALLED) ## on a machine with a GPU: builds, tests, measures, reports to runs/gpu; 9 minutes. Without one: ARGS=--dry-run
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu $(ARGS)
+
 info: $(INSTALLED) ## which op runs on which backend here
 	$(BIN)/python -m tost_kernels.info
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.cases import Layer
-from benchmarks.gpu import checks, figures, layer_variants, layers, report, roofline, run_suite, step, targets
+from benchmarks.gpu import checks, figures, layer_variants, layers, memory, report, roofline, run_suite, step, targets
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.budget import Budget, share_of
 from benchmarks.gpu.build import Build, missing
@@ -244,8 +244,8 @@ def test_targets_of_steps_and_memory() -> None:
         case = {"network": network, "precision": "tf32", "sparsity": 0.95}
         return Record("step", case, step.GRAPH, 1, Summary(1, 1, 1), Summary(ratio, ratio, ratio), against)
 
-    held = Record("memory", {"network": "n", "sparsity": 0.9, "part": "weights, gradients and momentum", "kept": 100, "bytes": 1200},
-                  "sparse", 1, Summary(1, 1, 1), unit="MiB")  # fmt: skip
+    about = {"network": "n", "sparsity": 0.9, "part": memory.STATE, "kept": 100, "bytes": 1200}
+    held = Record("memory", about, "sparse", 1, Summary(1, 1, 1), unit="MiB")
     found = states(
         [
             step_record(1.8, f"{step.MASKED} channels_last"),
