@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test fuzz sanitize lint format bench gpu-check info clean
+.PHONY: help install demo test fuzz sanitize lint format bench gpu-check gpu-suite info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
