@@ -31,6 +31,7 @@ QUESTIONS = {
     "memory": "peak memory of a training step",
     "growth": "growth with density, batch and width",
     "csr": "MKL's sparse matrix product",
+    "tiles": "columns that groups of rows share, rows permuted or not",
     "rate": "multiply-adds on the nonzeros against the core's peak",
 }
 

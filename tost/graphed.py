@@ -180,6 +180,7 @@ class GraphedUpdate(Update):
         try:
             self._recorder.rehearse(work)
             host = HostState(self.net, self.device)
+            self.optimizer.zero_grad(set_to_none=True)  # those of the rehearsal are no part of the recording
             loss, replay = self._recorder.record(work)
             if host.moved:
                 raise RuntimeError("the network or the loss draws random numbers, or counts, on the host")
@@ -199,7 +200,7 @@ class GraphedUpdate(Update):
     def _whole(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """A step without the host: the loss, not finite where it was skipped."""
         self._remember()
-        self.optimizer.zero_grad(set_to_none=True)  # amid a recording they are made in its own memory: there is nothing to fill
+        self.optimizer.zero_grad(set_to_none=True)  # gradients are made anew, in the recording's memory: nothing to fill with 0
         loss = self._backward(inputs, targets)
         if self.config.clip_norm is not None:
             norm = self._clip(self.config.clip_norm)
@@ -213,14 +214,17 @@ class GraphedUpdate(Update):
 
 
 class _Frozen:
-    """What a recording took from the host: the modules' numbers, the optimizer's options, where the parameters are."""
+    """What a recording took from the host: the modules' numbers, the optimizer's options, where parameters and moments are."""
 
     def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._numbers = Numbers(net)
         self._options = _options(optimizer)
+        self._moments = optimizer.state
 
     def holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it still is as it was."""
+        if optimizer.state is not self._moments:  # others were loaded
+            return False
         return not self._numbers.moved and _options(optimizer) == self._options
 
 

@@ -43,8 +43,9 @@ class Result:
             steps where the ghosts lived to the end.
         ms_per_step_with_ghosts: the same of the steps with living ghosts; None where there were none.
         images_per_second: median over the epochs of images trained on in a second, with the making of batches.
-        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch) or
-            "dense" (torch's dense operations, also those on the scattered weights where there is no compiled kernel).
+        kernels: what computed the masked layers: "cpu" (compiled), "reference" (the specification in plain torch), "dense"
+            (torch's dense operations, also those on the scattered weights where there is no compiled kernel), or on CUDA the
+            backends chosen by tuning: "tuned (triton, dense)".
         device: where it ran: "cpu", "cuda:0".
         processes: how many shared the batches.
         threads: threads torch used.

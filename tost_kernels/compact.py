@@ -1,8 +1,8 @@
 """Compact: a weight without its dead filters and dead input channels, those of which the mask keeps nothing.
 
-What is left out computes nothing: a dead filter's output is its bias, a dead channel's input reaches no output. Masks of trained
-pruners have many (SynFlow at 98%: whole filters), random ones next to none. torch's dense op on the rest is the same op on
-live filters / all x live channels / all of the work.
+What is left out computes nothing: a dead filter's output is its bias, a dead channel's input reaches no output. Random masks have
+next to none, others many (SynFlow on ResNet-20 at 98%: 0.075 of the median layer's filters x channels are alive). torch's dense
+op on the rest does that part of the work.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ class Pattern:
         return self._known_tiled(rows, groups, block)
 
     def _known_tiled(self, rows: int, groups: int, block: int) -> Tensor:
-        check_tiling(self._shape[0], rows, groups, block)
         key = (rows, groups, block)
         if key not in self._tiled:
+            check_tiling(self._shape[0], rows, groups, block)
             # In a thread of its own: the tensor outlives the inference mode, transform or fake mode that its first user is in.
             with ThreadPoolExecutor(1) as thread:
                 packed = thread.submit(lambda: tile(self._index.cpu().numpy(), *key))

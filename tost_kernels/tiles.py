@@ -8,8 +8,8 @@ There are two views of a weight. In the forward one a row is an output channel; 
 of the input is computed, it is an input channel. Here input channels are absolute, I * groups of them, unlike those of the
 packed index, which count within their group. A column is a tap, dy * kw + dx in both views, and a channel: an input channel in
 the forward view, an output channel in the transposed one. With T = kh * kw taps, G = ceil(O / rows) groups of rows in the
-forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is the packed index (tost_kernels/packed_index.py),
-unchanged, followed by
+forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is the packed index
+(tost_kernels/packed_index.py), unchanged, followed by
 
     order      G * rows    the row in each slot of each group; -1: an empty slot, which only the last group has, at its end
     ptr        G * T + 1   the columns of group g at tap t are those from ptr[g * T + t] up to ptr[g * T + t + 1]: a multiple of

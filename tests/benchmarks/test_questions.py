@@ -209,6 +209,21 @@ def test_growth_and_its_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     draw("growth", records, tmp_path)
 
 
+def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ("--widths", "16", "32", "--sparsity", "0.9", "--rows", "16", "--network", "resnet20", "--steps", "1")
+    records = answer("tiles", *chosen, "--masks", "random", "magnitude")
+    rows = table_rows(capsys.readouterr().out)
+    assert [(row[0], row[1]) for row in rows] == [
+        *(("random", f"{width}x{width}x3x3") for width in (16, 32)),
+        *(("magnitude", f"{layer}.2.conv2, {width}x{width}x3x3") for layer, width in (("layer1", 16), ("layer2", 32))),
+    ]
+    assert [record.variant for record in records] == ["natural", "permuted"] * 8
+    # 16 rows of 16 channels are one group, which keeps something at each tap: 16 columns of 16
+    assert [record.value.median for record in records[:4]] == [1.0] * 4
+    pairs = zip(records[::2], records[1::2], strict=True)
+    assert all(natural.value.median >= permuted.value.median > 0 for natural, permuted in pairs)
+
+
 @compiled
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")

@@ -311,6 +311,34 @@ def test_a_first_batch_without_a_number_leaves_nothing_behind() -> None:
     assert_equal(*states)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_gradient_without_a_number_is_skipped_on_the_device_where_it_is_looked_at(device: str) -> None:
+    def steep(outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss_of(outputs, inputs, targets) + (outputs.sum() * 0.0).sqrt()  # infinitely steep at 0
+
+    losses, states = [], []
+    for graphed in (False, True):
+        update = update_for(network(), graphed, device, steep, clip_norm=1.0)
+        states.append(everything(update))
+        losses.append([update(*batch)[0] for batch in batches(2)])
+        assert all(torch.equal(value, everything(update)[name]) for name, value in states[-1].items())
+    assert str(losses) == str([[math.nan] * 2] * 2)
+    assert_equal(*states)
+
+
+def test_moments_that_are_loaded_are_those_of_the_next_step() -> None:
+    states = []
+    for graphed in (False, True):
+        update = update_for(network(), graphed)
+        run(update, steps=2)
+        saved = {**update.optimizer.state_dict()}
+        saved["state"] = {n: {"momentum_buffer": m["momentum_buffer"] * 2} for n, m in saved["state"].items()}
+        load_optimizer(update.optimizer, saved)
+        run(update, steps=2)
+        states.append(everything(update))
+    assert_equal(*states)
+
+
 @pytest.mark.parametrize(
     ("changes", "device", "processes", "reason"),
     [
@@ -405,3 +433,59 @@ def test_a_recorded_run_is_the_run_stopped_or_not(
         assert result.test_loss == wanted.test_loss
         losses = [[line["train_loss"] for line in each.history] for each in (result, wanted)]
         assert losses[0] == losses[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tune": True}, {"amp": "bf16"}, {"backend": "masked-dense", "optimizer": "adamw", "lr": 0.01}],
+    ids=["ghosts", "tuned", "bf16", "masked-dense"],
+)
+def test_a_run_on_a_gpu_is_the_same_recorded_or_not(
+    monkeypatch: pytest.MonkeyPatch, toy_images: Dataset, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    made: list[Update] = []
+
+    def keeping(*args: Any) -> Update:
+        made.append(update_of(*args))
+        return made[-1]
+
+    monkeypatch.setattr(training, "update_of", keeping)
+
+    def trained(cuda_graph: bool, *stops: int) -> training.Result:
+        config = Config(
+            model="resnet20", steps=8, batch_size=16, cuda_graph=cuda_graph, recipe=Recipe(rescale_init=False),
+            out=str(tmp_path / f"{cuda_graph} {len(stops)}"), **changes,
+        )  # fmt: skip
+        for stop in stops:
+            with pytest.raises(Stopped):
+                training.train(config, device="cuda", callbacks=[StopAt(stop)])
+        return training.train(config, device="cuda")
+
+    results = [trained(False), trained(True), trained(True, 1, 5)]
+    assert [type(update) for update in made[:2]] == [Update, GraphedUpdate]
+    assert isinstance(made[1], GraphedUpdate)
+    assert made[1].recordings == 2  # the ghosts die amid the run
+    weights = [(result.run_dir / "model.safetensors").read_bytes() for result in results]
+    assert weights[0] == weights[1] == weights[2]
+    assert len({result.test_loss for result in results}) == 1
+
+
+@pytest.mark.gpu
+def test_a_replay_does_not_wait_before_its_loss_is_read() -> None:
+    update = update_for(network(Recipe(rescale_init=False)), True, "cuda")
+    (first, second) = ([tensor.cuda() for tensor in batch] for batch in batches(2))
+    update(*first)
+    assert isinstance(update, GraphedUpdate)
+    recording = update._recording_for(*second)
+    assert recording is not None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        set_learning_rate(update.optimizer, 0.05)
+        set_strength(update.net, 0.5, 2.0)
+        with pytest.raises(RuntimeError, match="synchronizing"):  # the loss, at the end
+            recording.replay_with(*second)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert recording.replays == 2

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tost
 import tost_kernels as tk
@@ -344,6 +346,36 @@ def test_kernels_are_those_of_the_device(config: Callable[..., Config], monkeypa
     for name, wanted in where.items():
         device = torch.device(name)
         assert (preparation.kernels_of(config(), device), preparation.layout_of(config(), device)) == wanted
+
+
+@pytest.mark.parametrize("best", ["batch_last", "channels_last"])
+@pytest.mark.parametrize("main", ["batch_last", "channels_last"])
+def test_on_cuda_tuning_chooses_the_layout(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, best: str, main: str
+) -> None:
+    """On tensors without memory, as there may be no such device. Another process's choice is tuned for here, too."""
+    cuda, net, tuned = torch.device("cuda"), nn.Identity(), []
+    monkeypatch.setattr(tk, "best_layout", lambda net, images: best)
+    monkeypatch.setattr(tk, "tune", lambda net, images: tuned.append(images))
+    monkeypatch.setattr(preparation, "LAYOUTS", {name: lambda _, name=name: name for name in preparation.LAYOUTS})
+    monkeypatch.setattr(preparation.distributed, "from_main", lambda mine: main == "batch_last")
+    with FakeTensorMode():
+        assert preparation.tune_layers(config(tune=True), net, (4, 3, 8, 8), cuda) == main
+        assert tuned == ([] if main == best else [main])
+        tuned.clear()
+        for other in (config(), config(tune=True, backend="masked-dense")):
+            assert preparation.tune_layers(other, net, (4, 3, 8, 8), cuda) == "channels_last"
+    assert not tuned
+
+
+def test_on_cuda_the_backends_chosen_by_tuning_are_named(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(preparation, "remembered_backends", {"cuda": ["triton", "dense"]}.__getitem__)
+    assert preparation.kernels_of(config(tune=True), cuda) == "tuned (triton, dense)"
+    assert preparation.kernels_of(config(), cuda) == "dense"
+    assert preparation.kernels_of(config(tune=True, backend="masked-dense"), cuda) == "dense"
+    monkeypatch.setattr(preparation, "remembered_backends", lambda device: [])
+    assert preparation.kernels_of(config(tune=True), cuda) == "dense"
 
 
 def test_divergence_is_told_and_leaves_no_result(config: Callable[..., Config]) -> None:

@@ -617,6 +617,24 @@ def test_every_plan_of_the_search_is_one_that_triton_takes(fake_triton):
             made.clear()
 
 
+@pytest.mark.parametrize("which", ["forward", "input_grad"])
+def test_a_pass_of_tritons_kernels_is_called_as_the_layer_calls_it(which, monkeypatch):
+    """By its tiled index and completed options: the same bits as the op's own forward and backward, interpreted."""
+    reason = tk.backend.why_not("masked_conv2d", "triton")
+    if reason is not None or torch.cuda.is_available():
+        pytest.skip(reason or "there are gpu tests of it")
+    layer = tk.SparseConv2d(16, 16, 3, padding=1, bias=False, mask=torch.rand(16, 16, 3, 3) < 0.2)
+    layer.values.requires_grad_(False)
+    (case,) = cases_of(lambda: layer(tk.to_batch_last(torch.randn(16, 16, 2, 2)).requires_grad_()))
+    made = bench.Bench(case, layer.pattern)
+    plan = Plan("triton", "algo=tiles,rows=16")
+    whole, one = made.whole(plan).run(), made.one_pass(which, plan).run()
+    if which == "forward":
+        ((x, _),) = made._pairs
+        whole = [tk.masked_conv2d(x, made._values, layer.pattern, padding=1, plan=plan)]
+    assert torch.equal(one, whole[0])
+
+
 def test_dead_filters_make_another_case_and_a_candidate():
     mask = torch.rand(16, 8, 3, 3) < 0.5
     alive = tk.SparseConv2d(8, 16, 3, mask=mask)

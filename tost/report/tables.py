@@ -60,13 +60,14 @@ _NONE_COMPILED = "no compiled kernel"
 
 def _none_compiled(backend: str, kernels: str) -> bool:
     """Whether a run that asked for the sparse kernels had to do without."""
-    return backend == "sparse" and kernels != "cpu"
+    return backend == "sparse" and kernels == "dense"
 
 
 def _kernels(backend: str, kernels: str) -> str:
     if _none_compiled(backend, kernels):
         return _NONE_COMPILED
-    return {"cpu": "compiled sparse kernels", "reference": "reference kernels", "dense": "dense kernels"}[kernels]
+    names = {"cpu": "compiled sparse kernels", "reference": "reference kernels", "dense": "dense kernels"}
+    return names.get(kernels, f"kernels {kernels}")  # "tuned (triton, dense)"
 
 
 def mask_name(result: Result) -> str:

@@ -25,18 +25,19 @@ from tost_kernels.triton.implement import implement
 from tost_kernels.triton.specimen import Specimen
 
 EDGE = 64  # of a tile: 256 bytes of 4-byte elements, and room for both in the 16 KB that a few programs an SM can have
+SPARE = 2**20  # more positions than a tile adds past the end
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @triton.jit
 def transpose_kernel(
     source, destination, rows, columns, slab, row, slab_out, row_out, tiles_i, tiles_j,
-    I: tl.constexpr, J: tl.constexpr, WIDE: tl.constexpr,
+    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """rows: how many i; columns: how many j. A program moves one tile (J, I) of one slab."""
+    """rows: how many i; columns: how many j. A program moves one tile (HEIGHT, WIDTH) of one slab."""
     program = tl.program_id(0)
-    i = program % tiles_i * I + tl.arange(0, I)
-    j = program // tiles_i % tiles_j * J + tl.arange(0, J)
+    i = program % tiles_i * WIDTH + tl.arange(0, WIDTH)
+    j = program // tiles_i % tiles_j * HEIGHT + tl.arange(0, HEIGHT)
     z = program // tiles_i // tiles_j
     if WIDE:
         i, j, z = i.to(tl.int64), j.to(tl.int64), z.to(tl.int64)
@@ -69,9 +70,9 @@ def _convert(x: Tensor, to: str) -> Tensor:
             columns,
             *strides,
             *tiles,
-            I=width,
-            J=height,
-            WIDE=x.numel() + 2**20 >= 2**31,
+            WIDTH=width,
+            HEIGHT=height,
+            WIDE=x.numel() + SPARE >= 2**31,
             num_warps=4,
         )
     return out
@@ -108,7 +109,7 @@ implement("from_batch_last", from_batch_last)
 
 def specimens() -> list[Specimen]:
     signature = dict.fromkeys(transpose_kernel.arg_names, "i32") | {"source": "*i32", "destination": "*i32"}
-    constants = {"I": EDGE, "J": EDGE, "WIDE": False}
+    constants = {"WIDTH": EDGE, "HEIGHT": EDGE, "WIDE": False}
     signature |= dict.fromkeys(constants, "constexpr")
     sizes = ("source", "destination", "rows", "columns", "slab", "row", "slab_out", "row_out")
     return [Specimen("batch_last.4_bytes", transpose_kernel, signature, constants, 4, 3, attrs=dict.fromkeys(sizes, 16))]

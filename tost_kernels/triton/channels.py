@@ -1,9 +1,10 @@
 """How the elementwise kernels walk over a tensor: as (outer, C, inner), the one shape that fits all three layouts.
 
-batch-last [C][H][W][N] is outer = 1, inner = H W N; contiguous is outer = N, inner = H W; channels_last is outer = N H W, inner = 1.
-A channel has outer * inner positions. A tile is (POSITIONS, CHANNELS): where inner > 1 one channel and a run of positions, which
-are neighbours in memory; where inner = 1 the channels are the neighbours and a tile takes up to 64 of them. Either way a
-thread moves 16 bytes at a time (8 of channels_last bfloat16), and what a channel needs (its scale, say) is worked out once a tile, not once an element.
+batch-last [C][H][W][N] is outer = 1, inner = H W N; contiguous is outer = N, inner = H W; channels_last is outer = N H W,
+inner = 1. A channel has outer * inner positions. A tile is (POSITIONS, CHANNELS): where inner > 1 one channel and a run of
+positions, which are neighbours in memory; where inner = 1 the channels are the neighbours and a tile takes up to 64 of them.
+Either way a thread moves 16 bytes at a time (8 of channels_last bfloat16), and what a channel needs (its scale, say) is worked
+out once a tile, not once an element.
 
 Sums over a channel: its tiles are dealt out to `splits` programs, each of which leaves one partial sum; who reads them adds
 them up in order. No atomics: the same bits every time. A few programs per SM are all there are, so the partial sums are few.
@@ -48,15 +49,15 @@ class View(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        return triton.cdiv(self.positions, self.tile_positions)
+        return -(-self.positions // self.tile_positions)
 
     @property
     def channel_tiles(self) -> int:
-        return triton.cdiv(self.channels, self.tile_channels)
+        return -(-self.channels // self.tile_channels)
 
     def splits(self, device: torch.device, most: int = MOST_SPLITS) -> int:
         """How many programs share out the positions of a channel: few SMs' worth of them, none without a tile."""
-        wanted = triton.cdiv(PROGRAMS_PER_SM * processors(device), self.channel_tiles)
+        wanted = -(-PROGRAMS_PER_SM * processors(device) // max(self.channel_tiles, 1))
         return max(1, min(wanted, self.tiles, most))
 
     def steps(self, device: torch.device) -> int:
@@ -89,7 +90,7 @@ def view_of(x: Tensor, shared: bool = False) -> View:
 
 
 def tiled(outer: int, channels: int, inner: int, dtype: torch.dtype) -> View:
-    """A view with the tile for elements of `dtype`: 16 bytes a thread and tensor, fewer threads at work only where all is small."""
+    """A view with the tile for elements of `dtype`: 16 bytes a thread and tensor, less only where all is small."""
     if inner == 1 and channels > 1:
         # 8 bytes of bfloat16: what a thread holds of its channels' coefficients, not the loads, is what limits the programs here
         width = min(triton.next_power_of_2(channels), MOST_CHANNELS)

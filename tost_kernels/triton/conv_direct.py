@@ -1,7 +1,8 @@
 """Convolutions on the CUDA cores: exactly one multiply-add a kept weight, image and position; for few kept weights.
 
 Memory is batch-last, [C][H][W][N]: a kept weight multiplies rows of the batch, which are contiguous, and whether its tap falls
-into the padding is one question for a whole row. Nothing but the packed index of the mask is needed (tost_kernels/packed_index.py).
+into the padding is one question for a whole row. Nothing but the packed index of the mask is needed
+(tost_kernels/packed_index.py).
 
 Forward: a program computes one pixel of BN images, for R output channels at a time. Its inner loop takes the next BK
 kept weights of each channel: the lanes of a warp first decode different ones (channel, tap -> where the row begins, -1 in the
@@ -34,6 +35,7 @@ from tost_kernels.layout import BATCH_LAST, as_layout, empty_layout
 from tost_kernels.ops.masked_conv2d import output_shape
 from tost_kernels.packed_index import BLOCK, HEADER
 from tost_kernels.triton.options import Geometry, Options
+from tost_kernels.triton.specimen import Specimen
 from tost_kernels.triton.sum_parts import sum_parts
 
 PROGRAMS = 4 * 132  # that keep a large GPU busy: about four for each of its multiprocessors
@@ -58,7 +60,7 @@ def _multiply(
     target_height,
     target_width,
     batch_units,  # batch / ALIGN
-    parts,  # that the rows are cut into
+    row_parts,  # that the rows are cut into
     KY: tl.constexpr,
     KX: tl.constexpr,
     SY: tl.constexpr,
@@ -88,7 +90,7 @@ def _multiply(
     tx = pixel % target_width
     n = rest % batch_blocks * BN + tl.arange(0, BN)
 
-    per_part = tl.cdiv(tl.cdiv(rows, R), parts) * R
+    per_part = tl.cdiv(tl.cdiv(rows, R), row_parts) * R
     for first in range(part * per_part, min((part + 1) * per_part, rows), R):
         row = first + tl.arange(0, R)
         line = row
@@ -279,7 +281,7 @@ def _rows_at_once(rows: int, bn: int, align: int, warps: int, itemsize: int) -> 
     """So many rows that each warp has whole ones: none of its lanes then shares a sum with another."""
     vector = min(align, 16 // itemsize)
     lanes = min(32, max(bn // vector, 1))
-    return min(warps * 32 // lanes, triton.next_power_of_2(rows))
+    return min(warps * 32 // lanes, int(triton.next_power_of_2(rows)))
 
 
 def _launch(
@@ -298,10 +300,12 @@ def _launch(
     constants = batch_constants(batch, options.bn, source, target)
     at_once = _rows_at_once(rows, constants["BN"], constants["ALIGN"], options.warps, source.element_size())
     places = target_height * target_width * triton.cdiv(batch, constants["BN"])
-    parts = min(triton.cdiv(rows, at_once), triton.cdiv(PROGRAMS, places))
+    # Fewer weights a step than lanes, and each lane would decode those of its neighbours too.
+    at_least = options.warps * 32 // at_once
+    row_parts = min(triton.cdiv(rows, at_once), triton.cdiv(PROGRAMS, places))
     per_group = (inputs, outputs // geometry.groups) if transposed else (outputs // geometry.groups, inputs)
     with torch.cuda.device_of(source):
-        _multiply[(places * parts,)](
+        _multiply[(places * row_parts,)](
             source,
             values,
             values if bias is None else bias,
@@ -317,7 +321,7 @@ def _launch(
             target_height,
             target_width,
             batch // constants["ALIGN"],
-            parts,
+            row_parts,
             **taps(geometry),
             **constants,
             TRANSPOSED=transposed,
@@ -325,7 +329,7 @@ def _launch(
             HAS_BIAS=bias is not None,
             CHANNEL_BLOCK=BLOCK,
             R=at_once,
-            BK=options.bk,
+            BK=max(options.bk, triton.next_power_of_2(at_least)),
             num_warps=options.warps,
             num_stages=1,
         )
@@ -396,3 +400,37 @@ def values_grad(grad: Tensor, x: Tensor, index: Tensor, nnz: int, geometry: Geom
             num_stages=1,
         )
     return parts.view(nnz) if split == 1 else sum_parts(parts, nnz, x.dtype)
+
+
+def specimens() -> list[Specimen]:
+    """What `make gpu-check` compiles: 128@16, batch 256."""
+    convolution = {"KY": 3, "KX": 3, "SY": 1, "SX": 1, "PY": 1, "PX": 1, "DY": 1, "DX": 1}
+    constants = convolution | {"GROUPED": False, "ALIGN": 16, "EVEN": True, "WIDE": False}
+    found = []
+    for name, kernel, itemsize, bn, bk, warps, extra in (
+        ("forward", _multiply, 4, 32, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 4, 128, 32, 4, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("forward", _multiply, 2, 64, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
+        ("input_grad", _multiply, 4, 32, 8, 16, {"TRANSPOSED": True, "HAS_BIAS": False}),
+        ("values_grad", _correlate, 4, 128, 32, 8, {}),
+        ("values_grad", _correlate, 2, 128, 32, 8, {}),
+    ):
+        dtype = "fp32" if itemsize == 4 else "bf16"
+        chosen = constants | extra | {"BK": bk, "BN": bn}
+        if kernel is _multiply:
+            chosen |= {"CHANNEL_BLOCK": BLOCK, "R": _rows_at_once(128, bn, 16, warps, itemsize)}
+        pointers = dict.fromkeys(("source", "values", "bias", "target", "grad"), f"*{dtype}")
+        pointers |= {"index": "*i32", "parts": "*fp32"}
+        types = {key: "constexpr" if key in chosen else pointers.get(key, "i32") for key in kernel.arg_names}
+        found.append(
+            Specimen(
+                name=f"conv_direct.{name}.{dtype}.{bn}",
+                kernel=kernel,
+                signature=types,
+                constexprs=chosen,
+                num_warps=warps,
+                num_stages=1,
+                attrs={key: 16 for key in types if key in pointers or key == "batch_units"},
+            )
+        )
+    return found

@@ -46,8 +46,10 @@ from tost_kernels.ops.masked_conv2d import output_shape
 from tost_kernels.tiles import offsets
 from tost_kernels.triton.options import Geometry, Options
 from tost_kernels.triton.pack import ColumnNumbers, Packed, View, pack
+from tost_kernels.triton.specimen import Specimen
 
-_INT32 = 2**31
+_INT32_ELEMENTS = 2**31  # a tensor of fewer is indexed by 32 bits
+_MOST_PROGRAMS = 2**31 - 1
 
 
 @triton.jit
@@ -216,7 +218,7 @@ def _run(
     if out.numel() == 0:
         return out
     batch, channels, height, width = read.shape
-    wide = read.numel() >= _INT32
+    wide = read.numel() >= _INT32_ELEMENTS
     packed = _pack(values, index, geometry, options, transposed, height, width, wide)
     groups = packed.view.order.shape[0] // options.rows
     constants: dict[str, Any] = {
@@ -271,6 +273,56 @@ def _pack(
 
 
 def _grid(programs: int) -> tuple[int]:
-    if programs >= _INT32:
+    if programs > _MOST_PROGRAMS:
         raise RuntimeError(f"triton: expected fewer than 2**31 programs, got {programs}: choose larger rows or bn")
     return (programs,)
+
+
+def specimens() -> list[Specimen]:
+    """3x3 convolutions: both kernels, both passes, each precision, with the tiles of the static rule."""
+    tf32, bf16 = Options("tiles", 64, 0, 128, 32, 4, 5, 1, "tf32"), Options("tiles", 64, 0, 128, 64, 4, 5)
+    ieee = Options("tiles", 64, 0, 128, 16, 8, 5)
+    return [
+        _specimen("forward", "fp32", tf32),
+        _specimen("forward", "fp32", tf32._replace(rows=128, warps=8)),
+        _specimen("forward", "fp32", tf32._replace(rows=16)),
+        _specimen("forward", "fp32", tf32._replace(precision="tf32x3", warps=8)),
+        _specimen("forward", "fp32", ieee),
+        _specimen("forward", "bf16", bf16),
+        _specimen("forward", "bf16", bf16._replace(rows=128, warps=8)),
+        _specimen("input_grad", "fp32", tf32),
+        _specimen("input_grad", "fp32", tf32, stride=2),
+        _specimen("input_grad", "bf16", bf16),
+        _specimen("forward", "fp32", tf32._replace(algo="blocks", block=32, stages=4)),
+        _specimen("forward", "bf16", bf16._replace(algo="blocks", block=32, bk=32, stages=4)),
+        _specimen("input_grad", "bf16", bf16._replace(algo="blocks", block=32, bk=32, stages=4), stride=2),
+    ]
+
+
+def _specimen(which: str, dtype: str, options: Options, stride: int = 1) -> Specimen:
+    blocks, transposed = options.algo == "blocks", which == "input_grad"
+    constants: dict[str, Any] = {
+        "KH": 3, "KW": 3, "STRIDE_H": stride, "STRIDE_W": stride, "PAD_H": 1, "PAD_W": 1, "DIL_H": 1, "DIL_W": 1,
+        "TRANSPOSED": transposed, "HAS_BIAS": not transposed,
+        "ROWS": options.rows, "BN": options.bn, "BK": options.bk, "PRECISION": options.precision,
+    } | ({"WIDE": False} if blocks else {})  # fmt: skip
+    kernel = _blocks_kernel if blocks else _tiles_kernel
+    aligned = ["x", "weight", "out", "batch", *(("tap", "channels", "rows") if blocks else ("column",))]
+    floats, integers = ("x", "weight", "bias", "out"), ("order", "ptr", "column", "channel", "tap")
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        return f"*{dtype}" if name in floats else "*i32" if name in integers else "i32"
+
+    return Specimen(
+        f"masked_conv2d.{options.algo}.{which}{'.stride2' if stride > 1 else ''}.{dtype}"
+        f"{'' if dtype == 'bf16' else '.' + options.precision}.{options.rows}x{options.bn}",
+        kernel,
+        {name: kind(name) for name in kernel.arg_names},
+        constants,
+        options.warps,
+        options.stages,
+        matrix=dtype == "bf16" or options.precision != "ieee",
+        attrs=dict.fromkeys(aligned, 16),
+    )

@@ -1,6 +1,7 @@
 """ghost_skip_add on a GPU: out = act(norm(u) + alpha norm(ghost) + norm(shortcut)), forward and backward.
 
-Memory is all that counts, so the design is a list of passes. E bytes an element (4 or 2), P parts, B of them with batch statistics:
+Memory is all that counts, so the design is a list of passes. E bytes an element (4 or 2), P parts, B of them with the
+batch's statistics:
   forward   1. moments    reads the B parts                               B E   (no launch where B = 0)
             2. apply      reads the P parts, writes out            (P + 1) E
   backward  1. sums       reads grad_output and the P parts        (P + 1) E
@@ -18,8 +19,8 @@ again by who reads them. All of it is relative to a pivot, the first element of 
 no digits.
 
 alpha, beta and the statistics are read from device memory by the kernels: a CUDA graph sees them move. At alpha == 0 the loads of
-the ghost are predicated off, so it costs no traffic in forward nor in the second pass of backward; the first still reads it, since
-dalpha does not vanish there (and once more for the statistics that forward did not take).
+the ghost are predicated off, so it costs no traffic in forward nor in the second pass of backward; the first still reads it,
+since dalpha does not vanish there (and once more for the statistics that forward did not take).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from tost_kernels.triton.channels import (
     total,
     view_of,
 )
-from tost_kernels.triton.checks import check, check_activation, check_like, check_parameter
+from tost_kernels.triton.checks import check, check_activation, check_like, check_parameter, shape_string
 from tost_kernels.triton.implement import implement
 from tost_kernels.triton.specimen import Specimen
 
@@ -96,7 +97,7 @@ def store_moments(
             squares += delta * tl.where(exists, y - mean, 0.0)
             seen += tl.where(exists, 1.0, 0.0)
             tile += splits
-    n = tl.sum(seen, 0)
+    n = tl.maximum(tl.sum(seen, 0), 1.0)  # (0 beside the last channel)
     middle = tl.sum(mean * seen, 0) / n
     off = mean - middle[None, :]
     slot = (row * splits + split) * channels + c
@@ -140,7 +141,7 @@ def moments_kernel(
         store_moments(
             u, partial, 0, c, split, splits, tiles, outer, channels, inner, POSITIONS, CHANNELS, ONE_RUN, WIDE
         )  # fmt: skip
-    if GHOST == 2:
+    if GHOST == 2:  # noqa: SIM102 (the compiler decides the first, the GPU the second)
         if tl.load(alpha) != 0:
             store_moments(
                 ghost, partial, 2, c, split, splits, tiles, outer, channels, inner, POSITIONS, CHANNELS, ONE_RUN, WIDE
@@ -306,7 +307,7 @@ def sums_kernel(
         strength = tl.load(alpha)
         live = is_live(strength, c)
         # Live, dalpha follows from the sum of dz * (ghost - center). Switched off, what is not finite must not count, and there
-        # may be no statistics yet: the sum of dz * norm(ghost) itself, or, about to be normalised with the batch, around the pivot.
+        # may be no statistics yet: the sum of dz * norm(ghost) itself or, where the batch is to normalise it, around the pivot.
         cg, sg, more, invstd = backward_coefficients(
             ghost_weight, ghost_bias, ghost_mean, ghost_var, ghost_eps, strength, on, stats, 1, c, channels, GHOST
         )  # fmt: skip
@@ -371,7 +372,7 @@ def sums_kernel(
         tl.store(slot + 3 * row, tl.sum(sum_s, 0), mask=c < channels)
     if ACT == 2:
         tl.store(slot + 4 * row, tl.sum(sum_b, 0), mask=c < channels)
-    if GHOST == 2:
+    if GHOST == 2:  # noqa: SIM102 (as above)
         if strength == 0:
             store_moments(
                 ghost, partial, 5, c, split, splits, tiles, outer, channels, inner, POSITIONS, CHANNELS, ONE_RUN, WIDE
@@ -577,7 +578,7 @@ class Inputs:
     def __init__(self, op: str, args: Sequence[Any]) -> None:
         *tensors, act, norm, eps, _ = args
         u, beta = tensors[0], tensors[16]
-        check(op, u.dim() >= 2, f"u: expected shape (N, C, ...), got {tuple(u.shape)}")
+        check(op, u.dim() >= 2, f"u: expected shape (N, C, ...), got {shape_string(u.shape)}")
         check(op, len(norm) == len(PARTS), f"norm: expected 3 values, got {len(norm)}")
         check(op, len(eps) == len(PARTS), f"eps: expected 3 values, got {len(eps)}")
         check(op, act in CODES, f'act: expected none, relu or pswish, got "{act}"')
@@ -659,13 +660,16 @@ def backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
     name = "ghost_skip_add_backward"
     *rest, stats = args
     given = Inputs(name, rest)
-    u, channels = given.u, given.view.channels
+    u = given.u
     check_like(name, "grad_output", grad_output, u)
     check_parameter(name, "stats", stats, (3, 2, u.shape[1]), u)
-    nothing = u.new_empty(0, dtype=torch.float32)
-    grads = [nothing if x is None else empty_layout(u.shape, given.layout, u) for x in given.parts]
+
+    def nothing() -> Tensor:  # one each: no two results of an op may share memory
+        return u.new_empty(0, dtype=torch.float32)
+
+    grads = [nothing() if x is None else empty_layout(u.shape, given.layout, u) for x in given.parts]
     affine = torch.empty_like(stats, memory_format=torch.contiguous_format)
-    small = [nothing if t is None else t.new_empty(t.shape) for t in (given.alpha, given.beta)]
+    small = [nothing() if t is None else t.new_empty(t.shape) for t in (given.alpha, given.beta)]
     if given.empty:
         affine.zero_()
         for t in small:

@@ -5,7 +5,6 @@ What the kernels do is in conv_tiles.py, conv_values_grad.py (tensor cores) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tost_kernels.layout import BATCH_LAST, CHANNELS_LAST, as_layout, layout_of, strides_of
-from tost_kernels.triton import conv_direct, conv_tiles
+from tost_kernels.triton import conv_direct, conv_tiles, conv_values_grad
 from tost_kernels.triton.implement import implement
 from tost_kernels.triton.options import Geometry, Options, of_pass
 
@@ -74,7 +73,9 @@ def values_grad(
     geometry = Geometry(tuple(weight_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     with _device_of(grad_output):
         grad_output, input = as_layout(grad_output, BATCH_LAST), as_layout(input, BATCH_LAST)
-        return _values_grad(options)(grad_output, input, index, nnz, geometry, options)
+        if options.algo == "direct":
+            return conv_direct.values_grad(grad_output, input, index, nnz, geometry, options)
+        return conv_values_grad.values_grad(grad_output, input, index, nnz, geometry, options)
 
 
 def _options(plan: str, which: str) -> tuple[Options, str]:
@@ -88,12 +89,6 @@ def _options(plan: str, which: str) -> tuple[Options, str]:
 
 def _kernels(options: Options) -> ModuleType:
     return conv_direct if options.algo == "direct" else conv_tiles
-
-
-def _values_grad(options: Options) -> Callable[..., Tensor]:
-    if options.algo == "direct":
-        return conv_direct.values_grad
-    raise RuntimeError("masked_conv2d: the triton values gradient on tensor cores is missing")
 
 
 def _exactly(out: Tensor, layout: str) -> Tensor:

@@ -11,7 +11,7 @@ A plan's options are `key=value` pairs with commas between them. A key holds for
     bk          columns (direct: kept weights) of a step
     warps       of a program
     stages      steps whose loads are under way at once
-    split       parts that a sum over images and positions is cut into: values_grad
+    split       parts that a sum over images and positions is cut into: values_grad; by default enough to fill a large GPU
     precision   of float32 products: ieee, tf32, or tf32x3 (three tf32 products, nearly ieee); all passes alike
 
 `resolve` completes the plan once, in the forward pass, so that the backward pass repeats it whatever the settings are by then.
@@ -27,11 +27,13 @@ The static rule (`tune` knows better: it measures), with its reasons:
   1 - (1 - density)**rows columns a row always grows more slowly than rows. 128 rows where a group keeps nearly every column
   anyway, 64 below, where they begin to be saved.
 - bn 128: with 64 to 128 rows a step then does 20 to 30 operations a byte that comes from L2.
-- split: enough programs to fill a large GPU twice over (the values' gradient has few outputs and long sums).
+- stages 5: the table of columns is loaded two steps before the rows it names, these two before they are multiplied.
+- direct: so few images at once that what they read stays in the L1 cache, from which every multiply-add takes its operand.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,7 +59,7 @@ class Geometry(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The variant of one pass; see the module. 0: does not apply."""
+    """The variant of one pass; see the module. 0: does not apply; split 0: as many parts as fill a large GPU."""
 
     algo: str = "direct"
     rows: int = 0
@@ -66,7 +68,7 @@ class Options(NamedTuple):
     bk: int = 16
     warps: int = 4
     stages: int = 3
-    split: int = 1
+    split: int = 0
     precision: str = "ieee"
 
 
@@ -81,6 +83,7 @@ _CHOICES: dict[str, tuple[str | int, ...]] = {
     "split": tuple(range(1, 257)),
     "precision": ("ieee", "tf32", "tf32x3"),
 }
+_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
 
 _Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
@@ -155,7 +158,9 @@ def resolve(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[
         return pattern.index, plan
     rows, block = tiles
     groups = geometry[-1] if geometry else 1
-    return pattern.tiled(rows, groups, block), plan
+    index = pattern.tiled(rows, groups, block)
+    # A constant of a traced graph cannot be asked whether it requires a gradient; what an op makes of it can.
+    return index.detach() if torch.compiler.is_compiling() else index, plan
 
 
 def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
@@ -165,11 +170,14 @@ def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence
     rows, block = _rows(pattern), 32
     rows, block = int(asked.get(("", "rows"), rows)), int(asked.get(("", "block"), block))
     precision = str(asked.get(("", "precision"), "")) or _precision(op, x.dtype)
+    algos = {name: str(asked.get((name, "algo"), algo)) for name in PASSES}
+    rows = 0 if set(algos.values()) == {"direct"} else rows
+    block = block if "blocks" in algos.values() else 0
     passes = {}
     for name in PASSES:
-        of_this = str(asked.get((name, "algo"), algo))
-        default = _default(name, of_this, rows, block, x, pattern, geometry)._replace(precision=precision)
-        passes[name] = _options(asked, name, default._replace(algo=of_this))
+        default = _default(name, algos[name], rows, block, precision, x, pattern)
+        shared = default._replace(algo=algos[name], rows=rows, block=block, precision=precision)
+        passes[name] = _options(asked, name, shared)
     return _text(_check(plan, passes))
 
 
@@ -193,36 +201,31 @@ def _rows(pattern: Pattern) -> int:
     return wanted
 
 
-def _default(name: str, algo: str, rows: int, block: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> Options:
+def _default(name: str, algo: str, rows: int, block: int, precision: str, x: Tensor, pattern: Pattern) -> Options:
     bn = 128
-    for smaller in (64, 32, 16):
-        if x.shape[0] <= smaller:
-            bn = smaller
-    if algo == "blocks":
-        bn = 128  # of positions, of which there are always many
+    for fewer in (64, 32, 16):
+        if x.shape[0] <= fewer and algo != "blocks":  # of positions, of which there are always many
+            bn = fewer
     if algo == "direct":
-        return Options(bn=bn, split=16 if name == "values_grad" else 1)
-    block = block if algo == "blocks" else 0
-    bk = block or (64 if x.dtype == torch.bfloat16 else 32)
+        return _direct(name, bn, x, pattern)
     if name == "values_grad":
-        return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3, split=_split(rows, x, pattern))
-    warps = 8 if rows * bn > 64 * 128 else 4
-    return Options(algo, rows, block, bn, bk, warps, stages=4)
+        return Options(algo, rows, block, bn=min(bn, 64), bk=64, warps=4, stages=3)
+    bk = block or (64 if x.dtype == torch.bfloat16 else 32 if precision != "ieee" else 16)
+    # ieee products keep operands in registers: more warps for the same tile
+    warps = 8 if rows * bn > 64 * 128 or (x.dtype == torch.float32 and precision != "tf32") else 4
+    return Options(algo, rows, block, bn, bk, warps, stages=4 if block else 5)
 
 
-def _split(rows: int, x: Tensor, pattern: Pattern) -> int:
-    """So many parts that about 512 programs of `rows` x 64 columns share the sums, but none below 64 terms."""
-    weights = pattern.shape[0] * pattern.shape[1]
-    taps = pattern.shape[2] * pattern.shape[3] if len(pattern.shape) == 4 else 1
-    programs = max(taps * weights // (rows * 64), 1)
-    terms = x.shape[0] * (x.shape[2] * x.shape[3] if x.dim() == 4 else 1)
-    split = 1
-    while split < 64 and split * programs < 512 and split * 128 <= terms:
-        split *= 2
-    return split
+def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
+    if name == "values_grad":
+        return Options(bn=bn, bk=32, warps=8)
+    channels = pattern.shape[1 if name == "forward" else 0] * math.prod(pattern.shape[2:])
+    while bn > 16 and channels * bn * x.element_size() > _CACHED:
+        bn //= 2
+    return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _precision(op: str, dtype: torch.dtype) -> str:
     """torch's own choice for float32 on CUDA. Both of its interfaces, allow_tf32 and fp32_precision, end in the latter."""
     backends: Any = torch.backends

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tost_kernels.layout import as_layout
+from tost_kernels.ops.masked import index_and_options
 from tost_kernels.ops.masked_conv2d import masked_conv2d
 from tost_kernels.ops.masked_linear import masked_linear
 from tost_kernels.pattern import Pattern
@@ -50,7 +50,7 @@ class Bench:
         def run() -> object:
             x, grad = next(turns)
             if not resolved:  # in the first run, as this may fail, and is not to be timed
-                resolved.append(_index_and_options(plan, case, x, self._pattern))
+                resolved.append(index_and_options(plan, case.op, x, self._pattern, case.geometry))
             (index, options), g = resolved[0], case.geometry
             geometry = (list(case.weight), *([list(g[:2]), list(g[2:4]), list(g[4:6]), g[6]] if g else []), options)
             if which == FORWARD:
@@ -81,16 +81,6 @@ class Bench:
                 return torch.autograd.grad(out, wanted, grad) if wanted else out
 
         return Trial(WHOLE, plan, run, self._inputs)
-
-
-def _index_and_options(plan: Plan, case: Case, x: Tensor, pattern: Pattern) -> Any:
-    """What the op of a compiled backend takes as index and as plan, as its public function works it out."""
-    if plan.backend != "triton":
-        return pattern.index, plan.options
-    # There is none where triton is not.
-    from tost_kernels.triton.options import resolve  # type: ignore[import-not-found,unused-ignore]
-
-    return resolve(case.op, plan.options, x, pattern, case.geometry)
 
 
 def check_runs(case: Case, pattern: Pattern, plan: Plan) -> None:

@@ -33,9 +33,10 @@ class GraphTimer:
         self._cuda = cuda
 
     def __call__(self, trials: Sequence[Trial], rounds: int) -> list[float]:
-        # One pool for all: a replay may overwrite another graph's results, which nobody reads.
-        pool = self._cuda.graph_pool_handle()
-        graphs = [self._record(trial, pool) for trial in trials]
+        # One pool for all: a replay may overwrite another graph's results, which nobody reads. Memory of a pool is used again on
+        # the stream it was used on.
+        pool, stream = self._cuda.graph_pool_handle(), self._cuda.Stream()
+        graphs = [self._record(trial, pool, stream) for trial in trials]
         for graph, _ in graphs:
             graph.replay()
         spans: list[list[tuple[Any, Any]]] = [[] for _ in trials]
@@ -48,10 +49,9 @@ class GraphTimer:
             for (_, calls), taken in zip(graphs, spans, strict=True)
         ]
 
-    def _record(self, trial: Trial, pool: Any) -> tuple[Any, int]:
+    def _record(self, trial: Trial, pool: Any, stream: Any) -> tuple[Any, int]:
         """The graph, and how many calls it holds."""
         cuda = self._cuda
-        stream = cuda.Stream()
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):  # capturing is not allowed on the default stream, nor what the first calls do
             for _ in range(_WARM_UPS):

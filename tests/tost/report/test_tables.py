@@ -81,6 +81,7 @@ def test_accuracy_sheet_says_it_as_it_is() -> None:
     ("backend", "kernels", "said"),
     [
         ("sparse", "dense", "no compiled kernel"),
+        ("sparse", "tuned (triton, dense)", "kernels tuned (triton, dense)"),
         ("reference", "reference", "reference kernels"),
         ("masked-dense", "dense", "dense kernels"),
     ],
