@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test fuzz sanitize lint format bench gpu-check info clean
+.PHONY: help install demo test fuzz sanitize lint format bench gpu-check gpu-suite info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,9 @@ bench: $(INSTALLED) ## one table a question, half an hour or so; one alone: make
 
 bench-%: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py $* $(ARGS)
+
+gpu-suite: $(INSTALLED) ## on a machine with a GPU: builds, tests, measures, reports to runs/gpu; 9 minutes. Without one: ARGS=--dry-run
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu $(ARGS)
 
 info: $(INSTALLED) ## which op runs on which backend here
 	$(BIN)/python -m tost_kernels.info

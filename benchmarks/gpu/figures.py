@@ -41,8 +41,12 @@ def _about(results: Results) -> str:
 
 
 def layers(results: Results) -> Any:
-    """Times faster than dense of the same precision, all three passes, over sparsity; a panel a layer and precision."""
-    rows = [r for r in results.of("layers", part=ALL, mask="random") if r.variant != DENSE and r.ratio is not None]
+    """Times faster than dense of the same precision, all three passes, over sparsity; a panel a layer and precision.
+
+    The masks are those measured first: random ones, normally. The report has all.
+    """
+    rows = [r for r in results.of("layers", part=ALL) if r.variant != DENSE and r.ratio is not None]
+    rows = [r for r in rows if r.case["mask"] == rows[0].case["mask"]]
     panels = list(dict.fromkeys((r.case["layer"], r.case["precision"]) for r in rows))
     if not panels:
         return None
