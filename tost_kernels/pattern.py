@@ -101,6 +101,10 @@ class Pattern:
                 self._tiled[key] = thread.submit(lambda: torch.from_numpy(packed.result()).to(self.device)).result()
         return self._tiled[key]
 
+    def forget_tiles(self) -> None:
+        """Free what `tiled` keeps here; who asks again pays again. Each takes several times the memory of the values."""
+        self._tiled.clear()
+
     @property
     def positions(self) -> Tensor:
         """Flat positions of the kept weights in the dense weight, ascending: int64 (nnz,). Do not write to it."""

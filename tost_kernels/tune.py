@@ -202,6 +202,9 @@ def _tune(
         if progress:
             line = f"tune: {len(results)}/{len(met)} {names[0]}: {plan.backend} {plan.options}".rstrip()
             print(f"{line} ({source})", file=sys.stderr, flush=True)
+    for tuned in results:
+        if tuned.source == MEASURED:  # every candidate laid out tiles of its own; the first step makes the fastest's again
+            met[tuned.case].pattern.forget_tiles()
     return TuneReport(tuple(results), time.perf_counter() - started, store.place() if cache else None)
 
 

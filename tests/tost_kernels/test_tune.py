@@ -583,9 +583,19 @@ def test_candidates_that_do_not_fit_the_device_are_dropped_and_told(fake_triton,
     assert report.as_dict()["cases"][0]["dropped"][0]["reason"].startswith("OutOfResources")
 
 
-def test_where_no_candidate_fits_dense_is_taken(fake_triton):
+def test_the_tiles_of_the_candidates_do_not_stay(fake_triton):
+    layer, x = gpu_layer()
+    fake_triton(lambda trial: layer.pattern.tiled(16 if "rows=16" in trial.plan.options else 32))
+    seen = []
+    tk.tune(layer, x, timer=FakeTimer(lambda trial: seen.append(len(layer.pattern._tiled)) or 1.0), cache=False)
+    assert max(seen) == 2
+    assert not layer.pattern._tiled
+
+
+@pytest.mark.parametrize("error", [OutOfResources("registers"), RuntimeError("PassManager::run failed")])
+def test_where_no_candidate_fits_dense_is_taken(error, fake_triton):
     def run(trial: Trial) -> None:
-        raise OutOfResources("registers")
+        raise error
 
     fake_triton(run)
     layer, x = gpu_layer()

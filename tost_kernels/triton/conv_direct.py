@@ -41,7 +41,11 @@ from tost_kernels.triton.sum_parts import sum_parts
 PROGRAMS = 4 * 132  # that keep a large GPU busy: about four for each of its multiprocessors
 
 
-@triton.jit(do_not_specialize=["at_ptr", "at_col", "at_perm"])  # else they would compile it anew for one mask in sixteen
+# Numbers of a mask or a layer that only scalars are made of: specialised, they would compile it anew for layer after layer.
+_UNSPECIAL = ["at_ptr", "at_col", "blocks", "rows", "rows_per_group", "columns_per_group", "height", "width"]
+
+
+@triton.jit(do_not_specialize=[*_UNSPECIAL, "at_perm", "target_height", "target_width", "row_parts"])
 def _multiply(
     source,
     values,
@@ -151,7 +155,7 @@ def _multiply(
         tl.store(target + (offset[:, None] + n[None, :]), sums.to(target.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["at_ptr", "at_col", "nnz"])
+@triton.jit(do_not_specialize=[*_UNSPECIAL, "nnz", "out_height", "out_width", "chunks", "split"])
 def _correlate(
     grad,
     source,

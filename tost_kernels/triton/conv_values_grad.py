@@ -29,7 +29,12 @@ from tost_kernels.triton.sum_parts import sum_parts
 SMALLEST_BATCH_TILE = 16  # the depth of a matrix instruction
 
 
-@triton.jit(do_not_specialize=["at_order", "at_ptr", "at_channel"])  # else they would compile it anew for one mask in sixteen
+# Numbers of a mask or a layer that only scalars are made of: specialised, they would compile it anew for layer after layer.
+_UNSPECIAL = ["at_order", "at_ptr", "at_channel", "groups", "column_blocks", "channels", "split"]
+_UNSPECIAL += ["height", "width", "out_height", "out_width"]
+
+
+@triton.jit(do_not_specialize=_UNSPECIAL)
 def _tile(
     grad,
     source,

@@ -173,7 +173,8 @@ class _Search:
 def _is_about_the_device(error: Exception) -> bool:
     """Whether it says that the kernel does not compile here, or needs more registers or memory than there are.
 
-    Triton's own errors are told by where they are defined, as triton may not be installed.
+    Triton's own errors are told by where they are defined, as triton may not be installed; but where its passes give up, what
+    they raise is a RuntimeError.
     """
     home = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError)
+    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError) or "PassManager::run failed" in str(error)
