@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tost.config import Config
 from tost.snapshot import HostState, Numbers, Snapshot
 from tost.update import LossOf, Update
+from tost_kernels.graph_capture import undone_if_it_fails
 
 __all__ = ["CudaGraphs", "GraphedUpdate", "Recorder", "update_of", "why_not_graphed"]
 
@@ -282,16 +283,11 @@ class CudaGraphs:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[self._stream.device_index]
-        before = generator.clone_state()
-        try:
-            # only this thread's calls matter: others may serve the data
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                result = work()
-        except BaseException:
-            generator.graphsafe_set_state(before)  # the one amid a capture refuses to draw outside of one
-            raise
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # only this thread's calls matter: others may serve the data
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        with undone_if_it_fails(pool, self._stream.device_index), capture:
+            result = work()
         return result, graph.replay
 
 

@@ -242,20 +242,24 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
         self.mode = "default"
-        self.stream = SimpleNamespace(device_index=0, wait_stream=lambda other: self.log.append("the graph's waits"))
-        main = SimpleNamespace(wait_stream=lambda other: self.log.append("the main one waits"))
+        own = "the graph's waits"
+        self.stream = SimpleNamespace(name="stream", device_index=0, wait_stream=lambda other: self.log.append(own))
+        main = SimpleNamespace(name="main", wait_stream=lambda other: self.log.append("the main one waits"))
         generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=lambda state: self.log.append(state))
         for name, value in {
             "Stream": lambda device: self.stream,
             "current_stream": lambda device: main,
-            "stream": self.amid("stream"),
+            "stream": lambda stream: self.amid(stream.name)(),
             "graph": self.amid("capture"),
+            "graph_pool_handle": lambda: "pool",
             "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
             "default_generators": [generator],
             "get_sync_debug_mode": lambda: self.mode,
             "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        end = "_cuda_endAllocateToPool"
+        monkeypatch.setattr(torch._C, end, lambda device, pool: self.log.append(f"{pool} of {device} is done"))
 
     def amid(self, name: str) -> Callable[..., Any]:
         @contextmanager
@@ -285,7 +289,7 @@ def test_cuda_graphs_are_rehearsed_and_captured_on_a_stream_of_their_own(monkeyp
     result, replay = recorder.record(work)
     replay()
     assert result == 1
-    assert cuda.log == ["capture", "work, waiting: default", "/capture", "replay"]
+    assert cuda.log == ["main", "capture", "work, waiting: default", "/capture", "/main", "replay"]
 
 
 def test_a_rehearsal_or_capture_that_fails_puts_cuda_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,21 +308,27 @@ def test_a_rehearsal_or_capture_that_fails_puts_cuda_back(monkeypatch: pytest.Mo
     cuda.log.clear()
     with pytest.raises(RuntimeError, match="synchronizing"):
         recorder.record(waiting)
-    assert cuda.log == ["capture", "/capture", "before"]  # the generator's state
+    # the generator's state, the allocator, the current stream
+    assert cuda.log == ["main", "capture", "/capture", "before", "pool of 0 is done", "/main"]
 
 
 @pytest.mark.gpu
-def test_a_capture_that_fails_leaves_the_generator_usable() -> None:
+def test_a_capture_that_fails_leaves_torch_usable() -> None:
     def synchronizing(outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         torch.cuda.synchronize()  # not among what torch itself finds
         return loss_of(outputs, inputs, targets)
 
-    losses = []
+    losses, stream = [], torch.cuda.current_stream()
     for graphed in (False, True):
         update = update_for(network(), graphed, "cuda", synchronizing)
         with pytest.warns(UserWarning, match="cuda_graph: off") if graphed else nullcontext():
             losses.append(run(update))  # with a dropout
     assert str(losses[0]) == str(losses[1])
+    assert torch.cuda.current_stream() == stream
+    again = update_for(network(), True, "cuda")
+    run(again)
+    assert isinstance(again, GraphedUpdate)
+    assert again.recordings == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
