@@ -252,6 +252,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
         processes=me.world,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        not_recorded=update.not_recorded,
     )
     if me.is_main:
         folder.save_model(plain_form(final, prepared.masks))
