@@ -78,7 +78,9 @@ def update_of(
         _say(config, reason)
     elif reason is not None and config.cuda_graph:
         raise _refused(reason)
-    return Update(config, net, optimizer, loss_of, to_input, device)
+    update = Update(config, net, optimizer, loss_of, to_input, device)
+    update.not_recorded = reason or "cuda_graph is false"
+    return update
 
 
 def _say(config: Config, reason: str) -> None:
@@ -105,7 +107,7 @@ class GraphedUpdate(Update):
         recorder: of the device.
 
     Attributes:
-        why_not: why all steps are ordinary updates after all; None: they are not, or nothing was recorded yet.
+        not_recorded: why all steps are ordinary updates after all; None: they are not, or nothing was recorded yet.
         recordings: how many there were.
 
     Raises, when called:
@@ -122,7 +124,7 @@ class GraphedUpdate(Update):
         device: torch.device,
         recorder: Recorder,
     ) -> None:
-        self.why_not: str | None = None
+        self.not_recorded = None
         self.recordings = 0
         self._recorder = recorder
         self._recording: _Recording | None = None
@@ -155,9 +157,9 @@ class GraphedUpdate(Update):
         recording = self._recording
         if recording is not None and recording.frozen.holds(self.optimizer):
             return recording if recording.fits(inputs, targets) else None
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._count(recording)
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._recording = recording = None  # before the next one needs memory
             self._record(inputs, targets)
         return self._recording
@@ -191,11 +193,11 @@ class GraphedUpdate(Update):
             self.recordings += 1
         finally:
             before.put_back()
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._recording = _Recording(here, wanted, loss, replay, _Frozen(self.net, self.optimizer))
 
     def _give_up(self, reason: str) -> None:
-        self.why_not = reason
+        self.not_recorded = reason
         _say(self.config, f"the step cannot be recorded: {reason}")
 
     def _whole(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def test_recorded_steps_are_the_steps_of_an_update(name: str, device: str) -> No
         states.append(everything(update))
         if graphed:
             assert isinstance(update, GraphedUpdate)
-            assert (update.why_not, update.recordings) == (None, 1)
+            assert (update.not_recorded, update.recordings) == (None, 1)
     assert [str(loss) for loss in losses[0]] == [str(loss) for loss in losses[1]]
     assert [math.isfinite(loss) for loss in losses[0]] == [step != 3 for step in range(8)]
     assert_equal(*states)
@@ -161,7 +161,7 @@ def test_ghosts_move_while_they_live_and_their_end_is_recorded_anew(recipe: Reci
         losses.append(run(update, fade=not recipe.permanent))
         states.append(everything(update))
     assert isinstance(update, GraphedUpdate)
-    assert (update.why_not, update.recordings) == (None, recordings)
+    assert (update.not_recorded, update.recordings) == (None, recordings)
     assert [str(loss) for loss in losses[0]] == [str(loss) for loss in losses[1]]
     assert_equal(*states)
 
@@ -363,7 +363,7 @@ def test_what_callbacks_change_on_the_host_is_recorded_anew() -> None:
     assert losses[0] == losses[1]
     assert_equal(*states)
     assert isinstance(update, GraphedUpdate)
-    assert (update.recordings, update.why_not) == (3, None)
+    assert (update.recordings, update.not_recorded) == (3, None)
 
 
 def test_what_changes_at_every_step_is_not_recorded_for_ever() -> None:
@@ -443,7 +443,9 @@ def test_where_steps_are_not_recorded_the_reason_is_told(
     if changes.get("amp") != "fp16":  # its scaler warns on a machine without CUDA
         assert type(made(False)) is Update
         with pytest.warns(UserWarning, match=f"^cuda_graph: off: {reason}") if device == "cuda" else nullcontext():
-            assert type(made(None)) is Update
+            update = made(None)
+        assert type(update) is Update
+        assert (update.not_recorded or "").startswith(reason)
     with pytest.raises(ValueError, match=f"^cuda_graph: expected false or none, got true: {reason}"):
         made(True)
 
@@ -506,6 +508,7 @@ def test_a_recorded_run_is_the_run_stopped_or_not(
     tapes = recorded(True)
     whole = training.train(config("whole"))
     assert [each.replays for each in tapes] == [8]
+    assert (wanted.not_recorded, whole.not_recorded) == ("nobody asked for it", None)
     for step in (1, 4, 7):  # the ghosts die at step 4
         with pytest.raises(Stopped):
             training.train(config("stopped"), callbacks=[StopAt(step)])

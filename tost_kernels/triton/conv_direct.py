@@ -338,8 +338,8 @@ def _launch(
 def forward(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, geometry: Geometry, options: Options) -> Tensor:
     """The convolution of `x` (N, C, H, W): a batch-last tensor (N, O, H_out, W_out).
 
-    values, bias: of x's dtype, float32 or bfloat16, contiguous. index: one that starts with the packed index of the mask. options: bn, bk
-    and warps are used.
+    values, bias: of x's dtype, float32 or bfloat16, contiguous. index: one that starts with the packed index of the mask.
+    options: bn, bk and warps are used.
     """
     x = as_layout(x, BATCH_LAST)
     out = empty_layout(output_shape(x.shape, *geometry), BATCH_LAST, x)
