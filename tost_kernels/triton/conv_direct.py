@@ -417,7 +417,6 @@ def specimens() -> list[Specimen]:
         ("forward", _multiply, 2, 64, 8, 16, {"TRANSPOSED": False, "HAS_BIAS": True}),
         ("input_grad", _multiply, 4, 32, 8, 16, {"TRANSPOSED": True, "HAS_BIAS": False}),
         ("values_grad", _correlate, 4, 128, 32, 8, {}),
-        ("values_grad", _correlate, 2, 128, 32, 8, {}),
     ):
         dtype = "fp32" if itemsize == 4 else "bf16"
         chosen = constants | extra | {"BK": bk, "BN": bn}

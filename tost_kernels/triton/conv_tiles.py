@@ -290,7 +290,6 @@ def specimens() -> list[Specimen]:
         _specimen("forward", "fp32", tf32._replace(precision="tf32x3", warps=8)),
         _specimen("forward", "fp32", ieee),
         _specimen("forward", "bf16", bf16),
-        _specimen("forward", "bf16", bf16._replace(rows=128, warps=8)),
         _specimen("input_grad", "fp32", tf32),
         _specimen("input_grad", "fp32", tf32, stride=2),
         _specimen("input_grad", "bf16", bf16),
