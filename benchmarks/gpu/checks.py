@@ -40,8 +40,8 @@ def jobs(suite: Suite) -> dict[str, Job]:
     """What is to be run here."""
     dry = ["--dry-run"] if not suite.device.is_gpu else []
     python = [sys.executable, "-m"]
-    tests = [*python, "pytest", "-m", "gpu or not gpu" if dry else "gpu", "-rA", "-p", "no:cacheprovider", *suite.settings.tests]
-    tests.append("--continue-on-collection-errors")
+    tests = [*python, "pytest", "-m", "gpu or not gpu" if dry else "gpu", "-v", "-rA", "-p", "no:cacheprovider"]
+    tests += ["--continue-on-collection-errors", *suite.settings.tests]
     if not dry and importlib.util.find_spec("xdist") is not None:
         tests += ["-n", str(_WORKERS)]
     small = [*python, "benchmarks.gpu.small_shapes", *dry]
@@ -75,6 +75,7 @@ def _run(suite: Suite, running: dict[str, tuple[Job, subprocess.Popen[bytes], Pa
             took = f"{time.monotonic() - start:.0f} s"
             if status is None:
                 suite.here.left_out.append(f"{name}: stopped after {took}")
+                judge_stopped(suite, output)
                 continue
             failure, note = job.judge(status, output)
             suite.note(f"{name}: {note} ({took})")
@@ -111,6 +112,20 @@ def judge_tests(status: int, output: str) -> tuple[str | None, str]:
     if status == 0:
         return None, summary
     return f"pytest ended with {status}: {summary or _end(output)}", f"ended with {status}"
+
+
+def judge_stopped(suite: Suite, output: str) -> None:
+    """What pytest -v had told when it was stopped: how many tests had passed, and that some had failed.
+
+    Raises:
+        ArithmeticError: some had.
+    """
+    # "a.py::test PASSED [  1%]", or side by side "[gw0] [  1%] PASSED a.py::test"
+    passed, failed = (len(re.findall(rf" (?:{word})(?: +\[ *\d+%\]| \S+::)", output)) for word in ("PASSED", "FAILED|ERROR"))
+    if passed or failed:
+        suite.note(f"{passed} tests passed and {failed} failed until then")
+    if failed:
+        raise ArithmeticError(f"{failed} tests failed before the others were stopped: see {FILE}")
 
 
 def judge_sanitizer(status: int, output: str) -> tuple[str | None, str]:
