@@ -1,4 +1,4 @@
-"""checks: the GPU tests, compute-sanitizer on small shapes, and compilations ahead of the step section, side by side.
+"""checks: the GPU tests, compute-sanitizer on small shapes, and compilations ahead of later sections, side by side.
 
 Nothing is timed while they run. Each is a process of its own, so that what goes wrong in one harms nothing else; at the end of
 the section's time those still running are stopped, and what they wrote until then stays.
@@ -53,6 +53,10 @@ def jobs(suite: Suite) -> dict[str, Job]:
         TESTS: Job(tests, judge_tests),
         SANITIZER: Job([*checker, *small], judge_sanitizer if checker else judge_small_shapes, uncached),
         COMPILE: Job([*python, "benchmarks.gpu.compile_ahead", *dry], judge_plain),
+    } | {
+        f"{COMPILE} {kind}": Job([*python, "benchmarks.gpu.compile_ahead", kind, *dry], judge_plain)
+        for kind in suite.settings.precisions
+        if kind != "fp32"  # of which nothing is promised
     }
 
 
