@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = [dataclasses.asdict(kernel) | {"programs": kernel.programs} for kernel in kernels]
         data = {"compiler": triton_kernels.COMPILER, "kernels": rows, "problems": problems}
         options.json.write_text(json.dumps(data, indent=2) + "\n")
-    print(f"\n{len(work)} kernels compiled, {len(problems)} problems", flush=True)
+    print(f"\n{len(kernels)} of {len(work)} kernels compiled, problems: {len(problems)}", flush=True)
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
     return 1 if problems else 0
 

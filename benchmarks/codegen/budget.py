@@ -64,5 +64,9 @@ def excesses(kernels: Sequence[Kernel], budget: Budget, compiler: str, all_kerne
         gone = [name for name, entry in entries.items() if any((name, sm) not in known for sm in entry)]
         found += [f"{name}: a budget without a kernel: {_ACCEPT}" for name in gone]
     if found and budget["compiler"] not in ("", compiler):
-        found.append(f"(the budget is that of {budget['compiler']}, this is {compiler})")
+        known = budget["compiler"]
+        found.append(
+            f"{known} compiled the kernels for the budget, this is {compiler}, whose numbers may differ with nothing wrong: "
+            f"`pip install {known.replace(' ', '==')}` and check again; spills and tensor cores are to be right with any"
+        )
     return found

@@ -93,7 +93,7 @@ def read(cubin: Path) -> dict[str, Code]:
     """The code of every kernel in a cubin, by name. RuntimeError if it is none, or holds none."""
     usage = {m[0]: [int(n) for n in m[1:]] for m in _USAGE.findall(_run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))}
     found = {}
-    for name, instructions in _functions(_run(tool("nvdisasm"), "-c", str(cubin))):
+    for name, instructions in _functions(_run(tool("nvdisasm"), "-c", "-ndf", str(cubin))):
         found[name] = code_of(instructions, *usage[name])
     if not found:
         raise RuntimeError(f"{cubin}: expected a cubin with kernels, found none")

@@ -11,6 +11,7 @@ The exit status is 1 if anything that ran went wrong. A missed target is no erro
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -38,24 +39,28 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Run the suite; the exit status."""
     options = parser().parse_args(arguments)
-    if options.minutes <= 0:
+    if not options.minutes > 0:
         parser().error(f"argument --minutes: expected more than 0, got {options.minutes:g}")
+    problem = trouble_with(options.out, options.go_on, options.dry_run)
+    if problem is not None:
+        parser().error(f"argument --out: {problem}")
     if options.dry_run != (os.environ.get("TRITON_INTERPRET") == "1"):
         _restart(arguments, interpret=options.dry_run)  # Triton looks at the variable when it is first imported
     if options.dry_run and "TOST_CACHE_DIR" not in os.environ:
         os.environ["TOST_CACHE_DIR"] = tempfile.mkdtemp(prefix="tost-dry-run-")  # nothing of it is worth remembering
 
+    import torch
+
+    if not options.dry_run and not torch.cuda.is_available():
+        parser().error("no CUDA device is available; --dry-run walks through the suite on the CPU")
+
     from benchmarks.gpu.build import build
 
     built = build()
 
-    import torch
-
     from benchmarks.gpu import run_suite
     from benchmarks.gpu.suite import DeviceLost
 
-    if not options.dry_run and not torch.cuda.is_available():
-        parser().error("no CUDA device is available; --dry-run walks through the suite on the CPU")
     try:
         return run_suite.run(options, built, _STARTED)
     except DeviceLost as lost:
@@ -65,6 +70,24 @@ def main(arguments: list[str]) -> int:
             return 1
         own = ["--out", str(options.out), "--minutes", f"{left:.3f}", "--continue", "--only", *options.only]
         _restart(own + (["--dry-run"] if options.dry_run else []), interpret=options.dry_run)
+
+
+def trouble_with(folder: Path, go_on: bool, dry_run: bool) -> str | None:
+    """Why the results cannot be kept in `folder`, which is made if it is not there; None if they can.
+
+    go_on: they join those that the folder holds, which must be of the same kind: a dry run's times are no figures.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if go_on and json.loads((folder / "results.json").read_text())["about"]["dry_run"] != dry_run:
+            return f"{folder}: expected results of a {'dry run' if dry_run else 'run on a GPU'} to --continue, got the other kind"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return f"{folder / 'results.json'}: expected the results of a run to --continue, got something else"
+    return None
 
 
 def _restart(arguments: list[str], interpret: bool) -> NoReturn:

@@ -17,7 +17,7 @@ from benchmarks.gpu.settings import Settings, tiny
 from tost_kernels.backend import why_not
 from tost_kernels.plan import Plan
 
-LAYERS = ("5-7@5n3", "20-18@4s2n2", "8@5g2n2", "17-9@3k1n3", "6@7d2n2")
+LAYERS = ("5-7@2n3", "5-7@5n3", "20-18@4s2n2", "8@5g2n2", "17-9@3k1n3", "6@7d2n2")
 
 
 def main(arguments: list[str]) -> None:

@@ -96,12 +96,33 @@ def test_the_command_starts_itself_with_the_interpreter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--minutes", "0"], "expected more than 0"), (["--only", "speed"], "invalid choice: 'speed'")],
+    [
+        (["--minutes", "0"], "expected more than 0"),
+        (["--minutes", "nan"], "expected more than 0"),
+        (["--only", "speed"], "invalid choice: 'speed'"),
+    ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--out", "nowhere", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_where_results_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for name, text in (("odd", "{"), ("list", "[]"), ("measured", json.dumps({"about": {"dry_run": False}}))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    for arguments, message in (
+        (["file"], "file: File exists"),
+        (["new", "--continue"], "results.json: No such file or directory"),
+        (["odd", "--continue"], "results.json: expected the results of a run to --continue, got something else"),
+        (["list", "--continue"], "results.json: expected the results of a run to --continue, got something else"),
+        (["measured", "--continue"], "measured: expected results of a dry run to --continue, got the other kind"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--dry-run", "--out", str(tmp_path / arguments[0]), *arguments[1:]])
+        assert message in capsys.readouterr().err
 
 
 def test_a_budget_ends() -> None:

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tost_kernels.triton.specimen import Specimen
+
 _BLOCK = 512
 
 
@@ -91,3 +93,12 @@ def pack(values: Tensor, view: View, taps: tuple[int, ...], rows: int, numbers: 
         TAPS=taps[0] * taps[1], KW=taps[1], ROUND=round_to_tf32 and values.dtype == torch.float32, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return Packed(view, weight, column)
+
+
+def specimens() -> list[Specimen]:
+    """What `make gpu-check` compiles: the weight of a 3x3 convolution, rounded to TF32."""
+    signature = dict.fromkeys(_pack_kernel.arg_names, "i32")
+    signature |= {name: "*fp32" if name in ("values", "weight") else "*i32" for name in _pack_kernel.arg_names[:6]}
+    constants = {"TAPS": 9, "KW": 3, "ROUND": True, "BLOCK": _BLOCK}
+    signature |= dict.fromkeys(constants, "constexpr")
+    return [Specimen("pack.tf32", _pack_kernel, signature, constants, 4, 3, attrs={"weight": 16, "column": 16})]

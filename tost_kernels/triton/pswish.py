@@ -129,12 +129,12 @@ implement("pswish_backward", backward)
 def specimens() -> list[Specimen]:
     """One beta for all of (256, 64, 32, 32), and one a channel where the tile differs."""
     shared = tiled(1, 1, 256 * 64 * 1024, torch.float32)
-    contiguous = tiled(256, 64, 1024, torch.float32)
     channels_last = tiled(256 * 1024, 64, 1, torch.bfloat16)
     given = {"beta": "*fp32", "partial": "*fp32"}
+    total = {"SPLITS": 2048, "CHANNELS": 1}
     return [
         specimen("pswish.forward.shared.fp32", forward_kernel, shared, given, {"STEPS": 4}, torch.float32),
         specimen("pswish.backward.shared.fp32", backward_kernel, shared, given, {}, torch.float32),
-        specimen("pswish.backward.contiguous.fp32", backward_kernel, contiguous, given, {}, torch.float32),
         specimen("pswish.backward.channels_last.bf16", backward_kernel, channels_last, given, {}, torch.bfloat16),
+        specimen("pswish.total.shared.fp32", total_kernel, shared, given, total, torch.float32),
     ]
