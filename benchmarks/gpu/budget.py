@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 
@@ -12,19 +13,19 @@ class Budget:
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = clock() + seconds
-        self._longest = 0.0
+        self._latest: deque[float] = deque(maxlen=3)
 
     def left(self) -> float:
         """Seconds; negative when it is over."""
         return self._end - self._clock()
 
     def allows(self, seconds: float | None = None) -> bool:
-        """Whether `seconds` are left; None: as long as the longest case so far took (see `took`)."""
-        return self.left() > (self._longest if seconds is None else seconds)
+        """Whether `seconds` are left; None: as long as the longest of the last three cases took (see `took`)."""
+        return self.left() > (max(self._latest, default=0.0) if seconds is None else seconds)
 
     def took(self, seconds: float) -> None:
-        """A case took so long; the next is expected to take no longer."""
-        self._longest = max(self._longest, seconds)
+        """A case took so long. The first ones compile what the others find compiled: they are not remembered for long."""
+        self._latest.append(seconds)
 
     def part(self, share: float) -> Budget:
         """A budget of this share of what is left, which is not longer than this one."""

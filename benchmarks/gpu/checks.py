@@ -1,4 +1,4 @@
-"""checks: the GPU tests, compute-sanitizer on small shapes, and compilations ahead of the step section, side by side.
+"""checks: the GPU tests, compute-sanitizer on small shapes, and compilations ahead of later sections, side by side.
 
 Nothing is timed while they run. Each is a process of its own, so that what goes wrong in one harms nothing else; at the end of
 the section's time those still running are stopped, and what they wrote until then stays.
@@ -40,8 +40,8 @@ def jobs(suite: Suite) -> dict[str, Job]:
     """What is to be run here."""
     dry = ["--dry-run"] if not suite.device.is_gpu else []
     python = [sys.executable, "-m"]
-    tests = [*python, "pytest", "-m", "gpu or not gpu" if dry else "gpu", "-rA", "-p", "no:cacheprovider", *suite.settings.tests]
-    tests.append("--continue-on-collection-errors")
+    tests = [*python, "pytest", "-m", "gpu or not gpu" if dry else "gpu", "-v", "-rA", "-p", "no:cacheprovider"]
+    tests += ["--continue-on-collection-errors", *suite.settings.tests]
     if not dry and importlib.util.find_spec("xdist") is not None:
         tests += ["-n", str(_WORKERS)]
     small = [*python, "benchmarks.gpu.small_shapes", *dry]
@@ -53,6 +53,10 @@ def jobs(suite: Suite) -> dict[str, Job]:
         TESTS: Job(tests, judge_tests),
         SANITIZER: Job([*checker, *small], judge_sanitizer if checker else judge_small_shapes, uncached),
         COMPILE: Job([*python, "benchmarks.gpu.compile_ahead", *dry], judge_plain),
+    } | {
+        f"{COMPILE} {kind}": Job([*python, "benchmarks.gpu.compile_ahead", kind, *dry], judge_plain)
+        for kind in suite.settings.precisions
+        if kind != "fp32"  # of which nothing is promised
     }
 
 
@@ -75,6 +79,7 @@ def _run(suite: Suite, running: dict[str, tuple[Job, subprocess.Popen[bytes], Pa
             took = f"{time.monotonic() - start:.0f} s"
             if status is None:
                 suite.here.left_out.append(f"{name}: stopped after {took}")
+                judge_stopped(suite, output)
                 continue
             failure, note = job.judge(status, output)
             suite.note(f"{name}: {note} ({took})")
@@ -111,6 +116,20 @@ def judge_tests(status: int, output: str) -> tuple[str | None, str]:
     if status == 0:
         return None, summary
     return f"pytest ended with {status}: {summary or _end(output)}", f"ended with {status}"
+
+
+def judge_stopped(suite: Suite, output: str) -> None:
+    """What pytest -v had told when it was stopped: how many tests had passed, and that some had failed.
+
+    Raises:
+        ArithmeticError: some had.
+    """
+    # "a.py::test PASSED [  1%]", or side by side "[gw0] [  1%] PASSED a.py::test"
+    passed, failed = (len(re.findall(rf" (?:{word})(?: +\[ *\d+%\]| \S+::)", output)) for word in ("PASSED", "FAILED|ERROR"))
+    if passed or failed:
+        suite.note(f"{passed} tests passed and {failed} failed until then")
+    if failed:
+        raise ArithmeticError(f"{failed} tests failed before the others were stopped: see {FILE}")
 
 
 def judge_sanitizer(status: int, output: str) -> tuple[str | None, str]:

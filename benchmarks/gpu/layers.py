@@ -155,12 +155,12 @@ def _by_options(problem: ways.Problem, pattern: tk.Pattern, name: str, choice: s
     return ways.ours(problem, pattern, Plan("triton", choice), LAYOUTS[name]), choice
 
 
-def tuned(layer: Layer, problem: ways.Problem, pattern: tk.Pattern) -> tuple[Plan, str]:
-    """What `tost_kernels.tune` picks for a training step, in the layout in which it takes less time."""
+def tuned(layer: Layer, problem: ways.Problem, pattern: tk.Pattern, cache: bool = True) -> tuple[Plan, str]:
+    """What `tost_kernels.tune` picks for a training step, in the layout in which it takes less time. cache: tune's, on disk."""
     found: list[tuple[float, Plan, str]] = []
     for layout in ("batch_last", "channels_last"):
         x = as_layout(problem.x[0], layout).detach().requires_grad_()
-        report = tk.tune(module_of(layer, pattern, x.dtype).to(x.device), x)
+        report = tk.tune(module_of(layer, pattern, x.dtype).to(x.device), x, cache=cache)
         case = next(case for case in report.cases if case.case.grads)
         found.append((case.milliseconds(case.plan) or 0.0, case.plan, layout))
     _, plan, layout = min(found, key=lambda row: row[0])

@@ -27,7 +27,7 @@ class Settings:
         fused_ops, fused: names of `benchmarks.fused.TAILS`, the most important first, on the outputs of these layers.
         steps: networks of the training steps.
         compiler: torch.compile's arguments; modes: of the training step.
-        tests: what pytest runs.
+        tests: what pytest runs, the most important first: there may be no time for all.
     """
 
     rounds: int = 11
@@ -65,7 +65,7 @@ class Settings:
     image: tuple[int, ...] = (3, 32, 32)
     compiler: dict[str, str] = field(default_factory=dict)
     modes: tuple[str, ...] = ("default", "reduce-overhead")
-    tests: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ("tests/tost_kernels", "tests/tost", "tests/benchmarks")
 
 
 def tiny() -> Settings:

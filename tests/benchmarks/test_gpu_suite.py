@@ -136,6 +136,9 @@ def test_a_budget_ends() -> None:
     clock.now += 2
     assert not budget.allows()  # 3 s are left, a case takes 4
     assert budget.allows(2.0)
+    for _ in range(3):  # the first case compiled for them
+        budget.took(1.0)
+    assert budget.allows()
     assert budget.part(0.5).left() == 1.5
     clock.now += 5
     assert budget.part(0.5).left() == 0
@@ -389,6 +392,20 @@ def test_checks_run_side_by_side_and_are_stopped_in_time(tmp_path: Path, monkeyp
     assert section.failures == {"bad": "ArithmeticError: ended with 3: not well"}
     assert [entry.split(":")[0] for entry in section.left_out] == ["endless"]
     assert "began" in (tmp_path / checks.FILE).read_text()
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_tests_that_are_stopped_say_how_far_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: int) -> None:
+    lines = ["a.py::test_a[PASSED or not] PASSED [ 1%]", "[gw3] [  2%] PASSED a.py::test_b", "c.py::test_c SKIPPED (no GPU)"]
+    lines += ["d.py::test_d FAILED [ 4%]"] * failed
+    code = f"import time; print({chr(10).join(lines)!r}, flush=True); time.sleep(600)"
+    monkeypatch.setattr(checks, "jobs", lambda suite: {"tests": checks.Job([sys.executable, "-c", code], checks.judge_tests)})
+    suite = suite_in(tmp_path, seconds=3.0)
+    run_sections(suite, {"checks": checks.run})
+    section = suite.results.sections["checks"]
+    assert section.notes == [f"2 tests passed and {failed} failed until then"]
+    wanted = "ArithmeticError: 1 tests failed before the others were stopped: see checks.txt"
+    assert section.failures == ({"tests": wanted} if failed else {})
 
 
 def test_the_jobs_of_a_dry_run_need_no_gpu(tmp_path: Path) -> None:

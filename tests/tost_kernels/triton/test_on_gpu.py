@@ -7,7 +7,10 @@ a GPU. What the CPU lacks (streams, graphs, compilation) is stood in for by the 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -336,6 +339,21 @@ def test_a_second_call_compiles_nothing(device: str, monkeypatch: pytest.MonkeyP
 # one's, the gradients of parameters are so many times its own.
 
 
+@pytest.fixture
+def alone(device: str) -> Iterator[None]:
+    """On a GPU these tests wait for each other, where several processes share them out: two at a time would not fit."""
+    if device == "cpu":
+        yield
+        return
+    with Path(tempfile.gettempdir(), "tost-large-tests-on-a-gpu.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()  # torch would keep it from the other processes
+
+
+large = pytest.mark.usefixtures("alone")
+
+
 def repetitions(device: str, elements: int, tensors: int) -> int:
     """How often to repeat `elements` to pass 2^31, where `tensors` such tensors of bfloat16 fit; 3 times on the CPU."""
     if device == "cpu":
@@ -377,6 +395,7 @@ def check_large(function: Callable[..., Tensor], activations: list[Tensor], para
         assert error(got / times, expected) < tolerance
 
 
+@large
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_masked_conv2d_past_int32(device: str, layout: str) -> None:
     needs("masked_conv2d")
@@ -390,6 +409,7 @@ def test_masked_conv2d_past_int32(device: str, layout: str) -> None:
     check_large(lambda x, v: tk.masked_conv2d(x, v, patterns[x.device.type], padding=1), [x], [values], times)
 
 
+@large
 @pytest.mark.parametrize("layout", ["batch_last", "contiguous"])
 def test_masked_linear_past_int32(device: str, layout: str) -> None:
     needs("masked_linear")
@@ -403,6 +423,7 @@ def test_masked_linear_past_int32(device: str, layout: str) -> None:
     check_large(lambda x, v: tk.masked_linear(x, v, patterns[x.device.type]), [x], [values], times)
 
 
+@large
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pswish_past_int32(device: str, layout: str) -> None:
     needs("pswish")
@@ -412,6 +433,7 @@ def test_pswish_past_int32(device: str, layout: str) -> None:
     check_large(tk.pswish, [x], [beta], repetitions(device, x.numel(), tensors=8))
 
 
+@large
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ghost_skip_add_past_int32(device: str, layout: str) -> None:
     needs("ghost_skip_add")
@@ -426,6 +448,7 @@ def test_ghost_skip_add_past_int32(device: str, layout: str) -> None:
     check_large(run, [u, ghost], [weight, alpha], repetitions(device, u.numel(), tensors=12))
 
 
+@large
 def test_batch_last_past_int32(device: str) -> None:
     batch = 2 if device == "cpu" else 32
     small = random(batch, 8, 4, 4, device=device, dtype=torch.bfloat16)
