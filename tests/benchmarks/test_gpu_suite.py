@@ -77,6 +77,7 @@ def test_every_section_runs_and_everything_is_written(tmp_path: Path) -> None:
     assert variants == {layers.DENSE, layers.MASKED, layers.COMPILED, layers.CSR, layers.CHOSEN, *layers.LAYOUTS}
     text = (tmp_path / "report.md").read_text()
     assert "A dry run" in text
+    assert {row["state"] for row in data["targets"]} <= {targets.NOT_MEASURED, targets.DRY_RUN}
     for title in ("Targets", "Ceilings, measured", "Layers, all three", "Fused ops", "Training step", "Memory", "Roofline"):
         assert f"## {title}" in text
     for name in figures.FILES:
