@@ -109,6 +109,19 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
+def test_a_step_cut_off_is_measured_whole_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ways stand side by side: those that were built before the cut are built again."""
+    ways = [way for way in step.ways(0.95, False, ()) if not way.graph]
+    names = [way.name for way in ways]
+    monkeypatch.setattr(step, "ways", lambda *_: ways)
+    suite = suite_in(tmp_path)
+    suite.section = "step"
+    suite.here.finished = [f"lenet5 fp32: {names[0]}"]
+    step._measure(suite, "lenet5", "fp32")
+    assert [record.variant for record in suite.results.records] == names
+    assert sorted(suite.here.finished) == sorted(f"lenet5 fp32: {name}" for name in names)
+
+
 def test_where_results_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     for name, text in (("odd", "{"), ("list", "[]"), ("measured", json.dumps({"about": {"dry_run": False}}))):
