@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
@@ -24,8 +25,8 @@ $(INSTALLED): $(SOURCES)
 demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 4 minutes
 	$(BIN)/tost compare --config examples/demo.yaml
 
-test: $(INSTALLED) ## all tests, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+test: $(INSTALLED) ## all tests, with coverage, in two processes; more: WORKERS=8
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 sanitize: $(INSTALLED) ## kernel tests on C++ parts built with ASan and UBSan (gcc), for every instruction set here
 	.ci/sanitize $(BIN)

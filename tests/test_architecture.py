@@ -163,3 +163,9 @@ def test_schemas_are_defined_in_python_only() -> None:
         text = source.read_text()
         assert "STABLE_TORCH_LIBRARY(" not in text, f"{source.name} defines a schema"
         assert "STABLE_TORCH_LIBRARY_FRAGMENT(" not in text, f"{source.name} defines a schema"
+
+
+def test_compiled_code_needs_nothing_that_torch_2_11_lacks() -> None:
+    """Headers of torch 2.13 have a macro that those of 2.11 do not have; they build it from one that both have."""
+    newer = "STABLE_TORCH_ERROR_CODE_CHECK("
+    assert [str(path) for path in (ROOT / "csrc").rglob("*.*") if newer in path.read_text()] == []

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tost.config import Config
 from tost.snapshot import HostState, Numbers, Snapshot
 from tost.update import LossOf, Update
+from tost_kernels.graph_capture import undone_if_it_fails
 
 __all__ = ["CudaGraphs", "GraphedUpdate", "Recorder", "update_of", "why_not_graphed"]
 
@@ -77,7 +78,9 @@ def update_of(
         _say(config, reason)
     elif reason is not None and config.cuda_graph:
         raise _refused(reason)
-    return Update(config, net, optimizer, loss_of, to_input, device)
+    update = Update(config, net, optimizer, loss_of, to_input, device)
+    update.not_recorded = reason or "cuda_graph is false"
+    return update
 
 
 def _say(config: Config, reason: str) -> None:
@@ -104,7 +107,7 @@ class GraphedUpdate(Update):
         recorder: of the device.
 
     Attributes:
-        why_not: why all steps are ordinary updates after all; None: they are not, or nothing was recorded yet.
+        not_recorded: why all steps are ordinary updates after all; None: they are not, or nothing was recorded yet.
         recordings: how many there were.
 
     Raises, when called:
@@ -121,7 +124,7 @@ class GraphedUpdate(Update):
         device: torch.device,
         recorder: Recorder,
     ) -> None:
-        self.why_not: str | None = None
+        self.not_recorded = None
         self.recordings = 0
         self._recorder = recorder
         self._recording: _Recording | None = None
@@ -154,9 +157,9 @@ class GraphedUpdate(Update):
         recording = self._recording
         if recording is not None and recording.frozen.holds(self.optimizer):
             return recording if recording.fits(inputs, targets) else None
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._count(recording)
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._recording = recording = None  # before the next one needs memory
             self._record(inputs, targets)
         return self._recording
@@ -190,11 +193,11 @@ class GraphedUpdate(Update):
             self.recordings += 1
         finally:
             before.put_back()
-        if self.why_not is None:
+        if self.not_recorded is None:
             self._recording = _Recording(here, wanted, loss, replay, _Frozen(self.net, self.optimizer))
 
     def _give_up(self, reason: str) -> None:
-        self.why_not = reason
+        self.not_recorded = reason
         _say(self.config, f"the step cannot be recorded: {reason}")
 
     def _whole(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -282,16 +285,11 @@ class CudaGraphs:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[self._stream.device_index]
-        before = generator.clone_state()
-        try:
-            # only this thread's calls matter: others may serve the data
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                result = work()
-        except BaseException:
-            generator.graphsafe_set_state(before)  # the one amid a capture refuses to draw outside of one
-            raise
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # only this thread's calls matter: others may serve the data
+        capture = torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local")
+        with undone_if_it_fails(pool, self._stream.device_index), capture:
+            result = work()
         return result, graph.replay
 
 

@@ -29,11 +29,13 @@ from tost.model_address import is_address
 from tost.seeds import derive_seed
 from tost.update import precision_of
 from tost_kernels.plan import remembered_backends
+from tost_kernels.tuning.cuda_timer import searching
 
 __all__ = [
     "LAYOUTS",
     "Prepared",
     "Start",
+    "cudnn_search",
     "forced_backend",
     "initial_model",
     "is_rewired",
@@ -301,6 +303,14 @@ def set_layout(net: nn.Module, layout: str) -> nn.Module:
 def forced_backend(config: Config) -> AbstractContextManager[None]:
     """The context in which a configuration's network runs."""
     return tk.use_backend("reference") if config.backend == "reference" else nullcontext()
+
+
+def cudnn_search(config: Config, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which a tuned network runs on CUDA: dense layers were timed with cuDNN's own search, and must run by it.
+
+    Its findings are on no disk: another process may find others, whose sums are rounded otherwise.
+    """
+    return searching(device.type if config.tune and config.backend == "sparse" else "cpu")
 
 
 def tune_layers(config: Config, net: nn.Module, shape: tuple[int, ...], device: torch.device) -> str:

@@ -50,6 +50,7 @@ class Result:
         processes: how many shared the batches.
         threads: threads torch used.
         torch: its version.
+        not_recorded: why each step was launched by itself; None: steps were CUDA graphs (`Config.cuda_graph`).
     """
 
     config: Config
@@ -72,6 +73,7 @@ class Result:
     processes: int
     threads: int
     torch: str
+    not_recorded: str | None = "this run is older than recorded steps"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; what result.json holds."""

@@ -51,6 +51,7 @@ from tost.preparation import (
     LAYOUTS,
     Prepared,
     Start,
+    cudnn_search,
     forced_backend,
     initial_model,
     kernels_of,
@@ -93,8 +94,9 @@ def train(
 
     A run that is finished already is read back, not repeated; one that was cut off goes on from its last checkpoint, with the
     same bits on a CPU as if it had never stopped. Equal configurations give equal bits on the same machine with the same
-    number of threads and processes; with `config.tune` only while its cache stays. Under torchrun every process calls this;
-    each takes its share of every batch, rank 0 chooses the masks and writes the files.
+    number of threads and processes; with `config.tune` only while its cache stays, and on CUDA only within one process, as
+    cuDNN then searches too (`torch.backends.cudnn.benchmark`). Under torchrun every process calls this; each takes its share of
+    every batch, rank 0 chooses the masks and writes the files.
 
     Args:
         config: what to train.
@@ -161,6 +163,7 @@ def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start |
             folder.held() if me.is_main else nullcontext(),
             isolated(derive_seed("steps", config.seed, me.rank), [me.device]),
             forced_backend(config),
+            cudnn_search(config, me.device),
             own_plans(),
         ):
             return _train(folder, config, conduct, start, me)
@@ -249,6 +252,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
         processes=me.world,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        not_recorded=update.not_recorded,
     )
     if me.is_main:
         folder.save_model(plain_form(final, prepared.masks))

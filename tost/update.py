@@ -70,7 +70,12 @@ class Update:
         loss_of: see `LossOf`.
         to_input: what is done to inputs before the network sees them; on `device`.
         device: where `net` is, and where each batch is brought.
+
+    Attributes:
+        not_recorded: why each step is launched by itself, see `tost.graphed`.
     """
+
+    not_recorded: str | None = "nobody asked for it"
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def report() -> dict[str, Any]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         "versions": {
-            "tost-sparse": importlib.metadata.version("tost-sparse"),
+            "tost-sparse": _version_of("tost-sparse"),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "cpu_instructions": torch.ops.tost.cpu_isa() if library.reason("cpu") is None else None,

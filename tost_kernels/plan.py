@@ -187,12 +187,14 @@ def precision_of(op: str, x: Tensor) -> str:
     """`Case.precision` of a call: how torch, and so every backend, multiplies float32 numbers on CUDA."""
     if x.device.type != "cuda" or x.dtype != torch.float32:
         return ""
-    return str(_float32_precision(op))
+    return float32_precision(op)  # type: ignore[no-any-return]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _float32_precision(op: str) -> str:
-    """torch's older settings (allow_tf32, set_float32_matmul_precision) end in the newer ones, which alone never raise."""
+def float32_precision(op: str) -> str:
+    """ "tf32" or "ieee": how torch, by its settings of now, multiplies float32 numbers on CUDA.
+
+    Its older settings (allow_tf32, set_float32_matmul_precision) end in the newer ones, which alone never raise."""
     settings: Any = torch.backends.cudnn.conv if op == "masked_conv2d" else torch.backends.cuda.matmul  # type: ignore[attr-defined]
     return "tf32" if settings.fp32_precision == "tf32" else "ieee"
 

@@ -28,7 +28,7 @@ from tost_kernels.plan import Case, Plan, remember, watching
 from tost_kernels.tuning import store
 from tost_kernels.tuning.bench import check_runs
 from tost_kernels.tuning.cpu_timer import interleaved
-from tost_kernels.tuning.cuda_timer import GraphTimer
+from tost_kernels.tuning.cuda_timer import GraphTimer, searching
 from tost_kernels.tuning.search import Choice, Dropped, Known, best_plan
 from tost_kernels.tuning.trial import Timer, Timing
 
@@ -247,7 +247,10 @@ def _cases(net: nn.Module, arguments: tuple[Any, ...]) -> dict[Case, _Meeting]:
             module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
             module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
     eager = torch.compiler.set_stance("force_eager")  # compiled parts would not tell, or be compiled for nothing
-    with _random_state_kept(), torch.set_grad_enabled(net.training), eager, watching(tell):
+    # cuDNN keeps the algorithm that a convolution first ran by, searched or not: trials would find that of this run
+    on_cuda = any(isinstance(argument, Tensor) and argument.is_cuda for argument in arguments)
+    search = searching("cuda" if on_cuda else "cpu")
+    with _random_state_kept(), torch.set_grad_enabled(net.training), eager, watching(tell), search:
         copy(*(_own(argument) for argument in arguments))
     return met
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.timing import by_clock
 from tost.graphed import CudaGraphs, Recorder
+from tost_kernels.graph_capture import undone_if_it_fails
 
 # How float32 is multiplied -> whether TensorFloat-32 may be used; bf16 tensors are multiplied as they are.
 PRECISIONS = {"fp32": False, "tf32": True, "bf16": True}
@@ -152,12 +153,13 @@ class Cuda(StandIn):
         for _ in range(2):
             run()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()  # without torch.cuda.graph(), which collects garbage each time
-        graph.capture_begin()
-        try:
-            kept = run()
-        finally:
-            graph.capture_end()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with undone_if_it_fails(pool, torch.cuda.current_device()):
+            graph.capture_begin(pool)  # not torch.cuda.graph(), which empties the allocator's cache each time
+            try:
+                kept = run()
+            finally:
+                graph.capture_end()
         graph.replay()
         torch.cuda.synchronize()
 

@@ -146,7 +146,7 @@ def test_recorded_steps_are_the_steps_of_an_update(name: str, device: str) -> No
         states.append(everything(update))
         if graphed:
             assert isinstance(update, GraphedUpdate)
-            assert (update.why_not, update.recordings) == (None, 1)
+            assert (update.not_recorded, update.recordings) == (None, 1)
     assert [str(loss) for loss in losses[0]] == [str(loss) for loss in losses[1]]
     assert [math.isfinite(loss) for loss in losses[0]] == [step != 3 for step in range(8)]
     assert_equal(*states)
@@ -161,7 +161,7 @@ def test_ghosts_move_while_they_live_and_their_end_is_recorded_anew(recipe: Reci
         losses.append(run(update, fade=not recipe.permanent))
         states.append(everything(update))
     assert isinstance(update, GraphedUpdate)
-    assert (update.why_not, update.recordings) == (None, recordings)
+    assert (update.not_recorded, update.recordings) == (None, recordings)
     assert [str(loss) for loss in losses[0]] == [str(loss) for loss in losses[1]]
     assert_equal(*states)
 
@@ -242,20 +242,24 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
         self.mode = "default"
-        self.stream = SimpleNamespace(device_index=0, wait_stream=lambda other: self.log.append("the graph's waits"))
-        main = SimpleNamespace(wait_stream=lambda other: self.log.append("the main one waits"))
+        own = "the graph's waits"
+        self.stream = SimpleNamespace(name="stream", device_index=0, wait_stream=lambda other: self.log.append(own))
+        main = SimpleNamespace(name="main", wait_stream=lambda other: self.log.append("the main one waits"))
         generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=lambda state: self.log.append(state))
         for name, value in {
             "Stream": lambda device: self.stream,
             "current_stream": lambda device: main,
-            "stream": self.amid("stream"),
+            "stream": lambda stream: self.amid(stream.name)(),
             "graph": self.amid("capture"),
+            "graph_pool_handle": lambda: "pool",
             "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
             "default_generators": [generator],
             "get_sync_debug_mode": lambda: self.mode,
             "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        end = "_cuda_endAllocateToPool"
+        monkeypatch.setattr(torch._C, end, lambda device, pool: self.log.append(f"{pool} of {device} is done"))
 
     def amid(self, name: str) -> Callable[..., Any]:
         @contextmanager
@@ -285,7 +289,7 @@ def test_cuda_graphs_are_rehearsed_and_captured_on_a_stream_of_their_own(monkeyp
     result, replay = recorder.record(work)
     replay()
     assert result == 1
-    assert cuda.log == ["capture", "work, waiting: default", "/capture", "replay"]
+    assert cuda.log == ["main", "capture", "work, waiting: default", "/capture", "/main", "replay"]
 
 
 def test_a_rehearsal_or_capture_that_fails_puts_cuda_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,21 +308,27 @@ def test_a_rehearsal_or_capture_that_fails_puts_cuda_back(monkeypatch: pytest.Mo
     cuda.log.clear()
     with pytest.raises(RuntimeError, match="synchronizing"):
         recorder.record(waiting)
-    assert cuda.log == ["capture", "/capture", "before"]  # the generator's state
+    # the generator's state, the allocator, the current stream
+    assert cuda.log == ["main", "capture", "/capture", "before", "pool of 0 is done", "/main"]
 
 
 @pytest.mark.gpu
-def test_a_capture_that_fails_leaves_the_generator_usable() -> None:
+def test_a_capture_that_fails_leaves_torch_usable() -> None:
     def synchronizing(outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         torch.cuda.synchronize()  # not among what torch itself finds
         return loss_of(outputs, inputs, targets)
 
-    losses = []
+    losses, stream = [], torch.cuda.current_stream()
     for graphed in (False, True):
         update = update_for(network(), graphed, "cuda", synchronizing)
         with pytest.warns(UserWarning, match="cuda_graph: off") if graphed else nullcontext():
             losses.append(run(update))  # with a dropout
     assert str(losses[0]) == str(losses[1])
+    assert torch.cuda.current_stream() == stream
+    again = update_for(network(), True, "cuda")
+    run(again)
+    assert isinstance(again, GraphedUpdate)
+    assert again.recordings == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -353,7 +363,7 @@ def test_what_callbacks_change_on_the_host_is_recorded_anew() -> None:
     assert losses[0] == losses[1]
     assert_equal(*states)
     assert isinstance(update, GraphedUpdate)
-    assert (update.recordings, update.why_not) == (3, None)
+    assert (update.recordings, update.not_recorded) == (3, None)
 
 
 def test_what_changes_at_every_step_is_not_recorded_for_ever() -> None:
@@ -433,7 +443,9 @@ def test_where_steps_are_not_recorded_the_reason_is_told(
     if changes.get("amp") != "fp16":  # its scaler warns on a machine without CUDA
         assert type(made(False)) is Update
         with pytest.warns(UserWarning, match=f"^cuda_graph: off: {reason}") if device == "cuda" else nullcontext():
-            assert type(made(None)) is Update
+            update = made(None)
+        assert type(update) is Update
+        assert (update.not_recorded or "").startswith(reason)
     with pytest.raises(ValueError, match=f"^cuda_graph: expected false or none, got true: {reason}"):
         made(True)
 
@@ -496,6 +508,7 @@ def test_a_recorded_run_is_the_run_stopped_or_not(
     tapes = recorded(True)
     whole = training.train(config("whole"))
     assert [each.replays for each in tapes] == [8]
+    assert (wanted.not_recorded, whole.not_recorded) == ("nobody asked for it", None)
     for step in (1, 4, 7):  # the ghosts die at step 4
         with pytest.raises(Stopped):
             training.train(config("stopped"), callbacks=[StopAt(step)])

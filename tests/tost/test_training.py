@@ -368,6 +368,18 @@ def test_on_cuda_tuning_chooses_the_layout(
     assert not tuned
 
 
+def test_cudnn_searches_for_a_tuned_network_on_cuda_alone(config: Callable[..., Config]) -> None:
+    def searches(device: str, **settings: Any) -> bool:
+        with preparation.cudnn_search(config(**settings), torch.device(device)):
+            return torch.backends.cudnn.benchmark
+
+    assert searches("cuda", tune=True)
+    assert not torch.backends.cudnn.benchmark
+    assert not searches("cuda")
+    assert not searches("cuda", tune=True, backend="masked-dense")
+    assert not searches("cpu", tune=True)
+
+
 def test_on_cuda_the_backends_chosen_by_tuning_are_named(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(preparation, "remembered_backends", {"cuda": ["triton", "dense"]}.__getitem__)

@@ -26,6 +26,8 @@ class FakeCuda:
         self.recording: list[float] | None = None
         self.log: list[str] = []
         self.in_stream = False
+        generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=self.log.append)
+        self.default_generators = [generator]
 
     def work(self, milliseconds: float) -> None:
         if self.recording is not None:
@@ -38,14 +40,16 @@ class FakeCuda:
         self.log.append("stream")
         return self.current_stream()
 
-    def current_stream(self) -> Any:
+    def current_stream(self, device: int = 0) -> Any:
         return SimpleNamespace(wait_stream=lambda other: self.log.append("wait"))
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         self.in_stream = True
-        yield
-        self.in_stream = False
+        try:
+            yield
+        finally:
+            self.in_stream = False
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
@@ -70,8 +74,10 @@ class FakeCuda:
         assert pool == "pool"
         self.log.append("capture")
         self.recording = graph.costs
-        yield
-        self.recording = None
+        try:
+            yield
+        finally:
+            self.recording = None
 
     def Event(self, *, enable_timing: bool) -> Any:
         assert enable_timing
@@ -146,6 +152,21 @@ def test_every_input_takes_its_turn_in_a_graph() -> None:
 
     GraphTimer(cuda)([trial(run, inputs=7)], 1)
     assert calls == [False, False] + [True] * 7
+
+
+def test_a_capture_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: cuda.log.append(f"{pool} is done"))
+
+    def run() -> None:
+        if cuda.recording is not None:
+            raise RuntimeError("waits for the device")
+        cuda.work(1.0)
+
+    with pytest.raises(RuntimeError, match="waits"):
+        GraphTimer(cuda)([trial(run)], 1)
+    assert cuda.log[-3:] == ["capture", "before", "pool is done"]
+    assert not cuda.in_stream
 
 
 def test_how_many_inputs_are_past_the_cache() -> None:

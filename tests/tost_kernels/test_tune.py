@@ -20,6 +20,7 @@ from tost_kernels import plan as plan_module
 from tost_kernels.plan import Case, Plan, forget, plan_for, precision_of, remember, remembered_backends, watching
 from tost_kernels.tuning import bench, candidates, store
 from tost_kernels.tuning.cpu_timer import interleaved
+from tost_kernels.tuning.cuda_timer import searching
 from tost_kernels.tuning.trial import WHOLE, Trial
 
 compiled = pytest.mark.skipif(library.reason("cpu") is not None, reason="the compiled CPU library is not built")
@@ -775,3 +776,22 @@ def test_the_default_timer_times_every_trial():
     assert len(times) == 2
     assert all(ms >= 0 for ms in times)
     assert min(ran.values()) >= 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_first_run_of_the_network_has_cudnn_search(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA: what is found without a search, cuDNN would keep for the trials. No device is needed for the switch."""
+    seen: list[bool] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.benchmark)
+            return x
+
+    net = nn.Sequential(Watching(), tk.SparseLinear(4, 4, mask=torch.eye(4, dtype=torch.bool)))
+    if device == "cuda":
+        module = sys.modules["tost_kernels.tune"]
+        monkeypatch.setattr(module, "searching", lambda asked: searching("cuda"))
+    tk.tune(net, torch.randn(2, 4), cache=False, timer=FakeTimer(lambda trial: 1.0))
+    assert seen == [device == "cuda"]
+    assert not torch.backends.cudnn.benchmark

@@ -180,12 +180,15 @@ class _GhostSkipAdd(torch.autograd.Function):
         ctx.backend, *args = inputs
         ctx.options = tuple(args[_TENSORS:])
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else each backward would fill a gradient of the statistics with zeros
         ctx.save_for_backward(*args[:_TENSORS], output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         *tensors, stats = ctx.saved_tensors
+        if grad_output is None:  # what follows the op ignores its output
+            return None, *[None] * (_TENSORS + len(ctx.options))
         grad_u, grad_ghost, grad_shortcut, grad_affine, grad_alpha, grad_beta = op("ghost_skip_add_backward", ctx.backend)(
             grad_output, *tensors, *ctx.options, stats
         )

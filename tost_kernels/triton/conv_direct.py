@@ -338,13 +338,13 @@ def _launch(
 def forward(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, geometry: Geometry, options: Options) -> Tensor:
     """The convolution of `x` (N, C, H, W): a batch-last tensor (N, O, H_out, W_out).
 
-    values, bias: of x's dtype, float32 or bfloat16. index: one that starts with the packed index of the mask. options: bn, bk
-    and warps are used.
+    values, bias: of x's dtype, float32 or bfloat16, contiguous. index: one that starts with the packed index of the mask.
+    options: bn, bk and warps are used.
     """
     x = as_layout(x, BATCH_LAST)
     out = empty_layout(output_shape(x.shape, *geometry), BATCH_LAST, x)
     if out.numel():
-        _launch(x, values.contiguous(), bias, out, index, geometry, options, transposed=False)
+        _launch(x, values, bias, out, index, geometry, options, transposed=False)
     return out
 
 
@@ -355,7 +355,7 @@ def input_grad(
     grad = as_layout(grad, BATCH_LAST)
     result = empty_layout(input_shape, BATCH_LAST, grad)
     if result.numel():
-        _launch(grad, values.contiguous(), None, result, index, geometry, options, transposed=True)
+        _launch(grad, values, None, result, index, geometry, options, transposed=True)
     return result
 
 

@@ -198,7 +198,7 @@ def _blocks_kernel(
 
 
 def forward(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor, geometry: Geometry, options: Options) -> Tensor:
-    """The convolution of x (N, C, H, W), batch-last (blocks: channels_last), in that layout."""
+    """The convolution of x (N, C, H, W), batch-last (blocks: channels_last), in that layout. values, bias: contiguous."""
     shape = output_shape(x.shape, geometry.weight_shape, geometry.stride, geometry.padding, geometry.dilation)
     return _run(x, values, bias, index, shape, geometry, options, transposed=False)
 

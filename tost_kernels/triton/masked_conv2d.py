@@ -33,6 +33,7 @@ def forward(
     options, layout = _options(plan, "forward")
     geometry = Geometry(tuple(weight_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     with _device_of(input):
+        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
         out = _kernels(options).forward(as_layout(input, layout), values, bias, index, geometry, options)
         return _exactly(out, layout_of(input))
 
@@ -53,7 +54,8 @@ def input_grad(
     options, layout = _options(plan, "input_grad")
     geometry = Geometry(tuple(weight_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
     with _device_of(grad_output):
-        grad = _kernels(options).input_grad(as_layout(grad_output, layout), values, index, input_shape, geometry, options)
+        grad_output, values = as_layout(grad_output, layout), values.contiguous()
+        grad = _kernels(options).input_grad(grad_output, values, index, input_shape, geometry, options)
         return _exactly(grad, input_layout)
 
 

@@ -33,14 +33,16 @@ The static rule (`tune` knows better: it measures), with its reasons:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tost_kernels.layout import CHANNELS_LAST, layout_of
+from tost_kernels.plan import float32_precision
 
 if TYPE_CHECKING:
     from tost_kernels.pattern import Pattern
@@ -84,7 +86,11 @@ _CHOICES: dict[str, tuple[str | int, ...]] = {
     "precision": ("ieee", "tf32", "tf32x3"),
 }
 _CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
+_MOST_KNOWN = 4096  # plans
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
+
+# From all that the static rule looks at to the complete plan.
+_COMPLETE: dict[tuple[object, ...], str] = {}
 
 _Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
 
@@ -112,7 +118,20 @@ def parse(plan: str) -> _Asked:
 
 def of_pass(plan: str, which: str) -> Options:
     """The options of the pass `which` ("forward", ...) of a complete plan string, checked whole. Raises ValueError."""
-    return _check(plan, {name: _options(parse(plan), name, Options()) for name in PASSES})[which]
+    return _passes(plan)[which]
+
+
+def _passes(plan: str) -> dict[str, Options]:
+    # Every op asks, and reading the string takes longer than a small layer. torch.compile has no use for the cache.
+    return _read(plan) if torch.compiler.is_compiling() else _known_passes(plan)
+
+
+def _read(plan: str) -> dict[str, Options]:
+    asked = parse(plan)
+    return _check(plan, {name: _options(asked, name, Options()) for name in PASSES})
+
+
+_known_passes = functools.lru_cache(_MOST_KNOWN)(_read)
 
 
 def _options(asked: _Asked, which: str, default: Options) -> Options:
@@ -139,8 +158,7 @@ def _check(plan: str, passes: dict[str, Options]) -> dict[str, Options]:
 
 def needs_tiles(plan: str) -> tuple[int, int] | None:
     """(rows, block) of the tiled index that a complete plan string needs; None where the base index does."""
-    for name in PASSES:
-        options = of_pass(plan, name)
+    for options in _passes(plan).values():
         if options.algo != "direct":
             return options.rows, options.block if options.algo == "blocks" else 1
     return None
@@ -165,11 +183,32 @@ def resolve(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[
 
 def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
     """`plan` with everything said that it left to the static rule."""
+    if torch.compiler.is_compiling():  # the result is a constant of the graph
+        return _complete(op, plan, x, pattern, geometry)
+    groups = geometry[-1] if geometry else 1
+    key = (op, plan, x.dtype, x.shape[0], layout_of(x), pattern.fingerprint, groups, _precision(op, x))
+    try:
+        known = _COMPLETE.get(key)
+    except TypeError:  # symbolic sizes, in a tracer other than torch.compile, have no hash
+        return _complete(op, plan, x, pattern, geometry)
+    if known is None:
+        known = _complete(op, plan, x, pattern, geometry)
+        if len(_COMPLETE) >= _MOST_KNOWN:
+            _COMPLETE.clear()
+        _COMPLETE[key] = known
+    return known
+
+
+def _precision(op: str, x: Tensor) -> str:
+    return float32_precision(op) if x.dtype == torch.float32 else "ieee"
+
+
+def _complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
     asked = parse(plan)
     algo = str(asked.get(("", "algo"), "")) or _algo(x, pattern, geometry)
     rows, block = _rows(pattern), 32
     rows, block = int(asked.get(("", "rows"), rows)), int(asked.get(("", "block"), block))
-    precision = str(asked.get(("", "precision"), "")) or _precision(op, x.dtype)
+    precision = str(asked.get(("", "precision"), "")) or _precision(op, x)
     algos = {name: str(asked.get((name, "algo"), algo)) for name in PASSES}
     rows = 0 if set(algos.values()) == {"direct"} else rows
     block = block if "blocks" in algos.values() else 0
@@ -223,14 +262,6 @@ def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
     while bn > 16 and channels * bn * x.element_size() > _CACHED:
         bn //= 2
     return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
-
-
-@torch.compiler.assume_constant_result
-def _precision(op: str, dtype: torch.dtype) -> str:
-    """torch's own choice for float32 on CUDA. Both of its interfaces, allow_tf32 and fp32_precision, end in the latter."""
-    backends: Any = torch.backends
-    settings = backends.cudnn.conv if op == "masked_conv2d" else backends.cuda.matmul
-    return "tf32" if dtype == torch.float32 and settings.fp32_precision == "tf32" else "ieee"
 
 
 def _text(passes: dict[str, Options]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tost_kernels.graph_capture import undone_if_it_fails
 from tost_kernels.tuning.trial import Trial
 
 _WARM_UPS = 2  # the first compiles and searches; the second tells how long a call takes
@@ -61,7 +62,7 @@ class GraphTimer:
         wanted = int(_MILLISECONDS / max(start.elapsed_time(end), 1e-6))
         calls = min(max(wanted, trial.inputs, 1), max(_MOST_CALLS, trial.inputs))
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=pool, stream=stream):
+        with undone_if_it_fails(pool, cuda.current_device(), cuda), cuda.graph(graph, pool=pool, stream=stream):
             for _ in range(calls):
                 trial.run()
         return graph, calls

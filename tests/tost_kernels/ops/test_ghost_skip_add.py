@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tost_kernels as tk
 from tests.tost_kernels.ops.tails import CASES, PARTS, SHAPES_IN_LAYOUTS, Case, close, make
@@ -391,3 +392,44 @@ def test_channels_larger_than_the_cache() -> None:
         assert torch.equal(got.stats, results[0].stats)
     torch.testing.assert_close(results[0].out.double(), want.out, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(results[0].stats.double(), want.stats, rtol=1e-5, atol=1e-6)
+
+
+class Names(TorchDispatchMode):
+    """Those of the operators called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@needs_cpu
+def test_backward_makes_no_gradient_of_the_statistics() -> None:
+    u = torch.randn(4, 3, requires_grad=True)
+    with tk.use_backend("cpu"):
+        out = tk.ghost_skip_add(u, norm=tk.Norm(batch_stats=True), act="relu").out
+    with Names() as names:
+        torch.autograd.grad(out, u, torch.ones_like(out))
+    assert "tost::ghost_skip_add_backward_cpu" in names.found
+    assert not {"aten::zeros", "aten::zero_", "aten::fill_"} & set(names.found)
+
+
+class Cut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> None:
+        return None
+
+
+@needs_cpu
+def test_an_output_without_a_gradient_gives_none() -> None:
+    u = torch.randn(4, 3, requires_grad=True)
+    with tk.use_backend("cpu"):
+        out = Cut.apply(tk.ghost_skip_add(u, act="relu").out)
+    assert torch.autograd.grad(out.sum(), u, allow_unused=True) == (None,)

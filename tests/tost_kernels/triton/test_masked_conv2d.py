@@ -139,6 +139,28 @@ def test_layout_of_the_input_is_that_of_output_and_gradient(plan: str, layout: s
         assert relative_error(tensor, want[key]) < 2e-6, key
 
 
+@pytest.mark.parametrize("kind", ["expanded", "sliced"])
+@pytest.mark.parametrize("plan", [TILES, BLOCKS, "algo=direct"])
+def test_any_strides_of_values_and_bias(plan: str, kind: str) -> None:
+    case = CASES["pointwise_strided"]
+    x, values, pattern, bias = tensors(case)
+    assert bias is not None
+
+    def strided(t: Tensor) -> Tensor:
+        return t[:1].expand(t.shape) if kind == "expanded" else torch.stack([t, t], 1)[:, 0]
+
+    values, bias = strided(values), strided(bias)
+    x.requires_grad_()
+    geometry = case.stride, case.padding, case.dilation, case.groups
+    out = tk.masked_conv2d(x, values, pattern, bias, *geometry, plan=Plan("triton", plan))
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    want = oracle(case, x, values, pattern, bias)["out"]
+    assert relative_error(out, want) < 2e-6
+    weight = pattern.scatter(values.contiguous()).double()
+    want = torch.nn.grad.conv2d_input(x.shape, weight, torch.ones_like(want), case.stride)
+    assert relative_error(grad, want) < 2e-6
+
+
 @pytest.mark.parametrize("name", ["rectangular", "strided_and_dilated"])
 @pytest.mark.parametrize("plan", [TILES, BLOCKS])
 def test_bfloat16_at_most_twice_torchs_error(plan: str, name: str) -> None:

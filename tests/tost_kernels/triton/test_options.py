@@ -144,3 +144,15 @@ def test_an_explicit_precision_holds_in_every_pass() -> None:
     x, pattern = torch.empty(32, 64, 4, 4), pattern_of(0.1)
     for which in PASSES:
         assert options_of("algo=tiles,precision=tf32x3", x, pattern, which).precision == "tf32x3"
+
+
+def test_a_plan_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading takes longer than a small layer, and every op asks for its pass."""
+    x, pattern = torch.randn(16, 64, 2, 2), pattern_of(0.1)
+    geometry = (1, 1, 1, 1, 1, 1, 1)
+    index, plan = resolve("masked_conv2d", "algo=tiles,rows=16", x, pattern, geometry)
+    monkeypatch.setattr("tost_kernels.triton.options.parse", None)
+    again, same = resolve("masked_conv2d", "algo=tiles,rows=16", x, pattern, geometry)
+    assert again is index
+    assert same == plan
+    assert [of_pass(plan, which).rows for which in PASSES] == [16, 16, 16]
