@@ -76,7 +76,8 @@ def step(results: Results) -> Any:
         axes.barh(list(here), [v.median for v in here.values()], xerr=spread)
         axes.invert_yaxis()
         axes.tick_params(labelsize=7)
-        axes.set(title=", ".join(panel), xlabel="ms a training step")
+        case = next(r.case for key, r in rows.items() if key[:2] == panel)
+        axes.set(title=", ".join(panel), xlabel=f"ms a training step, batch {case['batch']}, masks {case['sparsity']:.0%}")
     return figure
 
 

@@ -105,7 +105,7 @@ def _layer_rows(part: str) -> Callable[[Results], Rows]:
         for record in results.of("layers", part=part):
             c = record.case
             density = f"{percent(c['sparsity'])} ({percent(round(c['density'], 4))} kept)"
-            cases.setdefault((c["precision"], c["layer"], c["mask"], density), {})[record.variant] = record
+            cases.setdefault((c["precision"], c["layer"], str(c["batch"]), c["mask"], density), {})[record.variant] = record
         for key, variants in cases.items():
             cells = []
             for name in _LAYER_COLUMNS:
@@ -123,7 +123,7 @@ def _fused_rows(results: Results) -> Rows:
     cases: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in results.of("fused"):
         c = record.case
-        cases.setdefault((c["op"], c["layer"], c["precision"], c["part"]), {})[record.variant] = record
+        cases.setdefault((c["op"], c["layer"], str(c["batch"]), c["precision"], c["part"]), {})[record.variant] = record
     for key, variants in cases.items():
         record = next(iter(variants.values()))
         floor = f"{1e6 * record.case['bytes'] / (1e9 * copy):.1f}" if copy else "-"
@@ -140,7 +140,8 @@ def _step_rows(results: Results) -> Rows:
         c, v = record.case, record.value
         ratio = f"{record.ratio.median:.2f}x [{record.ratio.low:.2f}, {record.ratio.high:.2f}]" if record.ratio else "-"
         time = f"{v.median:.3f} [{v.low:.3f}, {v.high:.3f}]"
-        yield c["network"], c["precision"], record.variant, time, ratio, record.against or "-"
+        network = c["network"], str(c["batch"]), percent(c["sparsity"]), c["precision"]
+        yield *network, record.variant, time, ratio, record.against or "-"
 
 
 def _memory_rows(results: Results) -> Rows:
@@ -162,7 +163,7 @@ def _roofline_rows(results: Results) -> Rows:
         yield record.variant, what, sparsity, c["precision"], c["bound"], gap, reached, flops, roofline.reason(record)
 
 
-_LAYER_HEAD = ("precision", "layer", "mask", "sparsity", *_LAYER_COLUMNS, "chosen plan")
+_LAYER_HEAD = ("precision", "layer", "batch", "mask", "sparsity", *_LAYER_COLUMNS, "chosen plan")
 TABLES: tuple[tuple[str, Sequence[str], Callable[[Results], Rows]], ...] = (
     ("Ceilings, measured", ("limit", "precision", "reached [quartiles]"), _ceilings),
     *(
@@ -175,17 +176,17 @@ TABLES: tuple[tuple[str, Sequence[str], Callable[[Results], Rows]], ...] = (
     ),
     (
         "Fused ops: microseconds [quartiles]",
-        ("op", "output of", "precision", "part", "memory floor", *_SIDES, "ours against the faster torch.compile"),
+        ("op", "output of", "batch", "precision", "part", "memory floor", *_SIDES, "ours against the faster torch.compile"),
         _fused_rows,
     ),
     (
         "Training step: milliseconds",
-        ("network", "precision", "variant", "ms [quartiles]", "times faster [quartiles]", "than"),
+        ("network", "batch", "sparsity of masks", "precision", "variant", "ms [quartiles]", "times faster [quartiles]", "than"),
         _step_rows,
     ),
     ("Memory of a training step", ("network", "variant", "sparsity", "what", "MiB", "bytes a kept weight"), _memory_rows),
     (
-        f"Roofline: the {_WORST_GAPS} largest gaps",
+        f"Roofline: the {_WORST_GAPS} largest gaps (results.json has all; why: what these figures suggest, not a profiler)",
         ("kernel", "case", "sparsity", "precision", "bound", "time / bound", "bytes", "useful FLOPs", "why"),
         _roofline_rows,
     ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.ceilings import COPY, LAUNCH, PRODUCTS
-from benchmarks.gpu.fused import COMPILED, OURS
+from benchmarks.gpu.fused import BOTH, COMPILED, OURS
 from benchmarks.gpu.layer_variants import ALL
 from benchmarks.gpu.layers import DENSE, LAYOUTS
 from benchmarks.gpu.results import Results
@@ -57,7 +57,7 @@ def run(suite: Suite) -> None:
 def _is_kernel(record: Record) -> bool:
     if record.question == "layers":
         return record.case["part"] != ALL and record.variant in (DENSE, *LAYOUTS)
-    return record.question == "fused" and record.variant in (OURS, COMPILED)
+    return record.question == "fused" and record.case["part"] != BOTH and record.variant in (OURS, COMPILED)
 
 
 def judge(ceilings: Ceilings, record: Record) -> Record:
@@ -89,7 +89,7 @@ def reason(record: Record) -> str:
     case = record.case
     memory, arithmetic = case["of_memory"], case["of_arithmetic"]
     if case["bound"] == "launch":
-        return "less work than the shortest kernel takes"
+        return "too little work to fill the device: launches and latency"
     if max(memory, arithmetic) >= 0.6:
         return f"near its {case['bound']} ceiling"
     if record.variant in ("tiles", "blocks"):

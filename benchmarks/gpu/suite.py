@@ -79,7 +79,8 @@ class Suite:
         try:
             yield
             self.device.synchronize()
-            self.here.finished.append(case)
+            if case not in self.here.finished:
+                self.here.finished.append(case)
         except DeviceLost:
             raise
         except Exception as error:

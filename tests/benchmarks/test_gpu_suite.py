@@ -77,6 +77,7 @@ def test_every_section_runs_and_everything_is_written(tmp_path: Path) -> None:
     assert variants == {layers.DENSE, layers.MASKED, layers.COMPILED, layers.CSR, layers.CHOSEN, *layers.LAYOUTS}
     text = (tmp_path / "report.md").read_text()
     assert "A dry run" in text
+    assert {row["state"] for row in data["targets"]} <= {targets.NOT_MEASURED, targets.DRY_RUN}
     for title in ("Targets", "Ceilings, measured", "Layers, all three", "Fused ops", "Training step", "Memory", "Roofline"):
         assert f"## {title}" in text
     for name in figures.FILES:
@@ -106,6 +107,19 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["--out", "nowhere", *arguments])
     assert message in capsys.readouterr().err
+
+
+def test_a_step_cut_off_is_measured_whole_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ways stand side by side: those that were built before the cut are built again."""
+    ways = [way for way in step.ways(0.95, False, ()) if not way.graph]
+    names = [way.name for way in ways]
+    monkeypatch.setattr(step, "ways", lambda *_: ways)
+    suite = suite_in(tmp_path)
+    suite.section = "step"
+    suite.here.finished = [f"lenet5 fp32: {names[0]}"]
+    step._measure(suite, "lenet5", "fp32")
+    assert [record.variant for record in suite.results.records] == names
+    assert sorted(suite.here.finished) == sorted(f"lenet5 fp32: {name}" for name in names)
 
 
 def test_where_results_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
