@@ -1,0 +1,67 @@
+// Launching kernels. What differs between nvcc and the tests' shim that runs the same kernels on the CPU (tests/cuda_host) is here
+// and in mma.h: kernels take shared memory through SHARED and SHARED_DYNAMIC, hosts launch through `launch`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#ifdef TOST_CUDA_HOST
+#include "cuda_host.h"
+
+// type (&name)[count] in shared memory
+#define SHARED(type, name, count)     \
+  static const char name##_site = 0;  \
+  auto& name = *reinterpret_cast<type(*)[count]>(cuda_host::shared_array(&name##_site, sizeof(type) * (count), alignof(type)))
+// type* name: the shared memory whose size the launch says
+#define SHARED_DYNAMIC(type, name) type* name = cuda_host::dynamic_shared<type>()
+#else
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+extern __shared__ uint4 tost_dynamic_shared[];
+#define SHARED(type, name, count) __shared__ type name[count]
+#define SHARED_DYNAMIC(type, name) type* name = reinterpret_cast<type*>(tost_dynamic_shared)
+#endif
+
+namespace tost {
+
+struct Grid {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;  // dynamic
+};
+
+// Starts kernel(args...) on `stream`; `op` names it in errors. Throws std::runtime_error where it cannot be started.
+template <class... Parameters>
+void launch(
+    const char* op, void (*kernel)(Parameters...), const Grid& grid, [[maybe_unused]] cudaStream_t stream,
+    std::type_identity_t<Parameters>... args) {
+#ifdef TOST_CUDA_HOST
+  try {
+    cuda_host::launch(kernel, grid.blocks, grid.threads, grid.shared_bytes, args...);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(std::string(op) + ": " + error.what());
+  }
+#else
+  const auto check = [&](cudaError_t error) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // or the next launch would report it again
+    throw std::runtime_error(
+        std::string(op) + ": the kernel could not be launched: " + cudaGetErrorString(error) + " (" +
+        std::to_string(grid.blocks.x) + " x " + std::to_string(grid.blocks.y) + " x " + std::to_string(grid.blocks.z) +
+        " blocks of " + std::to_string(grid.threads.x * grid.threads.y * grid.threads.z) + " threads, " +
+        std::to_string(grid.shared_bytes) + " bytes of shared memory)");
+  };
+  constexpr size_t without_asking = 48 << 10;
+  if (grid.shared_bytes > without_asking) {
+    check(cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)));
+  }
+  kernel<<<grid.blocks, grid.threads, grid.shared_bytes, stream>>>(args...);
+  check(cudaGetLastError());
+#endif
+}
+
+}  // namespace tost
