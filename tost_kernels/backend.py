@@ -15,8 +15,6 @@ BACKENDS = ("reference", "cpu", "cuda", "triton", "dense")
 COMPILED = ("cpu", "cuda", "triton")
 OPS = ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add", "max_pool2d", "avg_pool2d")
 
-# The devices whose tensors a backend takes.
-_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if library.INTERPRETED else ("cuda",)}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -42,17 +40,24 @@ def has_native_conversion() -> bool:
     return _ABSENT["masked_conv2d", "cpu"] is None
 
 
+def _devices(backend: str) -> tuple[str, ...]:
+    """The devices whose tensors a backend takes."""
+    if backend == "cpu":
+        return ("cpu",)
+    return ("cuda", "cpu") if only_when_forced(backend) else ("cuda",)
+
+
 def has_kernel(op: str, backend: str) -> bool:
     """Whether code for `op` on `backend` is loaded in this process."""
     if backend not in COMPILED:
         return True
-    key = _DEVICES[backend][0].upper()
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"tost::{op}_{backend}", key)
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return any(has(f"tost::{op}_{backend}", device.upper()) for device in _devices(backend))
 
 
 def only_when_forced(backend: str) -> bool:
-    """Whether `backend` runs for nobody who does not ask for it by name: interpreted kernels are for tests."""
-    return backend == "triton" and library.INTERPRETED
+    """Whether `backend` runs for nobody who does not ask for it by name: interpreted and emulated kernels are for tests."""
+    return library.INTERPRETED if backend == "triton" else backend == "cuda" and library.emulates_cuda()
 
 
 def _why_absent(op: str, backend: str) -> str | None:
@@ -60,7 +65,7 @@ def _why_absent(op: str, backend: str) -> str | None:
         return None
     if not has_kernel(op, backend):
         return library.reason(backend) or f"this version has no {backend} kernel for {op}"
-    if "cpu" not in _DEVICES[backend] and not torch.cuda.is_available():
+    if "cpu" not in _devices(backend) and not torch.cuda.is_available():
         return "no CUDA device is available"
     return None
 
@@ -80,8 +85,8 @@ def why_not_for(op: str, backend: str, x: Tensor) -> str | None:
     reason = why_not(op, backend)
     if reason is not None or backend not in COMPILED:
         return reason
-    if x.device.type not in _DEVICES[backend]:
-        return f"it needs a tensor on {' or '.join(map(repr, _DEVICES[backend]))}, got one on {x.device.type!r}"
+    if x.device.type not in _devices(backend):
+        return f"it needs a tensor on {' or '.join(map(repr, _devices(backend)))}, got one on {x.device.type!r}"
     if x.dtype not in _DTYPES:
         return f"it computes in float32 and bfloat16, got {x.dtype}"
     return None

@@ -18,6 +18,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _HERE = Path(__file__).parent
 _REASONS: dict[str, str | None] = {}
+_EMULATED: list[Path] = []
 
 
 def _why_not_built() -> str:
@@ -61,6 +62,21 @@ def load_all() -> None:
     else:
         _REASONS["cuda"] = _load("cuda")
     _REASONS["triton"] = _load_triton()
+
+
+def load_emulated_cuda(file: Path) -> None:
+    """Load the CUDA kernels compiled for the CPU (tests/cuda_host): they then take CPU tensors, where asked for by name.
+
+    Raises OSError if the file cannot be loaded.
+    """
+    torch.ops.load_library(str(file))
+    _EMULATED.append(file)
+    _REASONS["cuda"] = None
+
+
+def emulates_cuda() -> bool:
+    """Whether the CUDA kernels run on CPU tensors here, thread for thread: for tests."""
+    return bool(_EMULATED)
 
 
 def reason(name: str) -> str | None:

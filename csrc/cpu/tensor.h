@@ -68,9 +68,11 @@ inline Layout layout_named(const char* op, const char* argument, const std::stri
   fail(op, argument, ": expected batch_last, channels_last or contiguous, got \"", name, "\"");
 }
 
-// An uninitialised CPU tensor. It goes through the dispatcher, so that torch's own options (deterministic filling of
+// An uninitialised tensor, on the CPU unless said otherwise. It goes through the dispatcher, so that torch's own options (deterministic filling of
 // new memory, dispatch modes) hold for our outputs too.
-inline Tensor empty_strided(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, ScalarType dtype) {
+inline Tensor empty_strided(
+    const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, ScalarType dtype,
+    torch::stable::Device device = torch::stable::Device(torch::headeronly::DeviceType::CPU)) {
   using torch::headeronly::IntHeaderOnlyArrayRef;
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{
@@ -78,7 +80,7 @@ inline Tensor empty_strided(const std::vector<int64_t>& shape, const std::vector
       from(IntHeaderOnlyArrayRef(strides)),
       from(std::optional<ScalarType>(dtype)),
       from(std::nullopt),
-      from(std::optional<torch::stable::Device>(torch::stable::Device(torch::headeronly::DeviceType::CPU))),
+      from(std::optional<torch::stable::Device>(device)),
       from(std::nullopt)};
   // Not STABLE_TORCH_ERROR_CODE_CHECK: it would report a path of the machine that built the library.
   if (torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION) != 0) {
