@@ -24,6 +24,7 @@ from setuptools.errors import BaseError
 PACKAGE = Path("tost_kernels")
 WHY_NOT_BUILT = "why_not_built.txt"  # tost_kernels/library.py reads it
 GIGABYTES_PER_JOB = 2
+GPUS = (80, 90, 100)  # compute capabilities, ten times
 # Kernels use nothing newer than torch 2.11, so that one binary serves it and every later version.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 SANITIZERS = "-fsanitize=address,undefined"
@@ -83,15 +84,14 @@ def extensions() -> tuple[list, dict]:
     cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
     modules = [pattern, cpu]
     if sources("cuda", "cu") and CUDA_HOME:
-        nvcc = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", STABLE_ABI]
-        modules.append(
-            CUDAExtension(
-                "tost_kernels._cuda",
-                sources("cuda", "cu"),
-                extra_compile_args={"cxx": [*optimise, STABLE_ABI], "nvcc": nvcc},
-                **stable,
-            )
-        )
+        nvcc = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", STABLE_ABI]
+        nvcc += architectures(str(Path(CUDA_HOME, "bin", "nvcc")))
+        cuda = CUDAExtension("tost_kernels._cuda", sources("cuda", "cu"), extra_compile_args={"nvcc": nvcc}, **stable)
+        # A torch without CUDA can build it, too: what only one with CUDA has is found through libtorch when the library is
+        # loaded. The CUDA runtime comes along, for torch may have that of another version.
+        cuda.libraries = ["c10", "torch", "torch_cpu", "cudart_static", "rt", "dl", "pthread"]
+        cuda.extra_link_args = [*link, "-Wl,--no-as-needed"]
+        modules.append(cuda)
     for module in modules:
         module.optional = True  # setuptools then does not miss the file of a part that was not built
 
@@ -111,6 +111,17 @@ def extensions() -> tuple[list, dict]:
                 say_not_built(f"compiling {module.name} failed: {error}", Path(self.get_ext_fullpath(module.name)).parent)
 
     return modules, {"build_ext": Build}
+
+
+def architectures(nvcc: str) -> list[str]:
+    """Flags for the GPUs to compile for, of those this nvcc knows, and PTX of the last, for later ones."""
+    try:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        listed = []  # compiling will say what is wrong
+    known = [number for number in GPUS if f"compute_{number}" in listed] or GPUS[:1]
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in known]
+    return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
 
 def headers() -> list[str]:

@@ -57,7 +57,7 @@ def has_kernel(op: str, backend: str) -> bool:
 
 def only_when_forced(backend: str) -> bool:
     """Whether `backend` runs for nobody who does not ask for it by name: interpreted and emulated kernels are for tests."""
-    return library.INTERPRETED if backend == "triton" else backend == "cuda" and library.emulates_cuda()
+    return library.INTERPRETED if backend == "triton" else backend == "cuda" and library.EMULATED
 
 
 def _why_absent(op: str, backend: str) -> str | None:

@@ -15,10 +15,11 @@ import torch
 
 # Whether Triton's interpreter runs its kernels: on CPU tensors, one program after the other, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Whether the CUDA kernels, compiled for the CPU by tests/cuda_host, take CPU tensors.
+EMULATED = False
 
 _HERE = Path(__file__).parent
 _REASONS: dict[str, str | None] = {}
-_EMULATED: list[Path] = []
 
 
 def _why_not_built() -> str:
@@ -62,21 +63,6 @@ def load_all() -> None:
     else:
         _REASONS["cuda"] = _load("cuda")
     _REASONS["triton"] = _load_triton()
-
-
-def load_emulated_cuda(file: Path) -> None:
-    """Load the CUDA kernels compiled for the CPU (tests/cuda_host): they then take CPU tensors, where asked for by name.
-
-    Raises OSError if the file cannot be loaded.
-    """
-    torch.ops.load_library(str(file))
-    _EMULATED.append(file)
-    _REASONS["cuda"] = None
-
-
-def emulates_cuda() -> bool:
-    """Whether the CUDA kernels run on CPU tensors here, thread for thread: for tests."""
-    return bool(_EMULATED)
 
 
 def reason(name: str) -> str | None:

@@ -148,6 +148,10 @@ struct Array {
 };
 
 struct Block {
+  HOST_TSAN(~Block() {
+    __tsan_acquire(&finish);
+    for (const auto& fiber : fibers) __tsan_destroy_fiber(fiber->tsan);
+  })
   std::function<void()> body;
   std::vector<std::unique_ptr<Fiber>> fibers;
   ucontext_t scheduler;
@@ -206,6 +210,7 @@ HOST_UNSEEN inline void wait_for(Wait what, unsigned mask, const volatile uint32
   fiber.mask = mask;
   fiber.where = where;
   fiber.words = count;
+  HOST_TSAN(__tsan_release(&fiber.block->finish);)  // should it never go on
   for (int w = 0; w < count; ++w) fiber.given[w] = words[w];
   back_to_scheduler(fiber, false);
 }
@@ -370,8 +375,6 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_
       if (done < threads && !release(block)) stuck(block, "threads wait for others that never come");
     }
   }
-  HOST_TSAN(__tsan_acquire(&block.finish);)
-  HOST_TSAN(for (const auto& fiber : block.fibers) __tsan_destroy_fiber(fiber->tsan);)
 }
 
 struct Table {
