@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CompileError, LinkError
 
 PACKAGE = Path("tost_kernels")
 WHY_NOT_BUILT = "why_not_built.txt"  # tost_kernels/library.py reads it
@@ -57,7 +58,8 @@ def extensions() -> tuple[list, dict]:
     if os.environ.get("TOST_NO_EXTENSIONS") == "1":
         return skip("TOST_NO_EXTENSIONS=1")
     try:
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+        from torch.utils import cpp_extension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         return skip(f"{error} (install torch first, then this package with --no-build-isolation)")
     compiler = os.environ.get("CXX", "c++")  # as torch chooses it
@@ -83,9 +85,11 @@ def extensions() -> tuple[list, dict]:
     stable["extra_link_args"] = link
     cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
     modules = [pattern, cpu]
-    if sources("cuda", "cu") and CUDA_HOME:
+    toolkit = cpp_extension.CUDA_HOME or cuda_toolkit()
+    if toolkit:
+        cpp_extension.CUDA_HOME = toolkit  # a torch without CUDA looks for none
         nvcc = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", STABLE_ABI]
-        nvcc += architectures(str(Path(CUDA_HOME, "bin", "nvcc")))
+        nvcc += architectures(str(Path(toolkit, "bin", "nvcc")))
         cuda = CUDAExtension("tost_kernels._cuda", sources("cuda", "cu"), extra_compile_args={"nvcc": nvcc}, **stable)
         # A torch without CUDA can build it, too: what only one with CUDA has is found through libtorch when the library is
         # loaded. The CUDA runtime comes along, for torch may have that of another version.
@@ -105,12 +109,26 @@ def extensions() -> tuple[list, dict]:
         def build_extension(self, module: Extension) -> None:
             try:
                 super().build_extension(module)
-            except (RuntimeError, OSError, BaseError) as error:
+            except (RuntimeError, OSError, BaseError, CompileError, LinkError) as error:
                 if os.environ.get("TOST_REQUIRE_EXTENSIONS") == "1":
                     raise
                 say_not_built(f"compiling {module.name} failed: {error}", Path(self.get_ext_fullpath(module.name)).parent)
 
     return modules, {"build_ext": Build}
+
+
+def cuda_toolkit() -> str | None:
+    """The folder of a CUDA toolkit, or None. (An nvcc with no headers beside it may only call another one.)"""
+    named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    nvcc = shutil.which("nvcc")
+
+    def whole(toolkit: Path) -> bool:
+        return (toolkit / "bin" / "nvcc").exists() and any(
+            any(toolkit.glob(f"{at}include/cuda_runtime.h")) for at in ("", "targets/*/")
+        )
+
+    found = [nvcc and str(Path(nvcc).resolve().parents[1]), "/usr/local/cuda"]
+    return next((folder for folder in [*named, *found] if folder and whole(Path(folder))), None)
 
 
 def architectures(nvcc: str) -> list[str]:

@@ -9,7 +9,6 @@ from tests.tost_kernels.ops.tails import SHAPES_IN_LAYOUTS
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.register import op
 
-
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
 
 

@@ -33,7 +33,7 @@ def test_a_correct_kernel_is_clean(tmp_path: Path, sanitizer: str) -> None:
 @pytest.mark.parametrize(
     ("barrier", "same_place"),
     [("", 0), ("__syncwarp()", 0), ("__syncthreads()", 1)],
-    ids=["no barrier", "of a warp", "two blocks"],
+    ids=["none", "of a warp", "two blocks"],
 )
 def test_a_planted_race_is_caught(tmp_path: Path, barrier: str, same_place: int) -> None:
     code, report = planted(tmp_path, THREADS, barrier, same_place=same_place)
