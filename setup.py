@@ -93,8 +93,8 @@ def extensions() -> tuple[list, dict]:
         cuda = CUDAExtension("tost_kernels._cuda", sources("cuda", "cu"), extra_compile_args={"nvcc": nvcc}, **stable)
         # A torch without CUDA can build it, too: what only one with CUDA has is found through libtorch when the library is
         # loaded. The CUDA runtime comes along, for torch may have that of another version.
-        cuda.libraries = ["c10", "torch", "torch_cpu", "cudart_static", "rt", "dl", "pthread"]
-        cuda.extra_link_args = [*link, "-Wl,--no-as-needed"]
+        cuda.libraries = ["c10", "torch_cpu", "cudart_static", "rt", "dl", "pthread"]
+        cuda.extra_link_args = [*link, "-Wl,--no-as-needed", "-ltorch"]
         modules.append(cuda)
     for module in modules:
         module.optional = True  # setuptools then does not miss the file of a part that was not built
