@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tost_kernels as tk
+from tests.tost_kernels.ops.tails import SHAPES_IN_LAYOUTS
 from tost_kernels import backend
 from tost_kernels.layout import as_layout, layout_of
 from tost_kernels.ops.pswish import reference as pswish_reference
@@ -16,27 +17,6 @@ from tost_kernels.register import op
 
 needs_cpu = pytest.mark.skipif(backend.why_not("pswish", "cpu") is not None, reason="the compiled library is absent")
 NATIVE = [pytest.param("cpu", marks=needs_cpu), "reference"]
-
-SHAPES = {
-    "ordinary": (4, 3, 5, 5),
-    "one image": (1, 4, 3, 3),
-    "odd batch": (17, 2, 3, 1),
-    "one channel": (5, 1, 2, 2),
-    "one pixel": (6, 3, 1, 1),
-    "several blocks": (7, 2, 21, 33),
-    "one column": (2, 5, 9, 1),
-    "empty batch": (0, 3, 2, 2),
-    "no channels": (2, 0, 2, 2),
-    "features": (9, 6),
-    "sequence": (3, 4, 7),
-    "video": (2, 3, 2, 2, 3),
-}
-SHAPES_IN_LAYOUTS = [
-    pytest.param(shape, layout, id=f"{name}-{layout}")
-    for name, shape in SHAPES.items()
-    for layout in ("contiguous", "channels_last", "batch_last")
-    if layout == "contiguous" or len(shape) == 4
-]
 
 
 def relative(got: Tensor, want: Tensor) -> float:
