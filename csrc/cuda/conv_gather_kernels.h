@@ -36,49 +36,58 @@ constexpr int kMostPixels = 16;  // of a tile
 constexpr int kPaddedRow = kRowBytes + 16;
 constexpr int kSumBytes = 16 * kPaddedRow;  // of a warp: the sums of 16 rows and a pixel
 
-// B and the products of one k-step and one pixel; where the sums are.
+// What differs between the dtypes: how a k-step of a pixel is multiplied, and which sums a lane has. `pixel` is an address in the
+// patch with the lane's own offset.
+
+// Images times rows: mma (i, j) has images 16 i .. and rows 8 j .. .
 struct Tf32Product : Tf32Step {
-  static constexpr int kTiles = 4;  // mma for the images of a pixel
+  static constexpr int kTiles = 4;  // mma for the images of a pixel and 16 rows
+  static constexpr int kLaneRows = 4;
 
   struct Columns {
     int32_t offset[2];
   };
-  // What is added to the patch's address for this lane.
-  __device__ static int lane_offset(int lane) { return lane / 4 * 16; }
+  __device__ static int lane_offset(int lane) { return lane / 4 * 8; }
   __device__ static Columns columns(const int32_t* table, int lane) {
     const uint2 two = reinterpret_cast<const uint2*>(table)[lane % 4];
     return {{static_cast<int32_t>(two.x), static_cast<int32_t>(two.y)}};
   }
   template <int kRowTiles>
   __device__ static void multiply(
-      float (&sum)[kRowTiles][kTiles][4], const uint4 (&a)[kRowTiles], const char* pixel, const Columns& columns) {
-    const uint4 low = *reinterpret_cast<const uint4*>(pixel + columns.offset[0]);
-    const uint4 high = *reinterpret_cast<const uint4*>(pixel + columns.offset[1]);
-    const uint32_t b[kTiles][2] = {{low.x, high.x}, {low.y, high.y}, {low.z, high.z}, {low.w, high.w}};
+      float (&sum)[kRowTiles][kTiles][4], const uint4 (&weights)[kRowTiles], const char* pixel, const Columns& columns) {
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      const uint32_t words[4] = {a[m].x, a[m].y, a[m].z, a[m].w};
+    for (int i = 0; i < 2; ++i) {
+      // Images 16 i + 2 g and the next one, which are rows g and g + 8 of A.
+      const uint2 low = *reinterpret_cast<const uint2*>(pixel + columns.offset[0] + i * 64);
+      const uint2 high = *reinterpret_cast<const uint2*>(pixel + columns.offset[1] + i * 64);
+      const uint32_t images[4] = {low.x, low.y, high.x, high.y};
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) mma_tf32(sum[m][j], words, b[j]);
+      for (int m = 0; m < kRowTiles; ++m) {
+        const uint32_t first[2] = {weights[m].x, weights[m].y}, second[2] = {weights[m].z, weights[m].w};
+        mma_tf32(sum[m][i * 2], images, first);
+        mma_tf32(sum[m][i * 2 + 1], images, second);
+      }
     }
   }
-  // Column c of tile j is image 4 c + j: this lane has images 8 t .. 8 t + 7 of rows g and g + 8.
-  __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[2], int lane) {
+  // The row, of 16, of the lane's bias number i.
+  __device__ static int row(int lane, int i) { return i / 2 * 8 + lane % 4 * 2 + i % 2; }
+  __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[kLaneRows], int lane) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      char* row = sums + (lane / 4 + half * 8) * kPaddedRow + lane % 4 * 32;
+    for (int r = 0; r < kLaneRows; ++r) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int i = half * 2 + c;
-        reinterpret_cast<float4*>(row)[c] = make_float4(
-            sum[0][i] + bias[half], sum[1][i] + bias[half], sum[2][i] + bias[half], sum[3][i] + bias[half]);
+      for (int i = 0; i < 2; ++i) {
+        const float(&d)[4] = sum[i * 2 + r / 2];
+        *reinterpret_cast<float2*>(sums + row(lane, r) * kPaddedRow + i * 64 + lane / 4 * 8) =
+            make_float2(d[r % 2] + bias[r], d[r % 2 + 2] + bias[r]);
       }
     }
   }
 };
 
+// Rows times images: mma j has images 8 j .. .
 struct Bf16Product : Bf16Step {
   static constexpr int kTiles = 8;
+  static constexpr int kLaneRows = 2;
 
   struct Columns {
     int32_t offset;
@@ -87,7 +96,7 @@ struct Bf16Product : Bf16Step {
   __device__ static Columns columns(const int32_t* table, int lane) { return {table[lane % 16]}; }
   template <int kRowTiles>
   __device__ static void multiply(
-      float (&sum)[kRowTiles][kTiles][4], const uint4 (&a)[kRowTiles], const char* pixel, const Columns& columns) {
+      float (&sum)[kRowTiles][kTiles][4], const uint4 (&weights)[kRowTiles], const char* pixel, const Columns& columns) {
 #pragma unroll
     for (int pair = 0; pair < kTiles / 2; ++pair) {
       uint32_t both[4];
@@ -95,23 +104,22 @@ struct Bf16Product : Bf16Step {
       const uint32_t first[2] = {both[0], both[1]}, second[2] = {both[2], both[3]};
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        const uint32_t words[4] = {a[m].x, a[m].y, a[m].z, a[m].w};
+        const uint32_t words[4] = {weights[m].x, weights[m].y, weights[m].z, weights[m].w};
         mma_bf16(sum[m][pair * 2], words, first);
         mma_bf16(sum[m][pair * 2 + 1], words, second);
       }
     }
   }
-  // Column c of tile j is image 8 j + c.
-  __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[2], int lane) {
+  __device__ static int row(int lane, int i) { return lane / 4 + i * 8; }
+  __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[kLaneRows], int lane) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      auto* row = reinterpret_cast<__nv_bfloat162*>(sums + (lane / 4 + half * 8) * kPaddedRow) + lane % 4;
+    for (int r = 0; r < kLaneRows; ++r) {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         __nv_bfloat162 two;
-        two.x = __float2bfloat16_rn(sum[j][half * 2] + bias[half]);
-        two.y = __float2bfloat16_rn(sum[j][half * 2 + 1] + bias[half]);
-        row[j * 4] = two;
+        two.x = __float2bfloat16_rn(sum[j][r * 2] + bias[r]);
+        two.y = __float2bfloat16_rn(sum[j][r * 2 + 1] + bias[r]);
+        *reinterpret_cast<__nv_bfloat162*>(sums + row(lane, r) * kPaddedRow + j * 16 + lane % 4 * 4) = two;
       }
     }
   }
@@ -182,20 +190,17 @@ __global__ void __launch_bounds__(kMostThreads) gather_kernel(GatherArguments g)
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) place[p] = patch.pixel_place(part * kPixels + p) + Product::lane_offset(lane);
 
-  // The weights and columns of the k-step at `k`, and those that follow.
-  int k = chunks.begin();
-  const uint4* packed = g.weight.packed + int64_t{k} / kSteps * (kRowTiles * 32) + lane;
-  const int32_t* columns = g.weight.table + k;
+  // Weights and columns are loaded a k-step ahead, also from one chunk to the next: the group's columns are one run.
   uint4 weights[kRowTiles];
   typename Product::Columns offsets;
-  const auto load = [&] {
+  const auto load = [&](int at) {
+    const uint4* from = g.weight.packed + int64_t{at} * (kRowTiles * 32 / kSteps) + lane;
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) weights[m] = packed[m * 32];
-    offsets = Product::columns(columns, lane);
-    packed += kRowTiles * 32;
-    columns += kSteps;
+    for (int m = 0; m < kRowTiles; ++m) weights[m] = from[m * 32];
+    offsets = Product::columns(g.weight.table + at, lane);
   };
-  load();
+  int k = chunks.begin();
+  load(k);
   int end = 0, stage = 0;
   for (int chunk = chunks.next(0, end); chunk < chunks.count(); chunk = chunks.next(chunk + 1, end)) {
     if (g.stages == 1) {
@@ -210,12 +215,12 @@ __global__ void __launch_bounds__(kMostThreads) gather_kernel(GatherArguments g)
     __syncthreads();
     if (g.stages > 1) stage_next(stage == 0 ? g.stages - 1 : stage - 1);
     const char* patch_of_chunk = shared + stage * patch.stage_bytes();
-    for (; k < end; k += kSteps) {
+    while (k < end) {
       uint4 a[kRowTiles];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) a[m] = weights[m];
       const typename Product::Columns at = offsets;
-      load();
+      load(k += kSteps);
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) Product::multiply(sum[p], a, patch_of_chunk + place[p], at);
     }
@@ -231,11 +236,11 @@ __global__ void __launch_bounds__(kMostThreads) gather_kernel(GatherArguments g)
   const int64_t pixels = int64_t{patch.y.target} * patch.x.target;
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    float bias[2] = {0.f, 0.f};
+    float bias[Product::kLaneRows] = {};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = order[m * 16 + lane / 4 + half * 8];
-      if (g.bias != nullptr && row >= 0) bias[half] = Product::widen(static_cast<const T*>(g.bias)[row]);
+    for (int i = 0; i < Product::kLaneRows; ++i) {
+      const int row = order[m * 16 + Product::row(lane, i)];
+      if (g.bias != nullptr && row >= 0) bias[i] = Product::widen(static_cast<const T*>(g.bias)[row]);
     }
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {

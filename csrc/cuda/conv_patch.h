@@ -266,7 +266,7 @@ __device__ inline void stage_patch(
     if (p.wide) {
       copy_async<16>(at, from, inside ? 16 : 0);
     } else {
-#pragma unroll
+#pragma unroll 1  // seldom, and of no use to hold registers for
       for (int e = 0; e < kElements; ++e) reinterpret_cast<T*>(at)[e] = inside && image + e < p.batch ? from[e] : T{};
     }
     channel += next_channel;

@@ -10,18 +10,21 @@ namespace tost {
 
 constexpr int kPrepareThreads = 256;
 
-// How the tensor cores want a k-step of columns and 16 rows (mma.h), four words of A a lane: they are loaded as 16 bytes.
+// How the tensor cores want the weights of a k-step of columns and 16 rows (mma.h): four words a lane, loaded as 16 bytes.
+
+// As B of two mma, 8 rows each: the images are A, for then one 8-byte load of two images is half of its registers in their order.
 struct Tf32Step {
   using T = float;
   static constexpr int kDepth = kDepthTf32;
-  // Which column of the k-step entry i of the table is: a lane reads the two of its B fragment, t and t + 4, as 8 bytes.
+  // Which column of the k-step entry i of the table is: a lane reads the two that it needs, t and t + 4, as 8 bytes.
   __host__ __device__ static int column(int i) { return i % 2 * 4 + i / 2; }
   // Where the weight of a column and a row is, among the 16 * kDepth elements of a k-step.
-  __host__ __device__ static int place(int k, int row) { return (row % 8 * 4 + k % 4) * 4 + row / 8 + k / 4 * 2; }
+  __host__ __device__ static int place(int k, int row) { return (row % 8 * 4 + k % 4) * 4 + row / 8 * 2 + k / 4; }
   __device__ static float widen(float value) { return value; }
   __device__ static float packed(float value) { return __uint_as_float(to_tf32(value)); }
 };
 
+// As A.
 struct Bf16Step {
   using T = __nv_bfloat16;
   static constexpr int kDepth = kDepthBf16;
