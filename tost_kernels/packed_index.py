@@ -18,7 +18,7 @@ plan may choose its channel block without the pattern being compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,12 @@ HEADER = 16
 BLOCK = 8
 
 _Compile = Callable[[npt.NDArray[np.bool_], int], npt.NDArray[np.int32]]
+
+
+def packed_length(shape: Sequence[int], nnz: int) -> int:
+    """How many numbers the packed index of a weight of `shape`, (O, I) or (O, I / groups, kh, kw), has."""
+    outputs, inputs = shape[:2]
+    return HEADER + outputs * -(-inputs // BLOCK) + 1 + inputs * -(-outputs // BLOCK) + 1 + 3 * nnz
 
 
 def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.int32]:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.tost_kernels.masks import MASKS, SHAPES
 from tost_kernels import pattern as pattern_module
 from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
@@ -104,26 +104,6 @@ def check(pattern: Pattern, rows: int, groups: int, block: int, tiled: torch.Ten
         assert len(set(one)) == len(one), "no two values share a place"
 
 
-SHAPES = {
-    "1x1": ((40, 33, 1, 1), 1),
-    "3x3": ((20, 24, 3, 3), 1),
-    "5x5": ((17, 3, 5, 5), 1),
-    "2x3": ((33, 5, 2, 3), 1),
-    "linear": ((50, 70), 1),
-    "one row": ((1, 1), 1),
-    "groups": ((36, 5, 3, 3), 3),
-    "depthwise": ((37, 1, 3, 3), 37),
-    "depthwise, two filters a channel": ((40, 1, 3, 1), 20),
-}
-MASKS = {
-    "empty": lambda size: torch.zeros(size, dtype=torch.bool),
-    "full": lambda size: torch.ones(size, dtype=torch.bool),
-    "random": lambda size: torch.rand(size) < 0.2,
-    "empty rows": lambda size: (torch.rand(size) < 0.3) & (torch.rand(size[0], *[1] * (len(size) - 1)) < 0.5),
-    "one weight": lambda size: torch.arange(int(np.prod(size))).view(size) == int(np.prod(size)) // 2,
-}
-
-
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("rows", "block"), [(16, 1), (32, 1), (16, 16), (16, 32)])
@@ -195,43 +175,6 @@ def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> No
     pattern = Pattern(torch.rand(40, 20) < 0.3)
     _, (order, *_rest) = sections(pattern, 16, 1, pattern.tiled(16))
     assert order == [*range(40), *[-1] * 8]
-
-
-def test_made_once_and_moves_with_the_pattern() -> None:
-    pattern = Pattern(torch.rand(20, 30) < 0.5)
-    first = pattern.tiled(16)
-    assert pattern.tiled(16, 1, 1) is first
-    assert pattern.tiled(32) is not first
-    assert pattern.tiled(16, 2) is not first
-    elsewhere = Pattern(torch.rand(20, 30) < 0.5)
-    assert elsewhere.tiled(16) is not first
-    moved = pattern.to("cpu")
-    assert moved.tiled(16) is first
-
-
-def test_usable_anywhere_wherever_it_was_made() -> None:
-    pattern = Pattern(torch.rand(20, 30) < 0.5)
-    with torch.inference_mode():
-        assert not pattern.tiled(16).is_inference()
-    with FakeTensorMode():
-        assert type(pattern.tiled(32)) is torch.Tensor
-
-
-def test_compiles_as_a_constant_of_its_pattern() -> None:
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pattern = Pattern(torch.eye(20, 30))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.pattern.tiled(16).sum()
-
-    layer = Layer()
-    one = torch.ones(())
-    run = torch.compile(layer, fullgraph=True, backend="eager")
-    assert run(one) == layer(one) == layer.pattern.tiled(16).sum()
-    layer.pattern = Pattern(torch.eye(20, 30).flip(0))  # as many weights, in other places
-    assert run(one) == layer.pattern.tiled(16).sum()
 
 
 @pytest.mark.parametrize(
