@@ -18,9 +18,8 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <source_location>
@@ -153,6 +152,7 @@ struct Block {
     for (const auto& fiber : fibers) __tsan_destroy_fiber(fiber->tsan);
   })
   std::function<void()> body;
+  std::exception_ptr* failure = nullptr;  // of the thread that ran last
   std::vector<std::unique_ptr<Fiber>> fibers;
   ucontext_t scheduler;
   std::unique_ptr<Pages> stacks, arena;
@@ -189,16 +189,22 @@ HOST_UNSEEN inline void back_to_scheduler(Fiber& fiber, [[maybe_unused]] bool la
   HOST_ASAN(__sanitizer_finish_switch_fiber(fiber.fake, &block.stack, &block.stack_size);)
 }
 
-inline void die(const std::string& why) {
-  std::fprintf(stderr, "cuda_host: %s\n", why.c_str());
-  std::abort();
+[[noreturn]] inline void die(const std::string& why) { throw std::runtime_error("cuda_host: " + why); }
+
+// Runs a thread. Returns what it threw, or null.
+inline std::exception_ptr* run(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (...) {
+    return new std::exception_ptr(std::current_exception());
+  }
+  return nullptr;
 }
 
 HOST_UNSEEN inline void enter() {
   Fiber& fiber = self();
   HOST_ASAN(__sanitizer_finish_switch_fiber(nullptr, &fiber.block->stack, &fiber.block->stack_size);)
-  fiber.block->body();
-  if (fiber.pending) die("a thread ends before its asynchronous copies");
+  fiber.block->failure = run(fiber.block->body);
   HOST_TSAN(__tsan_release(&fiber.block->finish);)
   fiber.wait = Wait::done;
   back_to_scheduler(fiber, true);
@@ -280,6 +286,13 @@ inline bool release(Block& block) {
     any = true;
   }
   return any;
+}
+
+// Throws what a thread has thrown.
+[[noreturn]] inline void end_with(Block& block) {
+  HOST_TSAN(__tsan_acquire(&block.finish);)
+  const std::unique_ptr<std::exception_ptr> failure(block.failure);
+  std::rethrow_exception(*failure);
 }
 
 // Room for a shared array, NaN, with guards that ASan watches at both ends.
@@ -370,6 +383,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_
       for (const auto& fiber : block.fibers) {
         if (fiber->wait != Wait::none) continue;
         resume(*fiber);
+        if (block.failure) end_with(block);
+        if (fiber->wait == Wait::done && fiber->pending) die("a thread ends before its asynchronous copies");
         done += fiber->wait == Wait::done;
       }
       if (done < threads && !release(block)) stuck(block, "threads wait for others that never come");
@@ -417,10 +432,24 @@ HOST_UNSEEN inline char* warp_barrier(unsigned of_lane, unsigned turn) {
   return &fiber.block->members[fiber.place / kLanes * kLanes + of_lane]->barrier[turn];
 }
 
+HOST_UNSEEN inline bool in_shared_memory(const void* address) {
+  const char* begin = self().block->shared;
+  return static_cast<const char*>(address) >= begin && static_cast<const char*>(address) < begin + kArena;
+}
+
+// Instructions of aligned `bytes` in shared memory; ASan sees whether they are in bounds.
+inline void check_shared(const void* address, unsigned bytes, const char* what) {
+  if (!in_shared_memory(address)) die(std::string(what) + ": an address outside of shared memory");
+  if (reinterpret_cast<uintptr_t>(address) % bytes) die(std::string(what) + ": an address off its alignment");
+}
+
 HOST_UNSEEN inline void start_copy(void* to, const void* from, unsigned bytes, unsigned read) {
   Fiber& fiber = self();
   if (fiber.pending == kCopies) die("too many asynchronous copies on their way");
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) die("an asynchronous copy off its alignment");
+  check_shared(to, bytes, "an asynchronous copy");
+  if (in_shared_memory(from)) die("an asynchronous copy: its source is shared memory");
+  if (reinterpret_cast<uintptr_t>(from) % bytes) die("an asynchronous copy: a source off its alignment");
+  if (read > bytes) die("an asynchronous copy: more bytes read than copied");
   fiber.copies[fiber.pending++] = {static_cast<char*>(to), static_cast<const char*>(from), bytes, read, fiber.group};
 }
 HOST_UNSEEN inline void commit_copies() { ++self().group; }
