@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import subprocess
@@ -37,3 +38,10 @@ def run_program(folder: Path, name: str, *flags: str) -> subprocess.CompletedPro
     file = folder / name
     _compile([*FLAGS, *flags, str(HERE / f"{name}.cu"), "-o", str(file)])
     return subprocess.run([str(file)], capture_output=True, text=True, check=False)
+
+
+def build_functions(folder: Path, name: str) -> ctypes.CDLL:
+    """Compile tests/cuda_host/<name>.cu, which has C functions and nothing of torch, and load it."""
+    file = folder / f"{name}.so"
+    _compile([*FLAGS, "-fPIC", "-shared", "-fvisibility=hidden", str(HERE / f"{name}.cu"), "-o", str(file)])
+    return ctypes.CDLL(str(file))
