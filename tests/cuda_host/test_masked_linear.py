@@ -1,4 +1,4 @@
-"""masked_linear in CUDA C++, run by the shim on the CPU: a 1x1 convolution of images of one pixel, in both layouts of its input."""
+"""masked_linear in CUDA C++, run by the shim on the CPU: a 1x1 convolution of images of one pixel, in its two layouts."""
 
 import pytest
 import torch
