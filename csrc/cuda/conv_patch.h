@@ -261,23 +261,27 @@ __device__ inline void stage_patch(
   const int next_channel = lanes / rows, next_row = lanes % rows;
   const int piece = threadIdx.x % kPieces, begin = threadIdx.x / kPieces;
   const int64_t plane = int64_t{p.y.source} * p.x.source;
-  int channel = begin / rows, row = begin % rows;
-  while (channel < count) {
-    const int64_t c = channel_of(channel);
-    const int pixel = table[row >> p.row_bits];
-    const int64_t image = t.image + (((row & mask) * kPieces + piece) * kElements);
-    const bool inside = c >= 0 && c < p.channels && pixel >= 0 && image < p.batch;
-    const T* from = inside ? source + (c * plane + pixel) * p.batch + image : source;
-    char* at = to + channel * p.channel_bytes + row * kRowBytes + piece * 16;
-    if (p.wide) {
-      copy_async<16>(at, from, inside ? 16 : 0);
-    } else {
-#pragma unroll 1  // seldom, and of no use to hold registers for
-      for (int e = 0; e < kElements; ++e) reinterpret_cast<T*>(at)[e] = inside && image + e < p.batch ? from[e] : T{};
+  const auto walk = [&](const auto& copy) {  // copy(to, from, images of the batch from there on)
+    int channel = begin / rows, row = begin % rows;
+    while (channel < count) {
+      const int64_t c = channel_of(channel);
+      const int pixel = table[row >> p.row_bits];
+      const int64_t image = t.image + ((row & mask) * kPieces + piece) * kElements;
+      const bool inside = c >= 0 && c < p.channels && pixel >= 0 && image < p.batch;
+      char* at = to + channel * p.channel_bytes + row * kRowBytes + piece * 16;
+      copy(reinterpret_cast<T*>(at), inside ? source + (c * plane + pixel) * p.batch + image : source, inside ? p.batch - image : 0);
+      channel += next_channel;
+      row += next_row;
+      if (row >= rows) row -= rows, ++channel;
     }
-    channel += next_channel;
-    row += next_row;
-    if (row >= rows) row -= rows, ++channel;
+  };
+  if (p.wide) {
+    walk([](T* at, const T* from, int64_t images) { copy_async<16>(at, from, images > 0 ? 16 : 0); });
+  } else {
+    walk([](T* at, const T* from, int64_t images) {
+#pragma unroll 1  // seldom, and of no use to hold registers for
+      for (int e = 0; e < kElements; ++e) at[e] = e < images ? from[e] : T{};
+    });
   }
 }
 
