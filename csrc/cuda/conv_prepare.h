@@ -44,7 +44,8 @@ struct PreparedWeight {
 };
 
 template <class Step>
-__global__ void __launch_bounds__(kPrepareThreads) clear_and_tabulate(Patch patch, GatherView view, PreparedWeight to, int64_t words) {
+__global__ void __launch_bounds__(kPrepareThreads)
+clear_and_tabulate(Patch patch, GatherView view, PreparedWeight to, int64_t words) {
   const int64_t i = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
   if (i < words) to.packed[i] = make_uint4(0, 0, 0, 0);
   if (i < view.columns) {
@@ -75,7 +76,9 @@ PreparedWeight prepare(const ConvCall& call, const Patch& patch, const GatherVie
   const PreparedWeight to{
       static_cast<uint4*>(call.scratch(static_cast<size_t>(words) * 16)),
       static_cast<int32_t*>(call.scratch(static_cast<size_t>(columns) * 4))};
-  const auto blocks = [](int64_t count) { return Grid{{static_cast<unsigned>((count + kPrepareThreads - 1) / kPrepareThreads)}, {kPrepareThreads}}; };
+  const auto blocks = [](int64_t count) {
+    return Grid{{static_cast<unsigned>(divide_up(count, kPrepareThreads))}, {kPrepareThreads}};
+  };
   launch(call.op, clear_and_tabulate<Step>, blocks(words), call.stream, patch, view, to, words);
   if (call.shape.nnz > 0) {
     launch(
