@@ -92,11 +92,11 @@ struct Patch {
   bool wide;  // 16 bytes divide the rows of the batch
 
   __host__ __device__ int pixel_bytes() const { return kRowBytes << row_bits; }
-  __host__ __device__ int pixels() const { return y.extent * x.extent; }
+  __host__ __device__ int64_t pixels() const { return int64_t{y.extent} * x.extent; }  // what fits shared memory is 32 bits
   __host__ __device__ int tile_pixels() const { return y.tile * x.tile << row_bits; }  // rows of images: target pixels, or more
   __host__ __device__ int64_t stage_bytes() const { return chunk * channel_bytes; }
   // Beside the stages: the source pixel of each pixel of the patch, an int32 each.
-  __host__ __device__ int table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
+  __host__ __device__ int64_t table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
   __host__ __device__ int64_t tiles() const {
     return image_tiles * y.lattices * x.lattices * y.tiles * x.tiles;
   }
@@ -188,7 +188,7 @@ inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* so
   for (int pixels = call.options.pixels; pixels >= 4; pixels /= 2) {
     const Patch p = patch_of(call.shape, transposed, call.bf16, pixels, call.options.chunk, source);
     for (stages = call.options.stages; stages >= 1; --stages) {
-      bytes = static_cast<size_t>(stages) * p.stage_bytes() + p.table_bytes();
+      bytes = static_cast<size_t>(stages * p.stage_bytes() + p.table_bytes());
       if (bytes <= call.shared_bytes) return p;
     }
   }
@@ -260,7 +260,7 @@ template <class T, class ChannelOf>
 __device__ inline void stage_patch(
     const Patch& p, const PatchTile& t, const int* table, const T* source, char* to, int count, const ChannelOf& channel_of) {
   constexpr int kPieces = kRowBytes / 16, kElements = 16 / sizeof(T);
-  const int rows = p.pixels() << p.row_bits, lanes = blockDim.x / kPieces;  // there are, and at once
+  const int rows = static_cast<int>(p.pixels()) << p.row_bits, lanes = blockDim.x / kPieces;  // there are, and at once
   const int piece = threadIdx.x % kPieces, lane = threadIdx.x / kPieces;
   const int abreast = rows < lanes ? lanes / rows : 1, first = rows < lanes ? lane / rows : 0;  // channels at once
   if (first >= abreast) return;

@@ -73,9 +73,8 @@ PreparedWeight prepare(const ConvCall& call, const Patch& patch, const GatherVie
   using T = typename Step::T;
   const int rows = call.options.rows;
   const int64_t columns = view.columns + Step::kDepth, words = columns * rows * static_cast<int64_t>(sizeof(T)) / 16;
-  const PreparedWeight to{
-      static_cast<uint4*>(call.scratch(static_cast<size_t>(words) * 16)),
-      static_cast<int32_t*>(call.scratch(static_cast<size_t>(columns) * 4))};
+  auto* const memory = static_cast<uint4*>(call.scratch(static_cast<size_t>(words * 16 + columns * 4)));
+  const PreparedWeight to{memory, reinterpret_cast<int32_t*>(memory + words)};
   const auto blocks = [](int64_t count) {
     return Grid{{static_cast<unsigned>(divide_up(count, kPrepareThreads))}, {kPrepareThreads}};
   };
