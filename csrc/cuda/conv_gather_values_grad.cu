@@ -43,18 +43,17 @@ struct Work {
   int row_tiles, row_blocks, across;     // 16 rows each: of all, blocks of them, tiles of a block
   int shares;                            // warps that share the pixels of a tile
   int split, passes, stages;
+  int steps, per_part;                   // tiles of pixels and images
   int64_t size;    // of a part
-  int64_t planes;  // target pixels of an image
+  int64_t row_size;  // of dY: target pixels times images
   bool wide;       // 16 bytes divide the rows of dY
 };
 
 // What the block knows of a tile, in a ring of stages + 1 of them.
 struct TileTable {
-  int64_t* image;
-  int* target;  // [pixel of the tile], -1: none
-  int* source;  // [pixel of the patch]
-  __device__ TileTable(char* memory, int pixels)
-      : image(reinterpret_cast<int64_t*>(memory)), target(reinterpret_cast<int*>(memory + 16)), source(target + pixels) {}
+  char* memory;
+  __device__ int64_t& image() const { return *reinterpret_cast<int64_t*>(memory); }
+  __device__ int* target() const { return reinterpret_cast<int*>(memory + 16); }  // [pixel of the tile], -1: none
 };
 
 __host__ __device__ inline int tile_pixels(const Patch& p) { return p.y.tile * p.x.tile << p.row_bits; }
@@ -67,13 +66,12 @@ __device__ inline int column_of(int g) {
   return sizeof(T) == 4 ? (g & 4) | (g & 1) << 1 | (g & 2) >> 1 : (g & 1) << 2 | g >> 1;
 }
 
-// 16 bytes of a row of dY that has `left` elements more; zeros past its end.
+// 16 bytes of a row that has `left` elements more, element by element; zeros past its end.
 template <class T>
-__device__ inline uint4 load_images(const T* from, int64_t left, bool wide) {
-  uint32_t words[4] = {};
-  if (wide) return left > 0 ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+__device__ inline uint4 load_elements(const T* from, int64_t left) {
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
   constexpr int kOfWord = 4 / sizeof(T);
+  uint32_t words[4] = {};
 #pragma unroll
   for (int e = 0; e < 4 * kOfWord; ++e) {
     if (e < left) words[e / kOfWord] |= uint32_t{reinterpret_cast<const Bits*>(from)[e]} << e % kOfWord * 16;
@@ -140,56 +138,62 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) correlate(const T* gr
 #pragma unroll
     for (int i = 0; i < 4; ++i) place[n + i] = __shfl_sync(0xffffffffu, found, i * kColumns + column_of<T>(g)) + 16 * t;
   }
-  int64_t row_begin[2];  // of dY, negative: an empty slot
+  int row[2];  // of dY, negative: an empty slot
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = tiles > 0 ? w.order[row_tile * kRows + g + 8 * i] : -1;
-    row_begin[i] = row < 0 ? -1 : row * w.planes * patch.batch;
-  }
+  for (int r = 0; r < 2; ++r) row[r] = tiles > 0 ? w.order[row_tile * kRows + g + 8 * r] : -1;
 
-  const int64_t per_part = (patch.tiles() + w.split - 1) / w.split, first = part * per_part;
-  const int count = static_cast<int>(std::max(int64_t{0}, std::min(per_part, patch.tiles() - first)));
+  const int first = part * w.per_part, count = std::min(w.per_part, w.steps - first);
   const int pixels = tile_pixels(patch);
   // Shared memory: the stages, the tables of tiles, and where in the patch the window of each pixel of a tile begins.
   char* const tables = shared + w.stages * patch.stage_bytes();
   int* const window = reinterpret_cast<int*>(tables + (w.stages + 1) * table_bytes(patch));
   const auto stage_of = [&](int i) { return shared + i % w.stages * patch.stage_bytes(); };
-  const auto table_of = [&](int i) { return TileTable(tables + i % (w.stages + 1) * table_bytes(patch), pixels); };
+  const auto table_of = [&](int i) { return TileTable{tables + i % (w.stages + 1) * table_bytes(patch)}; };
+  const auto source_of = [&](const TileTable& table) { return table.target() + pixels; };  // [pixel of the patch]
   const auto write_table = [&](int i) {
     if (i >= count) return;
     const TileTable table = table_of(i);
     const PatchTile tile = tile_of<T>(patch, first + i);
-    if (threadIdx.x == 0) *table.image = tile.image;
-    for (int p = threadIdx.x; p < pixels; p += blockDim.x) table.target[p] = tile.target_pixel(patch, p);
-    write_pixel_table(patch, tile, table.source);
+    if (threadIdx.x == 0) table.image() = tile.image;
+    for (int p = threadIdx.x; p < pixels; p += blockDim.x) table.target()[p] = tile.target_pixel(patch, p);
+    write_pixel_table(patch, tile, source_of(table));
   };
   const auto stage = [&](int i) {
     if (i < count) {
       const TileTable table = table_of(i);
       PatchTile tile{};
-      tile.image = *table.image;
+      tile.image = table.image();
       const int here = static_cast<int>(std::min(int64_t{patch.chunk}, patch.channels - int64_t{chunk} * patch.chunk));
-      stage_patch(patch, tile, table.source, x, stage_of(i), here, [&](int c) { return int64_t{chunk} * patch.chunk + c; });
+      stage_patch(patch, tile, source_of(table), x, stage_of(i), here, [&](int c) { return int64_t{chunk} * patch.chunk + c; });
     }
     commit_copies();
   };
 
-  // dY of pixel p of tile i: two rows, two halves of 64 bytes.
-  const auto fetch = [&](uint4(&to)[2][2], const TileTable& table, int p) {
+  // dY of pixel p of a tile: two rows, two halves of 64 bytes. Not waited for.
+  const auto fetch = [&](uint4(&to)[2][2], TileTable table, int p) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) to[r][0] = to[r][1] = make_uint4(0, 0, 0, 0);
-    const int pixel = table.target[p];
+    const int pixel = table.target()[p], row_of_images = p & ((1 << patch.row_bits) - 1);
     if (pixel < 0) return;
-    const int row_of_images = p & ((1 << patch.row_bits) - 1);
-    const int64_t image = *table.image + row_of_images * (kRowBytes / static_cast<int>(sizeof(T))) + t * kElements;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (row_begin[r] < 0) continue;
-      const T* from = grad + (row_begin[r] + pixel * patch.batch + image);
+    const int64_t image = table.image() + row_of_images * (kRowBytes / static_cast<int>(sizeof(T))) + t * kElements;
+    const T* from = grad + (pixel * patch.batch + image);
+    if (w.wide) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int skip = half * 4 * kElements;
-        to[r][half] = load_images(from + skip, patch.batch - image - skip, w.wide);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          if (row[r] >= 0 && image + half * 4 * kElements < patch.batch)
+            to[r][half] = *reinterpret_cast<const uint4*>(from + row[r] * w.row_size + half * 4 * kElements);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int64_t left = row[r] < 0 ? 0 : patch.batch - image - half * 4 * kElements;
+          to[r][half] = load_elements(from + row[r] * w.row_size + half * 4 * kElements, left);
+        }
       }
     }
   };
@@ -217,7 +221,7 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) correlate(const T* gr
       __syncthreads();
     }
     if (tiles == 0) continue;
-    const TileTable table = table_of(i), table_after = table_of(i + 1);
+    const TileTable table = table_of(i), after = table_of(i + 1);
     const char* here = stage_of(i);
     for (int p = share; p < pixels; p += w.shares) {
       uint32_t a[4][4];  // of four products: (half, step)
@@ -226,12 +230,9 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) correlate(const T* gr
 #pragma unroll
         for (int j = 0; j < 4; ++j) a[k][j] = rounded<T>(word_of(next[j % 2][k / 2], k % 2 * 2 + j / 2));
       }
-      if (p + w.shares < pixels) {
-        fetch(next, table, p + w.shares);
-      } else if (i + 1 < count) {
-        fetch(next, table_after, share);
-      }
-      if (table.target[p] < 0) continue;
+      const bool last = p + w.shares >= pixels;
+      if (!last || i + 1 < count) fetch(next, {last ? after.memory : table.memory}, last ? share : p + w.shares);
+      if (table.target()[p] < 0) continue;
 
       const char* at = here + window[p];
       const auto products = [&]<int kCount>(int n, std::integral_constant<int, kCount>) {
@@ -298,10 +299,11 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad, Work w
   const int64_t columns = std::min<int64_t>(std::min<int64_t>(w.patch.chunk, s.channels) * w.taps + 15, w.size / w.rows);
   w.passes = static_cast<int>((columns + kTiles * kColumns - 1) / (kTiles * kColumns));
   const size_t bytes = w.stages * w.patch.stage_bytes() + (w.stages + 1) * table_bytes(w.patch) + pixels_bytes(w.patch);
-  const int64_t blocks = int64_t{w.chunks} * w.row_blocks, tiles = w.patch.tiles();
-  const int64_t most = std::min<int64_t>(tiles, kMostSplits);
+  const int64_t blocks = int64_t{w.chunks} * w.row_blocks, most = std::min(w.steps, kMostSplits);
   w.split = call.options.split ? static_cast<int>(std::min<int64_t>(call.options.split, most))
                                : split_of(blocks, call.processors, most);
+  w.per_part = ceil_divide(w.steps, w.split);
+  w.split = ceil_divide(w.steps, w.per_part);  // no part is empty
   const int count = w.split * w.shares;
   auto* parts = static_cast<float*>(call.scratch(static_cast<size_t>(w.size) * count * sizeof(float)));
   const int64_t grid = blocks * w.passes * w.split;
@@ -324,9 +326,9 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   w.order = at.order, w.ptr = at.ptr, w.column = at.column;
   w.taps = s.taps(), w.rows = o.rows, w.chunks = static_cast<int>(at.chunks);
   w.row_tiles = static_cast<int>(at.groups) * (o.rows / kRows);
-  w.stages = o.stages;
+  w.stages = o.stages, w.steps = static_cast<int>(w.patch.tiles());
   w.size = at.columns * o.rows;
-  w.planes = targets;
+  w.row_size = targets * s.batch;
   w.wide = s.batch * static_cast<int64_t>(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
   // Registers for the columns of a mean segment, and some more, so that hardly any block has to come twice.
   const double mean = static_cast<double>(at.columns) / kColumns / (static_cast<double>(at.groups) * at.chunks);

@@ -63,3 +63,60 @@ def integers(case: Case, dtype: torch.dtype) -> Problem:
 def test_integers_are_exact(kernel: Kernel, name: str, dtype: torch.dtype) -> None:
     p = integers(CASES[name], dtype)
     assert torch.equal(kernel(p).double(), p.values_grad.to(dtype).double())
+
+
+MANY_ROWS = Case((70, 20, 3, 5), (50, 20, 3, 3), padding=(1, 1), density=0.3)
+OPTIONS = {
+    "groups of 32 rows": {"rows": 32, "chunk": 16},
+    "more rows than warps": {"warps": 2},
+    "all stages": {"stages": 3, "split": 1},
+    "one stage": {"stages": 1, "pixels": 16, "split": 3},
+    "warps share pixels": {"warps": 16, "pixels": 16},
+    "more warps than pixels": {"rows": 64, "warps": 16, "pixels": 4, "stages": 3},
+    "as many parts as tiles": {"split": 256},
+    "parts by itself": {"split": 0, "chunk": 32},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(kernel: Kernel, options: dict[str, int]) -> None:
+    p = integers(MANY_ROWS, torch.bfloat16)
+    assert torch.equal(kernel(p, **options), p.values_grad.bfloat16())
+
+
+@pytest.mark.parametrize("channels", [7, 16, 32])
+def test_dense_columns_fill_one_or_several_passes(kernel: Kernel, channels: int) -> None:
+    p = integers(Case((33, channels, 3, 3), (17, channels, 3, 3), padding=(1, 1), density=1.0), torch.float32)
+    assert torch.equal(kernel(p, chunk=32, pixels=4).double(), p.values_grad)
+
+
+def test_unaligned_memory_is_read_element_by_element(kernel: Kernel) -> None:
+    p = integers(Case((8, 5, 3, 3), (6, 5, 3, 3), padding=(1, 1)), torch.bfloat16)
+
+    def shifted(t: Tensor) -> Tensor:
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.permute(1, 2, 3, 0).shape)
+        return memory.copy_(t.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
+
+    for moved in (replace(p, x=shifted(p.x)), replace(p, grad=shifted(p.grad))):
+        assert torch.equal(kernel(moved), p.values_grad.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_accuracy_and_the_same_bits(kernel: Kernel, dtype: torch.dtype) -> None:
+    """TF32: dY is rounded to 11 bits and x cut to them, so a product is off by at most 2^-11 + 2^-10 of itself."""
+    p = problem(MANY_ROWS, dtype)
+    got = kernel(p)
+    assert torch.equal(got, kernel(p))
+    wide = torch.zeros(MANY_ROWS.weight, dtype=torch.float64).requires_grad_()
+    out = torch.nn.functional.conv2d(p.x.double().abs(), wide, padding=(1, 1))
+    (magnitude,) = torch.autograd.grad(out, wide, p.grad.double().abs())
+    of_products = 2**-11 + 2**-10 if dtype == torch.float32 else 0
+    of_result = 2**-8 * p.values_grad.abs() if dtype == torch.bfloat16 else 0
+    error = (got.double() - p.values_grad).abs()
+    assert (error <= (of_products + 1e-6) * magnitude[p.pattern.mask()] + of_result).all()
+
+
+def test_what_does_not_fit_is_refused(kernel: Kernel) -> None:
+    p = problem(Case((4, 64, 9, 9), (4, 64, 9, 9), density=0.1), torch.float32)
+    with pytest.raises(RuntimeError, match="values_grad: plan: values_grad.chunk=64 .* bytes of shared memory"):
+        kernel(p, chunk=64, pixels=4)
