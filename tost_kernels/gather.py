@@ -44,8 +44,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tost_kernels.packed_index import packed_length
-from tost_kernels.row_groups import INT32, Index, Integers, Kept, check_groups, group_and_slot, kept_weights, natural_order
+from tost_kernels.packed_index import compiled, packed_length
+from tost_kernels.row_groups import (
+    INT32,
+    Index,
+    Integers,
+    Kept,
+    check_groups,
+    check_lengths,
+    group_and_slot,
+    kept_weights,
+    natural_order,
+)
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 CHUNKS = (8, 16, 32, 64, 128)
@@ -108,33 +118,31 @@ def gather_reference(
 ) -> Index:
     """The gathered index of the packed `index`, in numpy: the specification of the compiled one, and its stand-in.
 
-    order, t_order: the two permutations; by default rows stay where they are. Raises ValueError where 32 bits are too few.
+    order, t_order: the two permutations, by default rows stay where they are. Raises ValueError where 32 bits are too few.
     """
     kh, kw = index[3:5].tolist()
     forward = kept_weights(index, groups)
     backward = forward.transposed()
-    segments = -(-backward.rows // rows) * stride[0] * stride[1] * -(-backward.channels // chunk)
-    if max(segments, forward.channels * kh * kw) > INT32:
-        raise ValueError(
-            f"pattern: expected input channels * kh * kw and the segments of its gathered index below 2**31, "
-            f"got {forward.channels * kh * kw} and {segments}"
-        )
+    phases = stride[0] * stride[1]
+    for view, ways in ((forward, 1), (backward, phases)):
+        row_groups, chunks = -(-view.rows // rows), -(-view.channels // chunk)
+        if row_groups * ways * chunks > INT32:
+            raise ValueError(
+                f"pattern: expected fewer than 2**31 segments in its gathered index, got {row_groups} row groups x "
+                f"{ways} phases x {chunks} chunks"
+            )
     dy, dx = np.divmod(np.arange(kh * kw), kw)
     phase_of_tap = dy * dilation[0] % stride[0] * stride[1] + dx * dilation[1] % stride[1]
 
     views = [
         _view(forward, rows, chunk, depth, np.zeros_like(phase_of_tap), 1, order),
-        _view(backward, rows, chunk, depth, phase_of_tap, stride[0] * stride[1], t_order),
+        _view(backward, rows, chunk, depth, phase_of_tap, phases, t_order),
     ]
     columns = max(len(column) for _, _, column, _ in views)
     sections: list[npt.NDArray[Any]] = [index]
     for order, ptr, column, place in views:
         sections += [order, ptr, np.pad(column, (0, columns - len(column))), place]
-    length = sum(map(len, sections))
-    if max(length, rows * columns) > INT32:
-        raise ValueError(
-            f"pattern: expected its gathered index and its packed weight below 2**31 numbers, got {length} and {rows * columns}"
-        )
+    check_lengths("gathered", sum(map(len, sections)), columns, rows)
     return np.concatenate(sections).astype(np.int32)
 
 
@@ -180,8 +188,8 @@ def check_gathering(
             raise ValueError(f"{name}: expected a power of two from {choices[0]} to {choices[-1]}, got {value}")
     check_groups(groups, outputs)
     for name, pair in (("stride", stride), ("dilation", dilation)):
-        if len(pair) != 2 or any(type(value) is not int or value < 1 for value in pair):
-            raise ValueError(f"{name}: expected two positive ints, got {tuple(pair)}")
+        if len(pair) != 2 or any(type(value) is not int or not 1 <= value <= INT32 for value in pair):
+            raise ValueError(f"{name}: expected two ints from 1 to 2**31 - 1, got {tuple(pair)}")
 
 
-gather = gather_reference
+gather = compiled("gather_index", gather_reference)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from tost_kernels.compact import Compact, compact, live_parts
 from tost_kernels.gather import check_gathering, gather
 from tost_kernels.packed_index import BLOCK, HEADER, compile_mask
+from tost_kernels.row_groups import Index, row_orders
 from tost_kernels.tiles import check_tiling, tile
 
 # From a random start: an index that came from another process must not pass for one of this process.
@@ -44,6 +45,7 @@ class Pattern:
         self._index = torch.from_numpy(packed).to(device)
         self._positions = torch.from_numpy(np.flatnonzero(mask)).to(device)
         self._grouped: dict[tuple[Any, ...], Tensor] = {}  # ("tiled" or "gathered", *its arguments) -> index
+        self._orders: dict[tuple[int, int, int], tuple[Index, Index]] = {}  # rows, groups, block -> of the rows in both views
         # Plain numbers, for torch.compile to see through.
         self._nnz = len(self._positions)
         self._density = self._nnz / mask.size
@@ -120,15 +122,21 @@ class Pattern:
         return self._grouped[key]
 
     def _group(self, kind: str, *arguments: Any) -> npt.NDArray[np.int32]:
-        check, make = (check_tiling, tile) if kind == "tiled" else (check_gathering, gather)
+        rows, groups, block = arguments if kind == "tiled" else (arguments[0], arguments[3], 1)
+        check: Callable[..., None] = check_tiling if kind == "tiled" else check_gathering
+        make: Callable[..., Index] = tile if kind == "tiled" else gather
         check(self._shape[0], *arguments)
-        return make(self._index.cpu().numpy(), *arguments)
+        index = self._index.cpu().numpy()
+        if (rows, groups, block) not in self._orders:
+            self._orders[rows, groups, block] = row_orders(index, rows, groups, block)
+        return make(index, *arguments, *self._orders[rows, groups, block])
 
     def forget_tiles(self) -> None:
         """Free what `tiled` and `gathered` keep here; who asks again pays again. Each takes several times the memory of the
         values.
         """
         self._grouped.clear()
+        self._orders.clear()
 
     @property
     def positions(self) -> Tensor:

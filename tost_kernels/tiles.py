@@ -36,14 +36,23 @@ Bytes: 4 * (2 K + 2 nnz + (G + H) * (rows + T) + 2) beside the packed index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tost_kernels.packed_index import packed_length
-from tost_kernels.row_groups import INT32, Index, Integers, Kept, check_groups, group_and_slot, kept_weights, natural_order
+from tost_kernels.packed_index import compiled, packed_length
+from tost_kernels.row_groups import (
+    Index,
+    Integers,
+    Kept,
+    check_groups,
+    check_lengths,
+    group_and_slot,
+    kept_weights,
+    natural_order,
+)
 
 SEGMENT = 16  # columns of a group at a tap are a multiple of this: the depth of a matrix instruction
 LARGEST = 1024  # rows of a group, channels of a block
@@ -88,7 +97,7 @@ def tile_reference(
 ) -> Index:
     """The tiled index of the packed `index`, in numpy: the specification of the compiled one, and its stand-in.
 
-    order, t_order: the two permutations; by default rows stay where they are. Raises ValueError where 32 bits are too few.
+    order, t_order: the two permutations, by default rows stay where they are. Raises ValueError where 32 bits are too few.
     """
     taps = int(index[3]) * int(index[4])
     kept = kept_weights(index, groups)
@@ -116,11 +125,7 @@ def tile_reference(
     sections: list[npt.NDArray[Any]] = [index]
     for order, ptr, channel_of, place in (forward, transposed):
         sections += [order, ptr, np.pad(channel_of, (0, columns - len(channel_of))), place]
-    length = sum(map(len, sections))
-    if max(length, rows * columns) > INT32:
-        raise ValueError(
-            f"pattern: expected its tiled index and its packed weight below 2**31 numbers, got {length} and {rows * columns}"
-        )
+    check_lengths("tiled", sum(map(len, sections)), columns, rows)
     return np.concatenate(sections).astype(np.int32)
 
 
@@ -140,12 +145,4 @@ def _is_size(value: int) -> bool:
     return SEGMENT <= value <= LARGEST and value & (value - 1) == 0
 
 
-def _tiler() -> Callable[[Index, int, int, int], Index]:
-    try:
-        from tost_kernels._pattern import tile_index  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return tile_reference
-    return tile_index  # type: ignore[no-any-return,unused-ignore]
-
-
-tile = _tiler()
+tile = compiled("tile_index", tile_reference)

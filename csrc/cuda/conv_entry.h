@@ -83,8 +83,6 @@ inline void check_index_and_precision(const ConvCall& call) {
     TOST_CHECK(
         call.bf16 != o.tf32, call.op, "plan: expected precision=", call.bf16 ? "ieee" : "tf32", " with algo=gather for ",
         call.bf16 ? "bfloat16" : "float32");
-  } else {
-    TOST_CHECK(!o.tf32 || call.options.rows == 1, call.op, "plan: expected precision=ieee with algo=direct");
   }
 }
 
@@ -148,6 +146,7 @@ inline Tensor multiply(
   const OnDeviceOf device(source);
   call.stream = device.stream();
   call.processors = device.processors();
+  call.shared_bytes = device.shared_bytes();
   Scratch scratch(source);
   call.scratch = std::ref(scratch);
   Tensor result = new_tensor(shape, layout, source);
@@ -208,6 +207,7 @@ inline Tensor conv_values_grad(
   const OnDeviceOf device(input);
   call.stream = device.stream();
   call.processors = device.processors();
+  call.shared_bytes = device.shared_bytes();
   Scratch scratch(input);
   call.scratch = std::ref(scratch);
   Tensor result = new_tensor({nnz}, Layout::contiguous, input);

@@ -98,6 +98,7 @@ ConvOptions parse_options(const char* op, std::string_view plan, ConvPass pass) 
 
   const ConvOptions plain;
   ConvOptions own;
+  bool any_gather = false;
   for (int p = 0; p < 3; ++p) {  // all are checked at every pass
     const auto get = [&](Key key, int otherwise) {
       const int special = asked[p + 1][key], common = asked[0][key];
@@ -113,12 +114,15 @@ ConvOptions parse_options(const char* op, std::string_view plan, ConvPass pass) 
     o.split = get(kSplit, plain.split);
     o.tf32 = get(kPrecision, kIeee) == kTf32;
     if (o.algo == ConvAlgorithm::gather) {
+      any_gather = true;
       if (o.rows < 16) read.fail("rows=16 or rows=32 with algo=gather", "rows=" + std::to_string(o.rows));
-    } else if (o.rows >= 16) {
-      o.rows = 1;
+    } else {
+      if (o.rows >= 16) o.rows = 1;
+      o.tf32 = false;
     }
     if (static_cast<ConvPass>(p) == pass) own = o;
   }
+  if (!any_gather && asked[0][kPrecision] == kTf32) read.fail("algo=gather with precision=tf32", plan);
   return own;
 }
 

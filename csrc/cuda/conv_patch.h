@@ -84,15 +84,15 @@ __host__ __device__ inline int tap_place(const PatchAxis& a, int d) {
 struct Patch {
   PatchAxis y, x;
   int row_bits;       // a pixel has 1 << row_bits rows of images
-  int chunk;          // channels
-  int channel_bytes;  // from one channel to the next
+  int chunk;              // channels
+  int64_t channel_bytes;  // from one channel to the next
   int64_t channels, batch;  // of the source
   int64_t image_tiles;
   bool wide;  // 16 bytes divide the rows of the batch
 
   __host__ __device__ int pixel_bytes() const { return kRowBytes << row_bits; }
   __host__ __device__ int pixels() const { return y.extent * x.extent; }
-  __host__ __device__ int stage_bytes() const { return chunk * channel_bytes; }
+  __host__ __device__ int64_t stage_bytes() const { return chunk * channel_bytes; }
   // Beside the stages: the source pixel of each pixel of the patch, an int32 each.
   __host__ __device__ int table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
   __host__ __device__ int64_t tiles() const {
@@ -173,6 +173,24 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   return p;
 }
 
+// Host: the patch that the options of `call` ask for, with fewer stages and then fewer pixels where shared memory does not hold
+// them: neither changes a bit of the result. stages: what is left of them. Throws where nothing fits.
+inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages) {
+  size_t bytes = 0;
+  for (int pixels = call.options.pixels; pixels >= 4; pixels /= 2) {
+    const Patch p = patch_of(call.shape, transposed, call.bf16, pixels, call.options.chunk, source);
+    for (stages = call.options.stages; stages >= 1; --stages) {
+      bytes = static_cast<size_t>(stages) * p.stage_bytes() + p.table_bytes();
+      if (bytes <= call.shared_bytes) return p;
+    }
+  }
+  throw std::runtime_error(
+      std::string(call.op) + ": plan: expected chunk=" + std::to_string(call.options.chunk) +
+      " to fit into shared memory, but 4 pixels of a " + std::to_string(call.shape.kernel[0]) + "x" +
+      std::to_string(call.shape.kernel[1]) + " kernel take " + std::to_string(bytes) + " bytes, and a block has " +
+      std::to_string(call.shared_bytes));
+}
+
 // Host: a patch of the pixels of the tiles of `like` themselves, forward: what the values' gradient reads of the output's gradient.
 inline Patch patch_of_targets(const Patch& like, int64_t channels, bool bf16, int chunk, const void* source) {
   Patch p = like;
@@ -248,7 +266,7 @@ __device__ inline void stage_patch(
     if (p.wide) {
       copy_async<16>(at, from, inside ? 16 : 0);
     } else {
-#pragma unroll
+#pragma unroll 1  // seldom, and of no use to hold registers for
       for (int e = 0; e < kElements; ++e) reinterpret_cast<T*>(at)[e] = inside && image + e < p.batch ? from[e] : T{};
     }
     channel += next_channel;

@@ -1,6 +1,6 @@
 // CUDA on the CPU: compiles a .cu file with g++ (-x c++ -std=c++20 -DTOST_CUDA_HOST) and runs its kernels, for tests.
 //
-// The threads of a block are fibers (ucontext) of one OS thread; a fiber runs until it has to wait for others: at a barrier, a
+// The threads of a block are fibers of one OS thread; a fiber runs until it has to wait for others: at a barrier, a
 // shuffle, a vote, an mma. Blocks run one after the other. So every run is the same run, and a debugger can follow it.
 // The sanitizers know of the fibers:
 // - TSan takes each for a thread. Barriers order what their threads do; a shuffle, as in the CUDA manual, does not, and neither
@@ -18,6 +18,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -120,9 +121,13 @@ struct Copy {
 
 struct Block;
 
+// Where to go on: what __builtin_setjmp leaves. (swapcontext would do as well, with two system calls each time.)
+using Place = void* [5];
+
 // A thread. What changes while it runs is written and read by functions that no sanitizer sees.
 struct Fiber {
-  ucontext_t context;
+  Place at;  // where it waits
+  bool started = false;
   Block* block = nullptr;
   char* stack = nullptr;
   dim3 thread, index, size, grid;
@@ -154,7 +159,7 @@ struct Block {
   std::function<void()> body;
   std::exception_ptr* failure = nullptr;  // of the thread that ran last
   std::vector<std::unique_ptr<Fiber>> fibers;
-  ucontext_t scheduler;
+  Place scheduler;
   std::unique_ptr<Pages> stacks, arena;
   char* shared = nullptr;          // the arena's memory
   Fiber* members[kThreads] = {};  // the fibers, as fibers may read them
@@ -171,21 +176,37 @@ inline thread_local Fiber* running = nullptr;
 
 HOST_UNSEEN inline Fiber& self() { return *running; }
 
+[[noreturn]] HOST_UNSEEN inline void go_to(Place place) { __builtin_longjmp(place, 1); }
+
+void enter();
+
+[[noreturn]] HOST_UNSEEN inline void start(Fiber& fiber) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  fiber.started = true;
+  setcontext(&context);
+  std::abort();
+}
+
 HOST_UNSEEN inline void resume(Fiber& fiber) {
   Block& block = *fiber.block;
   running = &fiber;
   HOST_TSAN(__tsan_switch_to_fiber(fiber.tsan, 1);)
   HOST_ASAN(__sanitizer_start_switch_fiber(&block.fake, fiber.stack, kStack);)
-  swapcontext(&block.scheduler, &fiber.context);
+  if (__builtin_setjmp(block.scheduler) == 0) fiber.started ? go_to(fiber.at) : start(fiber);
   HOST_ASAN(__sanitizer_finish_switch_fiber(block.fake, nullptr, nullptr);)
   running = nullptr;
 }
 
-HOST_UNSEEN inline void back_to_scheduler(Fiber& fiber, [[maybe_unused]] bool last) {
+HOST_UNSEEN inline void back_to_scheduler(Fiber& fiber) {
   Block& block = *fiber.block;
   HOST_TSAN(__tsan_switch_to_fiber(block.tsan, 1);)
-  HOST_ASAN(__sanitizer_start_switch_fiber(last ? nullptr : &fiber.fake, block.stack, block.stack_size);)
-  swapcontext(&fiber.context, &block.scheduler);
+  HOST_ASAN(__sanitizer_start_switch_fiber(&fiber.fake, block.stack, block.stack_size);)
+  if (__builtin_setjmp(fiber.at) == 0) go_to(block.scheduler);
   HOST_ASAN(__sanitizer_finish_switch_fiber(fiber.fake, &block.stack, &block.stack_size);)
 }
 
@@ -201,13 +222,16 @@ inline std::exception_ptr* run(const std::function<void()>& body) {
   return nullptr;
 }
 
+// A fiber runs one thread of a block after the other, in the same place of each.
 HOST_UNSEEN inline void enter() {
   Fiber& fiber = self();
   HOST_ASAN(__sanitizer_finish_switch_fiber(nullptr, &fiber.block->stack, &fiber.block->stack_size);)
-  fiber.block->failure = run(fiber.block->body);
-  HOST_TSAN(__tsan_release(&fiber.block->finish);)
-  fiber.wait = Wait::done;
-  back_to_scheduler(fiber, true);
+  for (;;) {
+    fiber.block->failure = run(fiber.block->body);
+    HOST_TSAN(__tsan_release(&fiber.block->finish);)
+    fiber.wait = Wait::done;
+    back_to_scheduler(fiber);
+  }
 }
 
 HOST_UNSEEN inline void wait_for(Wait what, unsigned mask, const volatile uint32_t* words, int count, const Where& where) {
@@ -218,7 +242,7 @@ HOST_UNSEEN inline void wait_for(Wait what, unsigned mask, const volatile uint32
   fiber.words = count;
   HOST_TSAN(__tsan_release(&fiber.block->finish);)  // should it never go on
   for (int w = 0; w < count; ++w) fiber.given[w] = words[w];
-  back_to_scheduler(fiber, false);
+  back_to_scheduler(fiber);
 }
 
 [[noreturn]] inline void stuck(const Block& block, const std::string& why) {
@@ -356,11 +380,6 @@ inline void begin_block(Block& block, dim3 index, dim3 size, dim3 grid, bool fir
     fiber.wait = Wait::none;
     fiber.pending = fiber.group = 0;
     fiber.barriers = fiber.warp_barriers = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
     HOST_TSAN(fiber.tsan = __tsan_create_fiber(0);)
   }
 }

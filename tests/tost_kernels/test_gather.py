@@ -1,15 +1,27 @@
 """The gathered index against a table worked out by hand and against the mask it stands for."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from tests.tost_kernels.masks import MASKS, SHAPES
 from tost_kernels.gather import GatherSections, gather_reference, offsets
+from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
+
+try:
+    from tost_kernels._pattern import gather_index, row_orders
+except ImportError:
+    gather_index = None
+
+compiled = pytest.mark.skipif(gather_index is None, reason="built without a compiler")
+both = pytest.mark.parametrize("gather", [pytest.param(gather_index, marks=compiled), gather_reference])
 
 
 def sections(
@@ -162,8 +174,8 @@ def test_neighbours_lie_in_different_banks_where_that_is_possible() -> None:
         ((16, 24, 8), ValueError, "chunk: expected a power of two from 8 to 128, got 24"),
         ((16, 8, 32), ValueError, "depth: expected a power of two from 1 to 16, got 32"),
         ((16, 8, 8, 3), ValueError, "groups: expected a divisor of the 20 output channels, got 3"),
-        ((16, 8, 8, 1, (1,)), ValueError, r"stride: expected two positive ints, got \(1,\)"),
-        ((16, 8, 8, 1, (1, 1), (0, 1)), ValueError, r"dilation: expected two positive ints, got \(0, 1\)"),
+        ((16, 8, 8, 1, (1,)), ValueError, r"stride: expected two ints from 1 to 2..31 - 1, got \(1,\)"),
+        ((16, 8, 8, 1, (1, 1), (0, 1)), ValueError, r"dilation: expected two ints from 1 to 2..31 - 1, got \(0, 1\)"),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
@@ -182,18 +194,80 @@ def test_a_length_that_no_gathered_index_has() -> None:
             offsets(pattern.shape, 1, pattern.nnz, 16, 8, (1, 1), wrong)
 
 
+@both
 @pytest.mark.parametrize(
     ("shape", "groups", "stride", "message"),
     [
-        ((1, 1, 1, 1), 1, (2**16, 2**16), "the segments of its gathered index below 2..31, got 1 and 4294967296"),
-        ((2**15, 1, 1, 2**16), 2**15, (1, 1), "input channels . kh . kw .* below 2..31, got 2147483648 and"),
+        ((1, 1, 1, 1), 1, (2**16, 2**16), "fewer than 2..31 segments .* got 1 row groups x 4294967296 phases x 1 chunks"),
+        ((2**13, 9, 1, 1), 1, (2**11, 2**10), "fewer than 2..31 segments .* got 1 row groups x 2097152 phases x 1024 chunks"),
+        ((2**15, 1, 1, 2**16), 2**15, (1, 1), "input channels . kh . kw below 2..31, got 2147483648"),
     ],
 )
-def test_indices_are_32_bits(shape: tuple[int, ...], groups: int, stride: tuple[int, int], message: str) -> None:
+def test_indices_are_32_bits(
+    shape: tuple[int, ...], groups: int, stride: tuple[int, int], message: str, gather: Callable[..., Any]
+) -> None:
     outputs, inputs, kh, kw = shape
-    header = [1, outputs, inputs, kh, kw, 0, 8, 1, -(-outputs // 8), 16, 17 + outputs, 17 + outputs]  # of an empty mask's index
-    index = np.zeros(16 + outputs + 1 + -(-outputs // 8) + 1, np.int32)
-    index[: len(header)] = header
-    index[14] = len(index)
+    blocks, t_blocks = -(-inputs // 8), -(-outputs // 8)
+    at = 16 + outputs * blocks + 1
+    length = at + inputs * t_blocks + 1
+    index = np.zeros(length, np.int32)  # of an empty mask
+    index[:15] = [1, outputs, inputs, kh, kw, 0, 8, blocks, t_blocks, 16, at, at, length, length, length]
     with pytest.raises(ValueError, match=message):
-        gather_reference(index, 16, 8, 8, groups, stride)
+        gather(index, 16, 8, 8, groups, stride, (1, 1))
+
+
+@compiled
+def test_places_are_32_bits() -> None:
+    index = compile_reference(np.ones((1, 1, 1024, 1025), bool), 8)  # each weight in a phase of its own: 16 columns each
+    with pytest.raises(ValueError, match=r"its packed weight below 2\*\*31 numbers, got \d+ and 2149580800"):
+        gather_index(index, 128, 8, 16, 1, (1024, 1025), (1, 1))
+
+
+@compiled
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(1, 3), st.integers(1, 3)),
+    st.sampled_from([0.01, 0.1, 0.5]),
+    st.sampled_from([1, 2, 16, 32]),
+    st.sampled_from([8, 16, 64]),
+    st.sampled_from([1, 8, 16]),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.data(),
+)
+def test_compiled_equals_numpy(
+    shape: tuple[int, ...],
+    density: float,
+    rows: int,
+    chunk: int,
+    depth: int,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    data: st.DataObject,
+) -> None:
+    mask = np.random.default_rng(data.draw(st.integers(0, 2**32))).random(shape) < density
+    groups = data.draw(st.sampled_from([g for g in range(1, shape[0] + 1) if shape[0] % g == 0]))
+    index = compile_reference(mask, 8)
+    arguments = (index, rows, chunk, depth, groups, stride, dilation)
+    for orders in ((), row_orders(index, rows, groups, 1)):
+        assert (gather_index(*arguments, *orders) == gather_reference(*arguments, *orders)).all()
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 0}, "rows: expected 1 to"),
+        ({"chunk": 12}, "chunk: expected a multiple of 8, got 12"),
+        ({"stride": (1, 2**31)}, "stride: expected 1 to"),
+        ({"groups": 3}, "groups: expected a divisor of the 4 output channels, got 3"),
+        ({"order": np.array([0, 1, 1, 3], np.int32)}, "order: expected each of 4 rows once"),
+        ({"t_order": np.arange(3, dtype=np.int32)}, "order: expected each of 4 rows once"),
+    ],
+)
+def test_the_compiled_one_checks_its_arguments(change: dict[str, Any], message: str) -> None:
+    index = compile_reference(np.eye(4, dtype=bool).reshape(4, 4, 1, 1), 8)
+    arguments = {"rows": 2, "chunk": 8, "depth": 8, "groups": 1, "stride": (1, 1), "dilation": (1, 1)}
+    gather_index(index, **arguments)
+    with pytest.raises(ValueError, match=message):
+        gather_index(index, **arguments | change)

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tost_kernels.pattern import Pattern
+from tost_kernels.row_groups import row_orders
 
 # method -> arguments that it can do with, others
 CALLS: dict[str, tuple[tuple[Any, ...], tuple[tuple[Any, ...], ...]]] = {
@@ -68,3 +69,21 @@ def test_compiles_as_a_constant_of_its_pattern(method: str) -> None:
         layer.pattern = Pattern(mask)
         make = getattr(layer.pattern, method)
         assert run(one) == layer(one) == make(*layer.arguments).sum() - make(*layer.others).sum()
+
+
+def test_the_order_of_the_rows_is_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def search(*arguments: Any) -> Any:
+        searches.append(arguments[1:])
+        return row_orders(*arguments)
+
+    monkeypatch.setattr("tost_kernels.pattern.row_orders", search)
+    pattern = Pattern(torch.rand(40, 30) < 0.3)
+    tiled = pattern.tiled(16)
+    gathered = [pattern.gathered(16, 8, 8), pattern.gathered(16, 16, 16, 1, (2, 2))]
+    assert searches == [(16, 1, 1)]
+    start = pattern.index.numel()
+    assert all(torch.equal(tiled[start : start + 48], other[start : start + 48]) for other in gathered)
+    pattern.gathered(16, 8, 8, 2)
+    assert searches == [(16, 1, 1), (16, 2, 1)]

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from tests.tost_kernels.masks import MASKS, SHAPES
 from tost_kernels import pattern as pattern_module
+from tost_kernels import row_groups
 from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
 from tost_kernels.tiles import TileSections, offsets, tile_reference
 
 try:
-    from tost_kernels._pattern import tile_index
+    from tost_kernels._pattern import row_orders, tile_index
 except ImportError:
     tile_index = None
 
@@ -131,12 +132,15 @@ def test_compiled_equals_numpy_and_costs_no_more_than_the_natural_order(
     outputs, nnz = mask.shape[0], int(mask.sum())
     groups = data.draw(st.sampled_from([g for g in range(1, outputs + 1) if outputs % g == 0]))
     index = compile_reference(mask, 8)
-    tiled = tile_index(index, rows, groups, block)
-    at = offsets(mask.shape, groups, nnz, rows, len(tiled))
-    order, t_order = tiled[at.at_order : at.at_ptr], tiled[at.at_t_order : at.at_t_ptr]
+    order, t_order = row_orders(index, rows, groups, block)
+    again = row_orders(index, rows, groups, block)
+    assert (order == again[0]).all()
+    assert (t_order == again[1]).all(), "the same every time"
+    tiled = tile_index(index, rows, groups, block, order, t_order)
     assert (tiled == tile_reference(index, rows, groups, block, order, t_order)).all()
-    assert (tiled == tile_index(index, rows, groups, block)).all(), "the same every time"
     natural = tile_reference(index, rows, groups, block)
+    assert (natural == tile_index(index, rows, groups, block)).all()
+    at = offsets(mask.shape, groups, nnz, rows, len(tiled))
     was = offsets(mask.shape, groups, nnz, rows, len(natural))
     for view in ("at_channel", "at_t_channel"):  # the number before is the last of ptr
         assert tiled[getattr(at, view) - 1] <= natural[getattr(was, view) - 1]
@@ -172,6 +176,7 @@ def test_many_rows() -> None:
 
 def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern_module, "tile", tile_reference)
+    monkeypatch.setattr(pattern_module, "row_orders", row_groups._natural_orders)
     pattern = Pattern(torch.rand(40, 20) < 0.3)
     _, (order, *_rest) = sections(pattern, 16, 1, pattern.tiled(16))
     assert order == [*range(40), *[-1] * 8]
@@ -217,3 +222,11 @@ def test_a_damaged_index_is_refused(at: int, value: int) -> None:
     index[at] = value
     with pytest.raises(ValueError, match="index: expected the packed index of a pattern"):
         tile_index(index, 16, 1, 1)
+
+
+@compiled
+@pytest.mark.parametrize("order", [[*range(19), 18], [*range(20)], [*range(20), -1, *range(20, 31)], [*range(20), *[0] * 12], []])
+def test_what_is_no_order_is_refused(order: list[int]) -> None:
+    index = compile_reference(np.eye(20, dtype=bool).reshape(20, 20, 1, 1), 8)
+    with pytest.raises(ValueError, match="order: expected each of 20 rows once, in groups of 16, then -1"):
+        tile_index(index, 16, 1, 1, np.array(order, np.int32))
