@@ -68,8 +68,8 @@ def test_opcheck() -> None:
         ("split=", 'expected split to be a number from 1 to 256, got ""'),
         ("stages=2,stages=2", 'expected each key once, got "stages=2"'),
         ("stages=2,", 'expected no comma at the end, got "stages=2,"'),
-        ("backward.stages=2", "expected key=value with algo, rows, .*got \"backward.stages=2\""),
-        ("stages", "expected key=value with algo, rows, .*got \"stages\""),
+        ("backward.stages=2", 'expected key=value with algo, rows, .*got "backward.stages=2"'),
+        ("stages", 'expected key=value with algo, rows, .*got "stages"'),
         ("precision=tf32", "expected algo=gather with precision=tf32"),
         ("precision=half", 'expected precision to be ieee or tf32, got "half"'),
         ("input_grad.algo=gather", "expected rows=16 or rows=32"),  # checked at every pass
