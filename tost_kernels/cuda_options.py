@@ -29,7 +29,7 @@ The static rule (`tune` knows better: it measures) is arithmetic on an H200, of 
   mask that keeps d has p = 1 - (1 - d)**16 of a chunk's C columns. They fall on b = 4 (float32) or 8 (bfloat16) banks, and the
   fullest has about 1.1 or 1.5 standard deviations more than the average: C p + 1.1 sqrt(C p (1 - p) b) + padding of half a step.
   Permuting the rows saves 5% of that (docs/notes/cuda-gather-index.md has the counts). 3x3 convolutions in chunks of 16 cross the
-  line at densities of about 1.8% and 2.3%. Dead filters and channels are left out of C and d: they do not disturb the others.
+  line at densities of about 1.7% and 2.2%. Dead filters and channels are left out of C and d: they do not disturb the others.
 - The input gradient of a strided convolution has segments of one phase, so a fourth of the columns at stride 2, and more padding.
 - rows 32 read shared memory once for two products. These take 1.6 clocks each at 60% of the tensor cores' peak, about what
   mma.sync reaches, and the read 2. So 16 rows cost 2 clocks a step, 32 cost 3.2, and pay where they have less than 1.25 times the
