@@ -557,6 +557,7 @@ inline float atomicAdd(float* to, float x) {
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline int __popc(unsigned x) { return std::popcount(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 
 // Rounds to nearest even; any NaN becomes 0x7fff, as on the GPU.
