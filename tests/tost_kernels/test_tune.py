@@ -611,7 +611,7 @@ def test_where_rows_share_nothing_cuda_has_one_frame(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "searched"),
     [
-        (0.5, {("cuda", "algo=direct,rows=1")}),
+        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=2,chunk=16")}),
         (0.9, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.2, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.4, {("triton", "algo=tiles,rows=32"), ("triton", "algo=tiles,rows=64")}),
@@ -621,7 +621,7 @@ def test_the_fastest_frames_of_all_backends_are_searched(cuda, searched, fake_tr
     """Two at most; another backend's before a second one of the same."""
 
     def ms(trial: Trial) -> float:
-        frames = {"algo=direct,rows=1": 1.0, "rows=32": 1.0, "rows=64": 1.05}
+        frames = {"algo=direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
         frame = next((factor for frame, factor in frames.items() if frame in trial.plan.options), 1.08)
         return frame * {"cuda": cuda, "triton": 1.0, "dense": 6.0}[trial.plan.backend]
 

@@ -111,23 +111,23 @@ class _Search:
         return [row[1:] for row in (fastest, *second[:1])], False
 
     def _looks(self, name: str) -> list[tuple[float, str, str]]:
-        """(milliseconds, backend, frame) of the frames of a backend that run here, but for those that gain nothing."""
+        """(milliseconds, backend, frame) of the frames of a backend that run here, but for those that no pass is faster in."""
         frames = list(candidates.FRAMES[name](self.bench.case))
         for which in self._passes:
             new = [frame for frame in frames if self._key(name, frame, which) not in self._known.looks]
             trials = [self.bench.one_pass(which, Plan(name, frame)) for frame in new]
-            looks = {trial.plan.options: ms for trial, ms in self.timed(trials, 1)}
-            self._known.looks |= {self._key(name, frame, which): looks.get(frame, float("inf")) for frame in new}
+            taken = {trial.plan.options: ms for trial, ms in self.timed(trials, 1)}
+            self._known.looks |= {self._key(name, frame, which): taken.get(frame, float("inf")) for frame in new}
 
-        def look(frame: str) -> float:
-            """With the algorithm that needs no frame in the passes where it is faster."""
-            free = [frame, *(base for base in frames if candidates.joins(name, base, frame))]
-            return sum(min(self._known.looks[self._key(name, f, which)] for f in free) for which in self._passes)
-
-        found = {frame: look(frame) for frame in frames}
-        base = found.get(candidates.BASE[name], float("inf"))
-        able = {frame: ms for frame, ms in found.items() if ms < base or (frame == candidates.BASE[name] and ms < float("inf"))}
-        return [(ms, name, frame) for frame, ms in able.items()]
+        by_frame = {frame: [self._known.looks[self._key(name, frame, which)] for which in self._passes] for frame in frames}
+        found, base = [], candidates.BASE[name]
+        for frame, looks in by_frame.items():
+            if candidates.joins(name, base, frame):  # by the base's algorithm in the passes where it is faster
+                looks = [min(pair) for pair in zip(looks, by_frame[base], strict=True)]
+                if looks == by_frame[base]:
+                    continue
+            found.append((sum(looks), name, frame))
+        return [row for row in found if row[0] < float("inf")]
 
     def _key(self, name: str, frame: str, which: str) -> _Key:
         return self.bench.case._replace(grads=""), name, frame, which
