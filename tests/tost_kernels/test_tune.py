@@ -777,7 +777,7 @@ def test_the_environment_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability[0])
     one = store.environment("cuda")
     assert one["gpu"] == "a GPU"
-    assert {"triton", "triton_kernels", "cudnn", "cuda", "torch"} <= one.keys()
+    assert {"triton", "triton_kernels", "cuda_plans", "libraries", "cudnn", "cuda", "torch"} <= one.keys()
     capability[0] = (8, 0)
     assert store.environment("cuda") != one
 
