@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.cuda_host.build import build_library
+from tests.cuda_host.build import build_library, shared_folder
 from tost_kernels import backend, library
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> None:
+def cuda_library() -> None:
     if library.reason("cuda") is None:
         pytest.skip("the kernels themselves are loaded, and tested")
-    torch.ops.load_library(str(build_library(tmp_path_factory.mktemp("cuda"))))
+    torch.ops.load_library(str(build_library(shared_folder("plain"))))
 
 
 @pytest.fixture
