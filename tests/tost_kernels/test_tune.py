@@ -663,9 +663,9 @@ def test_the_tiles_of_the_candidates_do_not_stay(fake_triton):
     layer, x = gpu_layer()
     fake_triton(lambda trial: layer.pattern.tiled(16 if "rows=16" in trial.plan.options else 32))
     seen = []
-    tk.tune(layer, x, timer=FakeTimer(lambda trial: seen.append(len(layer.pattern._tiled)) or 1.0), cache=False)
+    tk.tune(layer, x, timer=FakeTimer(lambda trial: seen.append(len(layer.pattern._grouped)) or 1.0), cache=False)
     assert max(seen) == 2
-    assert not layer.pattern._tiled
+    assert not layer.pattern._grouped
 
 
 @pytest.mark.parametrize(
