@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.cuda_host.build import build_library
+from tests.cuda_host.build import build_library, shared_folder
 from tost_kernels import backend, library
 
 
@@ -15,9 +15,9 @@ def kernels_are_loaded() -> bool:
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> None:
+def cuda_library() -> None:
     """The kernels compiled for CPU tensors."""
-    torch.ops.load_library(str(build_library(tmp_path_factory.mktemp("cuda"))))
+    torch.ops.load_library(str(build_library(shared_folder("plain"))))
 
 
 @pytest.fixture
