@@ -6,7 +6,6 @@ Small integers are exact in TF32 and bfloat16, and so are their sums: an error i
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
