@@ -12,6 +12,13 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.settings import tiny
 from benchmarks.gpu.suite import Suite, run_sections
 
+
+@pytest.fixture(autouse=True)
+def _emulated(emulated_cuda: str) -> None:
+    if emulated_cuda != "cpu":
+        pytest.skip("the suite itself runs them here")
+
+
 CUDA = {name: choices for name, choices in tiny().options.items() if name.startswith("cuda")}
 
 
@@ -23,7 +30,7 @@ def dry(folder: Path, section: str) -> Results:
     return suite.results
 
 
-def test_fused_ops_are_measured_beside_tritons(emulated_cuda: None, tmp_path: Path) -> None:
+def test_fused_ops_are_measured_beside_tritons(tmp_path: Path) -> None:
     found = dry(tmp_path, "fused")
     sides = {record.variant for record in found.of("fused")}
     assert {"cuda", fused.EAGER, fused.COMPILED, fused.CHANNELS} <= sides
@@ -31,7 +38,7 @@ def test_fused_ops_are_measured_beside_tritons(emulated_cuda: None, tmp_path: Pa
     assert parts == {(part, kind) for part in (fused.FORWARD, fused.BACKWARD, fused.BOTH) for kind in ("fp32", "bf16")}
 
 
-def test_small_shapes_for_the_sanitizers(emulated_cuda: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_shapes_for_the_sanitizers(capsys: pytest.CaptureFixture[str]) -> None:
     small_shapes.main(["cuda", "--dry-run"])
     said = capsys.readouterr().out
     assert said.startswith("calls of kernels on small shapes: ")
