@@ -66,8 +66,8 @@ def run(options: argparse.Namespace, threads: int) -> list[Record]:
     ]
     records = [*of_tiles(met, options, threads), *of_chunks(met, options, threads)]
     print(
-        f"\nMasks of a method are those of the whole {options.network}, for random images and in at most {options.steps} steps; of "
-        "each width the last layer is shown. Tiles pad a group's columns to a multiple of 16 at each tap, the gathered index "
+        f"\nMasks of a method are those of the whole {options.network}, for random images and in at most {options.steps} steps; "
+        "of each width the last layer is shown. Tiles pad a group's columns to a multiple of 16 at each tap, the gathered index "
         "those of a chunk to a multiple of 8 (float32) or 16 (bfloat16). Half as many are read at once, and again for each "
         "further one of the same bank."
     )

@@ -1,4 +1,4 @@
-"""ghost_skip_add in CUDA C++, run by the shim on the CPU: the cases of the op's own tests, and what only its kernels can get wrong."""
+"""ghost_skip_add in CUDA C++, run by the shim on the CPU: the op's own cases, and what only its kernels can get wrong."""
 
 import pytest
 import torch
