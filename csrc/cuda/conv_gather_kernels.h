@@ -71,13 +71,15 @@ struct Tf32Product : Tf32Step {
   }
   // The row, of 16, of the lane's bias number i.
   __device__ static int row(int lane, int i) { return i / 2 * 8 + lane % 4 * 2 + i % 2; }
+  // Where its first sum lies in the row, in bytes.
+  __device__ static int lane_column(int lane) { return lane / 4 * 8; }
   __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[kLaneRows], int lane) {
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float(&d)[4] = sum[i * 2 + r / 2];
-        *reinterpret_cast<float2*>(sums + row(lane, r) * kPaddedRow + i * 64 + lane / 4 * 8) =
+        *reinterpret_cast<float2*>(sums + row(lane, r) * kPaddedRow + i * 64 + lane_column(lane)) =
             make_float2(d[r % 2] + bias[r], d[r % 2 + 2] + bias[r]);
       }
     }
@@ -111,6 +113,7 @@ struct Bf16Product : Bf16Step {
     }
   }
   __device__ static int row(int lane, int i) { return lane / 4 + i * 8; }
+  __device__ static int lane_column(int lane) { return lane % 4 * 4; }
   __device__ static void put(char* sums, const float (&sum)[kTiles][4], const float (&bias)[kLaneRows], int lane) {
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
@@ -119,7 +122,7 @@ struct Bf16Product : Bf16Step {
         __nv_bfloat162 two;
         two.x = __float2bfloat16_rn(sum[j][r * 2] + bias[r]);
         two.y = __float2bfloat16_rn(sum[j][r * 2 + 1] + bias[r]);
-        *reinterpret_cast<__nv_bfloat162*>(sums + row(lane, r) * kPaddedRow + j * 16 + lane % 4 * 4) = two;
+        *reinterpret_cast<__nv_bfloat162*>(sums + row(lane, r) * kPaddedRow + j * 16 + lane_column(lane)) = two;
       }
     }
   }

@@ -92,6 +92,7 @@ struct Patch {
 
   __host__ __device__ int pixel_bytes() const { return kRowBytes << row_bits; }
   __host__ __device__ int pixels() const { return y.extent * x.extent; }
+  __host__ __device__ int tile_pixels() const { return y.tile * x.tile << row_bits; }  // rows of images: target pixels, or more
   __host__ __device__ int64_t stage_bytes() const { return chunk * channel_bytes; }
   // Beside the stages: the source pixel of each pixel of the patch, an int32 each.
   __host__ __device__ int table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
@@ -99,7 +100,7 @@ struct Patch {
     return image_tiles * y.lattices * x.lattices * y.tiles * x.tiles;
   }
 
-  // Bytes from the begin of a stage to the window of the tile's pixel p, p < y.tile * x.tile << row_bits; its rows are neighbours.
+  // Bytes from the begin of a stage to the window of the tile's pixel p, p < tile_pixels(); its rows are neighbours.
   __host__ __device__ int pixel_place(int p) const {
     const int pixel = p >> row_bits, row = p - (pixel << row_bits);
     return ((pixel / x.tile * y.pitch * x.extent + pixel % x.tile * x.pitch) << row_bits | row) * kRowBytes;
@@ -132,6 +133,11 @@ struct PatchTile {
   }
 };
 
+// Whether every row of a batch begins at a multiple of 16 bytes.
+inline bool on_16_bytes(int64_t batch, int64_t element_bytes, const void* memory) {
+  return batch * element_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+}
+
 // Host: the patch of a pass of `shape`, transposed: of the gradient of its output. `source` only for its alignment.
 inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pixels, int chunk, const void* source) {
   const auto axis = [&](int which) {
@@ -151,7 +157,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   Patch p{axis(0), axis(1), 0, chunk, 0, transposed ? shape.outputs : shape.channels, shape.batch, 0, false};
   const int element = bf16 ? 2 : 4, images = kRowBytes / element;
   const int height = ceil_divide(p.y.target, p.y.lattices), width = ceil_divide(p.x.target, p.x.lattices);
-  while ((p.y.tile * p.x.tile << p.row_bits) < pixels) {
+  while (p.tile_pixels() < pixels) {
     const bool more_x = p.x.tile < width, more_y = p.y.tile < height;
     if (more_x && (p.x.tile <= p.y.tile || !more_y)) {
       p.x.tile *= 2;
@@ -169,7 +175,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   }
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
   p.image_tiles = (shape.batch + (int64_t{images} << p.row_bits) - 1) / (int64_t{images} << p.row_bits);
-  p.wide = shape.batch * element % 16 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0;
+  p.wide = on_16_bytes(shape.batch, element, source);
   return p;
 }
 
@@ -202,7 +208,7 @@ inline Patch patch_of_targets(const Patch& like, int64_t channels, bool bf16, in
   p.chunk = chunk;
   p.channels = channels;
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
-  p.wide = p.batch * (bf16 ? 2 : 4) % 16 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0;
+  p.wide = on_16_bytes(p.batch, bf16 ? 2 : 4, source);
   return p;
 }
 
@@ -255,23 +261,27 @@ __device__ inline void stage_patch(
   const int next_channel = lanes / rows, next_row = lanes % rows;
   const int piece = threadIdx.x % kPieces, begin = threadIdx.x / kPieces;
   const int64_t plane = int64_t{p.y.source} * p.x.source;
-  int channel = begin / rows, row = begin % rows;
-  while (channel < count) {
-    const int64_t c = channel_of(channel);
-    const int pixel = table[row >> p.row_bits];
-    const int64_t image = t.image + (((row & mask) * kPieces + piece) * kElements);
-    const bool inside = c >= 0 && c < p.channels && pixel >= 0 && image < p.batch;
-    const T* from = inside ? source + (c * plane + pixel) * p.batch + image : source;
-    char* at = to + channel * p.channel_bytes + row * kRowBytes + piece * 16;
-    if (p.wide) {
-      copy_async<16>(at, from, inside ? 16 : 0);
-    } else {
-#pragma unroll 1  // seldom, and of no use to hold registers for
-      for (int e = 0; e < kElements; ++e) reinterpret_cast<T*>(at)[e] = inside && image + e < p.batch ? from[e] : T{};
+  const auto walk = [&](const auto& copy) {  // copy(to, from, images of the batch from there on)
+    int channel = begin / rows, row = begin % rows;
+    while (channel < count) {
+      const int64_t c = channel_of(channel);
+      const int pixel = table[row >> p.row_bits];
+      const int64_t image = t.image + ((row & mask) * kPieces + piece) * kElements;
+      const bool inside = c >= 0 && c < p.channels && pixel >= 0 && image < p.batch;
+      char* at = to + channel * p.channel_bytes + row * kRowBytes + piece * 16;
+      copy(reinterpret_cast<T*>(at), inside ? source + (c * plane + pixel) * p.batch + image : source, inside ? p.batch - image : 0);
+      channel += next_channel;
+      row += next_row;
+      if (row >= rows) row -= rows, ++channel;
     }
-    channel += next_channel;
-    row += next_row;
-    if (row >= rows) row -= rows, ++channel;
+  };
+  if (p.wide) {
+    walk([](T* at, const T* from, int64_t images) { copy_async<16>(at, from, images > 0 ? 16 : 0); });
+  } else {
+    walk([](T* at, const T* from, int64_t images) {
+#pragma unroll 1  // seldom, and of no use to hold registers for
+      for (int e = 0; e < kElements; ++e) at[e] = e < images ? from[e] : T{};
+    });
   }
 }
 

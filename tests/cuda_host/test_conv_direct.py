@@ -33,9 +33,7 @@ def index_of(p: Problem, rows: int, chunk: int) -> Tensor:
 
 def run(p: Problem, index: Tensor, plan: str) -> list[Tensor]:
     out = op("masked_conv2d", "cuda")(p.x, p.values, p.bias, index, *geometry(p), plan)
-    grad = op("masked_conv2d_input_grad", "cuda")(
-        p.grad, p.values, index, list(p.x.shape), "batch_last", *geometry(p), plan
-    )
+    grad = op("masked_conv2d_input_grad", "cuda")(p.grad, p.values, index, list(p.x.shape), "batch_last", *geometry(p), plan)
     values_grad = op("masked_conv2d_values_grad", "cuda")(p.grad, p.x, index, p.pattern.nnz, *geometry(p), plan)
     return [out, grad, values_grad]
 
