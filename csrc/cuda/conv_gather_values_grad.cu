@@ -1,342 +1,73 @@
-// The values' gradient on tensor cores: for each row group, dY[rows, q] x X[columns, q]^T over all q = (target pixel, image),
-// where the columns are those that the group keeps, by the forward view of the gathered index (tost_kernels/gather.py).
-//
-// A block has a chunk of source channels and up to `warps` times 16 rows, over a part of all tiles (target pixels x a row of images).
-// For each tile it stages the patch of x (conv_patch.h), `stages` tiles deep; then a warp multiplies its 16 rows by every column that
-// these keep in the chunk. Its sums stay in registers over all tiles of the part, 4 a lane for 8 columns, so nothing is written but
-// the sums at the end: parts[part][column][slot], of which a second kernel adds up the places that are kept (sum_parts.h).
-//
-// - The sum goes over images, and its order is free: lane t of four takes the 16 bytes at 16 t of each 64 bytes of a row, of both
-//   operands, as the k of two products (TF32: four images, bfloat16: eight). So both come by 16 bytes, without any transposition.
-// - x, the product's B (8 columns): one 16-byte read of shared memory a lane for two products. Lanes of two columns share a
-//   wavefront, and read 64 bytes each, so they go to columns whose channels lie 64 bytes apart (`column_of`): no conflicts as long
-//   as the index finds neighbours with different channels modulo 4 (float32) or 8 (bfloat16). 2 wavefronts a product: what decides.
-// - dY, the product's A (16 rows): no other warp of the block wants it, so it passes shared memory by. It comes from L2 straight
-//   to registers one pixel ahead, and stays there while the warp goes through all its columns.
-// - Bytes from L2: dY once for each chunk, and x once for each `warps` * 16 rows, times the patch's overlap (3 for 3x3, 2x4 pixels).
-// - With fewer rows than warps, warps share out the pixels of a tile instead, and leave a part each.
-//
-// Arithmetic a layer, and what to try: docs/notes/cuda-values-grad.md.
+// How the kernels of conv_gather_values_grad_kernels.h are launched.
 
-#include <algorithm>
-#include <type_traits>
+#include <cmath>
+#include <limits>
 
-#include "conv_patch.h"
+#include "conv_gather_values_grad_kernels.h"
 #include "gather_index.h"
 #include "sum_parts.h"
 
 namespace tost {
 namespace {
 
-constexpr int kRows = 16;     // of a matrix product
-constexpr int kColumns = 8;
 constexpr int kMostSplits = 256;
 
-// Warps of a block whose sums are of kTiles * 8 columns, and who have that many registers.
-template <int kTiles>
-constexpr int kMostWarps = kTiles <= 8 ? 16 : 8;
-
-struct Work {
-  Patch patch;
-  const int32_t *order, *ptr, *column;
-  int taps, rows, chunks;                // of the index
-  int row_tiles, row_blocks, across;     // 16 rows each: of all, blocks of them, tiles of a block
-  int shares;                            // warps that share the pixels of a tile
-  int split, passes, stages;
-  int64_t size;    // of a part
-  int64_t planes;  // target pixels of an image
-  bool wide;       // 16 bytes divide the rows of dY
-};
-
-// What the block knows of a tile, in a ring of stages + 1 of them.
-struct TileTable {
-  int64_t* image;
-  int* target;  // [pixel of the tile], -1: none
-  int* source;  // [pixel of the patch]
-  __device__ TileTable(char* memory, int pixels)
-      : image(reinterpret_cast<int64_t*>(memory)), target(reinterpret_cast<int*>(memory + 16)), source(target + pixels) {}
-};
-
-__host__ __device__ inline int tile_pixels(const Patch& p) { return p.y.tile * p.x.tile << p.row_bits; }
-__host__ __device__ inline int pixels_bytes(const Patch& p) { return (tile_pixels(p) * 4 + 15) / 16 * 16; }
-__host__ __device__ inline int table_bytes(const Patch& p) { return 16 + pixels_bytes(p) + p.table_bytes(); }
-
-// Which of 8 neighbours in the index the lanes 4 g .. 4 g + 3 read: pairs of g get columns 2 (float32) or 4 (bfloat16) apart.
-template <class T>
-__device__ inline int column_of(int g) {
-  return sizeof(T) == 4 ? (g & 4) | (g & 1) << 1 | (g & 2) >> 1 : (g & 1) << 2 | g >> 1;
-}
-
-// 16 bytes of a row of dY that has `left` elements more; zeros past its end.
-template <class T>
-__device__ inline uint4 load_images(const T* from, int64_t left, bool wide) {
-  uint32_t words[4] = {};
-  if (wide) return left > 0 ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-  constexpr int kOfWord = 4 / sizeof(T);
-#pragma unroll
-  for (int e = 0; e < 4 * kOfWord; ++e) {
-    if (e < left) words[e / kOfWord] |= uint32_t{reinterpret_cast<const Bits*>(from)[e]} << e % kOfWord * 16;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
-__device__ inline uint32_t word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-template <class T>
-__device__ inline uint32_t rounded(uint32_t word) {
-  if constexpr (sizeof(T) == 4) return to_tf32(__uint_as_float(word));
-  return word;
-}
-
-template <class T>
-__device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (sizeof(T) == 4) {
-    mma_tf32(d, a, b);
-  } else {
-    mma_bf16(d, a, b);
-  }
-}
-
-template <class T, int kTiles>
-__global__ void __launch_bounds__(kMostWarps<kTiles> * 32) correlate(const T* grad, const T* x, float* parts, Work w) {
-  constexpr int kElements = 16 / sizeof(T);
-  SHARED_DYNAMIC(char, shared);
-  const Patch& patch = w.patch;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int warp = threadIdx.x / 32, share = warp / w.across;
-  const int chunk = blockIdx.x % w.chunks;  // blocks of one part side by side: they read the same dY and x
-  unsigned rest = blockIdx.x / w.chunks;
-  const int row_block = rest % w.row_blocks;
-  rest /= w.row_blocks;
-  const int pass = rest % w.passes, part = rest / w.passes;
-
-  // The columns of a tile of rows in this pass: as many as in the others, for all blocks to have the same to do.
-  struct Columns {
-    int begin, tiles;
-  };
-  const auto columns_of = [&](int row_tile) -> Columns {
-    if (row_tile >= w.row_tiles) return {0, 0};
-    const int* ptr = w.ptr + int64_t{row_tile * kRows / w.rows} * w.chunks + chunk;
-    const int all = (ptr[1] - ptr[0]) / kColumns;
-    const int each = ceil_divide(all, std::max(1, ceil_divide(all, kTiles)));
-    return {ptr[0] + pass * each * kColumns, std::max(0, std::min(each, all - pass * each))};
-  };
-  bool any = false;
-  for (int r = 0; r < w.across; ++r) any |= columns_of(row_block * w.across + r).tiles > 0;
-  if (!any) return;
-  const int row_tile = row_block * w.across + warp % w.across;
-  const auto [begin, tiles] = columns_of(row_tile);
-
-  // Where in the patch this lane reads of its column of each 8. Every lane finds the places of other columns, and hands them round.
-  int place[kTiles];
-#pragma unroll
-  for (int n = 0; n < kTiles; n += 4) {
-    int found = 0;
-    if (tiles > 0) {
-      const int column = w.column[begin + std::min(n * kColumns + lane, tiles * kColumns - 1)];
-      found = patch.column_place(column / w.taps - chunk * patch.chunk, column % w.taps);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) place[n + i] = __shfl_sync(0xffffffffu, found, i * kColumns + column_of<T>(g)) + 16 * t;
-  }
-  int64_t row_begin[2];  // of dY, negative: an empty slot
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = tiles > 0 ? w.order[row_tile * kRows + g + 8 * i] : -1;
-    row_begin[i] = row < 0 ? -1 : row * w.planes * patch.batch;
-  }
-
-  const int64_t per_part = (patch.tiles() + w.split - 1) / w.split, first = part * per_part;
-  const int count = static_cast<int>(std::max(int64_t{0}, std::min(per_part, patch.tiles() - first)));
-  const int pixels = tile_pixels(patch);
-  // Shared memory: the stages, the tables of tiles, and where in the patch the window of each pixel of a tile begins.
-  char* const tables = shared + w.stages * patch.stage_bytes();
-  int* const window = reinterpret_cast<int*>(tables + (w.stages + 1) * table_bytes(patch));
-  const auto stage_of = [&](int i) { return shared + i % w.stages * patch.stage_bytes(); };
-  const auto table_of = [&](int i) { return TileTable(tables + i % (w.stages + 1) * table_bytes(patch), pixels); };
-  const auto write_table = [&](int i) {
-    if (i >= count) return;
-    const TileTable table = table_of(i);
-    const PatchTile tile = tile_of<T>(patch, first + i);
-    if (threadIdx.x == 0) *table.image = tile.image;
-    for (int p = threadIdx.x; p < pixels; p += blockDim.x) table.target[p] = tile.target_pixel(patch, p);
-    write_pixel_table(patch, tile, table.source);
-  };
-  const auto stage = [&](int i) {
-    if (i < count) {
-      const TileTable table = table_of(i);
-      PatchTile tile{};
-      tile.image = *table.image;
-      const int here = static_cast<int>(std::min(int64_t{patch.chunk}, patch.channels - int64_t{chunk} * patch.chunk));
-      stage_patch(patch, tile, table.source, x, stage_of(i), here, [&](int c) { return int64_t{chunk} * patch.chunk + c; });
-    }
-    commit_copies();
-  };
-
-  // dY of pixel p of tile i: two rows, two halves of 64 bytes.
-  const auto fetch = [&](uint4(&to)[2][2], const TileTable& table, int p) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) to[r][0] = to[r][1] = make_uint4(0, 0, 0, 0);
-    const int pixel = table.target[p];
-    if (pixel < 0) return;
-    const int row_of_images = p & ((1 << patch.row_bits) - 1);
-    const int64_t image = *table.image + row_of_images * (kRowBytes / static_cast<int>(sizeof(T))) + t * kElements;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (row_begin[r] < 0) continue;
-      const T* from = grad + (row_begin[r] + pixel * patch.batch + image);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int skip = half * 4 * kElements;
-        to[r][half] = load_images(from + skip, patch.batch - image - skip, w.wide);
-      }
-    }
-  };
-
-  float sum[kTiles][4] = {};
-  uint4 next[2][2] = {};
-  for (int p = threadIdx.x; p < pixels; p += blockDim.x) window[p] = patch.pixel_place(p);
-  write_table(0);
-  for (int i = 0; i + 1 < w.stages; ++i) {
-    __syncthreads();
-    stage(i);
-    write_table(i + 1);
-  }
-  __syncthreads();
-  if (tiles > 0 && count > 0) fetch(next, table_of(0), share);
-
-  for (int i = 0; i < count; ++i) {
-    if (w.stages == 2) wait_for_copies<0>();
-    if (w.stages == 3) wait_for_copies<1>();
-    __syncthreads();  // tile i is there, and nobody reads tile i - 1 any more
-    stage(i + w.stages - 1);
-    write_table(i + w.stages);
-    if (w.stages == 1) {
-      wait_for_copies<0>();
-      __syncthreads();
-    }
-    if (tiles == 0) continue;
-    const TileTable table = table_of(i), table_after = table_of(i + 1);
-    const char* here = stage_of(i);
-    for (int p = share; p < pixels; p += w.shares) {
-      uint32_t a[4][4];  // of four products: (half, step)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) a[k][j] = rounded<T>(word_of(next[j % 2][k / 2], k % 2 * 2 + j / 2));
-      }
-      if (p + w.shares < pixels) {
-        fetch(next, table, p + w.shares);
-      } else if (i + 1 < count) {
-        fetch(next, table_after, share);
-      }
-      if (table.target[p] < 0) continue;
-
-      const char* at = here + window[p];
-      const auto products = [&]<int kCount>(int n, std::integral_constant<int, kCount>) {
-        uint4 b[kCount][2];
-#pragma unroll
-        for (int c = 0; c < kCount; ++c) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) b[c][half] = *reinterpret_cast<const uint4*>(at + place[n + c] + 64 * half);
-        }
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-#pragma unroll
-          for (int c = 0; c < kCount; ++c) {
-            const uint32_t words[2] = {word_of(b[c][k / 2], k % 2 * 2), word_of(b[c][k / 2], k % 2 * 2 + 1)};
-            multiply<T>(sum[n + c], a[k], words);
-          }
-        }
-      };
-      // Some at a time, for their products not to wait for one another: reads do not move ahead of a branch.
-#pragma unroll
-      for (int n = 0; n < kTiles; n += 4) {
-        if (n + 2 < tiles) {
-          products(n, std::integral_constant<int, 4>());
-        } else if (n < tiles) {
-          products(n, std::integral_constant<int, 2>());
-        }
-      }
-    }
-  }
-  wait_for_copies<0>();
-
-  float* to = parts + (int64_t{part} * w.shares + share) * w.size;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (n >= tiles) break;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t column = begin + n * kColumns + column_of<T>(2 * t + i % 2);
-      to[column * w.rows + row_tile * kRows % w.rows + g + i / 2 * 8] = sum[n][i];
-    }
-  }
-}
-
-// The fewest parts with which at most a tenth of the device waits for the rest, or else the best.
-int split_of(int64_t blocks, int64_t places, int64_t most) {
+// How many parts: those with which the device needs the least rounds times steps of a part, or fewer that are nearly as good.
+int split_of(int64_t blocks, int64_t places, int64_t steps) {
   int best = 1;
-  double filled = 0;
-  for (int split = 1; split <= most; ++split) {
-    const int64_t all = blocks * split, rounds = (all + places - 1) / places;
-    const double fill = static_cast<double>(all) / static_cast<double>(rounds * places);
-    if (fill > filled + 1e-9) best = split, filled = fill;
-    if (filled >= 0.9) break;
+  double least = std::numeric_limits<double>::infinity();
+  for (int split = 1; split <= std::min<int64_t>(steps, kMostSplits); ++split) {
+    const auto time = static_cast<double>(divide_up(blocks * split, places) * divide_up(steps, split));
+    if (time < 0.97 * least) best = split, least = time;
   }
   return best;
 }
 
+// mean: columns of a segment, in tiles of kColumns.
 template <class T, int kTiles>
-void run(const ConvCall& call, const T* grad, const T* x, T* values_grad, Work w, const int32_t* place) {
-  const ConvShape& s = call.shape;
+void run(const ConvCall& call, const T* grad, const T* x, T* values_grad, ValuesGradArguments w, const GatherView& view, double mean) {
   const int warps = std::min(call.options.warps, kMostWarps<kTiles>);
   w.row_blocks = ceil_divide(w.row_tiles, warps);
   w.across = ceil_divide(w.row_tiles, w.row_blocks);
   w.shares = std::min(warps / w.across, tile_pixels(w.patch));
-  const int64_t columns = std::min<int64_t>(std::min<int64_t>(w.patch.chunk, s.channels) * w.taps + 15, w.size / w.rows);
-  w.passes = static_cast<int>((columns + kTiles * kColumns - 1) / (kTiles * kColumns));
-  const size_t bytes = w.stages * w.patch.stage_bytes() + (w.stages + 1) * table_bytes(w.patch) + pixels_bytes(w.patch);
-  const int64_t blocks = int64_t{w.chunks} * w.row_blocks, tiles = w.patch.tiles();
-  const int64_t most = std::min<int64_t>(tiles, kMostSplits);
-  w.split = call.options.split ? static_cast<int>(std::min<int64_t>(call.options.split, most))
-                               : split_of(blocks, call.processors, most);
+  const int64_t most = std::min(divide_up(std::min<int64_t>(w.patch.chunk, call.shape.channels) * w.taps, kDepthBf16) * kDepthBf16, view.columns);
+  w.passes = static_cast<int>(divide_up(most, kTiles * kColumns));
+  const int64_t blocks = int64_t{w.chunks} * w.row_blocks;  // of a pass: for the longest list there can be; most end at once
+  const int split = call.options.split ? call.options.split
+                                       : split_of(blocks * static_cast<int64_t>(std::ceil(mean / kTiles)), call.processors, w.steps);
+  w.per_part = ceil_divide(w.steps, split);
+  w.split = ceil_divide(w.steps, w.per_part);  // no part is empty
+  const int64_t grid = blocks * w.passes * w.split;
+  if (grid > INT32_MAX) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
   const int count = w.split * w.shares;
   auto* parts = static_cast<float*>(call.scratch(static_cast<size_t>(w.size) * count * sizeof(float)));
-  const int64_t grid = blocks * w.passes * w.split;
-  if (grid > INT32_MAX) throw std::runtime_error(std::string(call.op) + ": values_grad.split: too many blocks, " + std::to_string(grid));
   const auto threads = static_cast<unsigned>(w.across * w.shares * 32);
-  launch(call.op, correlate<T, kTiles>, {{static_cast<unsigned>(grid)}, {threads}, bytes}, call.stream, grad, x, parts, w);
-  sum_parts(call.op, parts, count, w.size, place, values_grad, s.nnz, call.stream);
+  const Grid size{{static_cast<unsigned>(grid)}, {threads}, shared_bytes(w.patch, w.stages)};
+  launch(call.op, values_grad_kernel<T, kTiles>, size, call.stream, grad, x, parts, w);
+  sum_parts(call.op, parts, count, w.size, view.place, values_grad, call.shape.nnz, call.stream);
 }
 
 template <class T>
 void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   const ConvShape& s = call.shape;
-  const ConvOptions& o = call.options;
   if (s.nnz == 0) return;
   const int64_t targets = s.out_height * s.out_width;
   if (s.batch * targets == 0) return sum_parts<float>(call.op, nullptr, 0, 0, nullptr, values_grad, s.nnz, call.stream);
-  const GatherView at = gather_view(call, false, sizeof(T) == 4 ? kDepthTf32 : kDepthBf16);
-  Work w{};
-  w.patch = patch_of(s, false, call.bf16, o.pixels, o.chunk, x);
-  w.order = at.order, w.ptr = at.ptr, w.column = at.column;
-  w.taps = s.taps(), w.rows = o.rows, w.chunks = static_cast<int>(at.chunks);
-  w.row_tiles = static_cast<int>(at.groups) * (o.rows / kRows);
-  w.stages = o.stages;
-  w.size = at.columns * o.rows;
-  w.planes = targets;
+  const GatherView view = gather_view(call, false, sizeof(T) == 4 ? kDepthTf32 : kDepthBf16);
+  ValuesGradArguments w{};
+  w.patch = fitting_patch(call, false, x, w.stages, shared_bytes);
+  if (w.patch.tiles() > INT32_MAX) throw std::runtime_error(std::string(call.op) + ": more than 2^31 tiles of pixels and images");
+  w.steps = static_cast<int>(w.patch.tiles());
+  w.order = view.order, w.ptr = view.ptr, w.column = view.column;
+  w.taps = s.taps(), w.rows = call.options.rows, w.chunks = static_cast<int>(view.chunks);
+  w.row_tiles = static_cast<int>(view.groups) * (w.rows / kRows);
+  w.size = view.columns * w.rows;
+  w.row_size = targets * s.batch;
   w.wide = s.batch * static_cast<int64_t>(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
-  // Registers for the columns of a mean segment, and some more, so that hardly any block has to come twice.
-  const double mean = static_cast<double>(at.columns) / kColumns / (static_cast<double>(at.groups) * at.chunks);
-  if (mean <= 7) {
-    run<T, 8>(call, grad, x, values_grad, w, at.place);
-  } else if (mean <= 14) {
-    run<T, 16>(call, grad, x, values_grad, w, at.place);
-  } else {
-    run<T, 24>(call, grad, x, values_grad, w, at.place);
-  }
+  // Registers for nearly every segment of a random mask at once: those of more columns take another pass over dY and x.
+  const double mean = static_cast<double>(view.columns) / kColumns / static_cast<double>(view.groups * view.chunks);
+  const auto fits = [&](int tiles) { return mean * 1.2 + 1 <= tiles; };
+  (fits(8) ? run<T, 8> : fits(16) ? run<T, 16> : run<T, 24>)(call, grad, x, values_grad, w, view, mean);
 }
 
 }  // namespace

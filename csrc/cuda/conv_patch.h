@@ -180,13 +180,14 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
 }
 
 // Host: the patch that the options of `call` ask for, with fewer stages and then fewer pixels where shared memory does not hold
-// them: neither changes a bit of the result. stages: what is left of them. Throws where nothing fits.
-inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages) {
+// them. stages: what is left of them. bytes_of(patch, stages): the shared memory of a block. Throws where nothing fits.
+template <class BytesOf>
+Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages, const BytesOf& bytes_of) {
   size_t bytes = 0;
   for (int pixels = call.options.pixels; pixels >= 4; pixels /= 2) {
     const Patch p = patch_of(call.shape, transposed, call.bf16, pixels, call.options.chunk, source);
     for (stages = call.options.stages; stages >= 1; --stages) {
-      bytes = static_cast<size_t>(stages) * p.stage_bytes() + p.table_bytes();
+      bytes = bytes_of(p, stages);
       if (bytes <= call.shared_bytes) return p;
     }
   }
@@ -195,6 +196,13 @@ inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* so
       " to fit into shared memory, but 4 pixels of a " + std::to_string(call.shape.kernel[0]) + "x" +
       std::to_string(call.shape.kernel[1]) + " kernel take " + std::to_string(bytes) + " bytes, and a block has " +
       std::to_string(call.shared_bytes));
+}
+
+// With the stages and one table, as forward and input gradient have them. What fits changes no bit of their results.
+inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages) {
+  return fitting_patch(call, transposed, source, stages, [](const Patch& p, int count) {
+    return static_cast<size_t>(count) * p.stage_bytes() + p.table_bytes();
+  });
 }
 
 // Host: a patch of the pixels of the tiles of `like` themselves, forward: what the values' gradient reads of the output's gradient.

@@ -1,10 +1,11 @@
-// The shared memory's banks that a warp of the gather kernel touches at once: a program that counts how often one is asked twice.
+// The shared memory's banks that a warp of the gather kernels touches at once: a program that counts how often one is asked twice.
 
 #include <cstdio>
 #include <set>
 #include <vector>
 
 #include "conv_gather_kernels.h"
+#include "conv_gather_values_grad_kernels.h"
 
 namespace tost {
 namespace {
@@ -63,6 +64,17 @@ void check_bf16(const Patch& patch, int tap) {
   expect(wavefronts(addresses, 16), 4, "images, bfloat16");
 }
 
+// The values' gradient: 64 bytes of each of eight columns, 16 a lane.
+template <class T>
+void check_values_grad(const Patch& patch, int tap) {
+  std::vector<int> addresses;
+  for (int lane = 0; lane < 32; ++lane) {
+    const int column = lane_column<T>(lane / 4), taps = patch.y.kernel * patch.x.kernel;
+    addresses.push_back(patch.column_place(column, (tap + 5 * column) % taps) + lane % 4 * 16);
+  }
+  expect(wavefronts(addresses, 16), 4, "values' gradient");
+}
+
 template <class Product>
 void check_sums(int bytes, const char* what) {
   for (int r = 0; r < Product::kLaneRows; ++r) {
@@ -83,6 +95,8 @@ int main() {
       for (int tap = 0; tap < kernel * kernel; ++tap) {
         check_tf32(patch_of(shape, false, false, pixels, 16, nullptr), tap);
         check_bf16(patch_of(shape, false, true, pixels, 16, nullptr), tap);
+        check_values_grad<float>(patch_of(shape, false, false, pixels, 16, nullptr), tap);
+        check_values_grad<__nv_bfloat16>(patch_of(shape, false, true, pixels, 16, nullptr), tap);
       }
     }
   }

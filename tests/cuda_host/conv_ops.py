@@ -46,3 +46,7 @@ def forward(p: Problem, index: Tensor, plan: str) -> Tensor:
 def input_grad(p: Problem, index: Tensor, plan: str, layout: str = "batch_last") -> Tensor:
     arguments = p.grad, p.values, index, list(p.x.shape), layout
     return op("masked_conv2d_input_grad", "cuda")(*arguments, *geometry(p), plan)
+
+
+def values_grad(p: Problem, index: Tensor, plan: str) -> Tensor:
+    return op("masked_conv2d_values_grad", "cuda")(p.grad, p.x, index, p.pattern.nnz, *geometry(p), plan)
