@@ -18,109 +18,106 @@
 namespace tost {
 namespace {
 
-constexpr int kHeldSums = 64;  // of a lane
+constexpr int kMostWarps = 16, kHeldSums = 64;  // of a block, of a lane
 template <class T, int kRows>
 constexpr int kHeldLines = kHeldSums / (kQuads * kImages<T> * kRows);
-
 template <class T, int kRows>
-__global__ void __launch_bounds__(16 * kWarp)
+__global__ void __launch_bounds__(kMostWarps * kWarp)
 multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* target, int line_tiles, int stages, bool wide) {
   constexpr int kLines = kHeldLines<T, kRows>;
+  // A stage: the patch, then the runs of the block's lines.
   SHARED_DYNAMIC(char, shared);
-  int* table = reinterpret_cast<int*>(shared + stages * patch.stage_bytes());
-  const PatchTile tile = tile_of<T>(patch, blockIdx.x / line_tiles);
+  const int patch_bytes = patch.stage_bytes(), warp = threadIdx.x / kWarp;
+  const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
+  const int most_lines = blockDim.x / kWarp / octets * kLines, stage_bytes = patch_bytes + most_lines * static_cast<int>(sizeof(Run));
+  int* table = reinterpret_cast<int*>(shared + stages * stage_bytes);
+  SHARED(PatchTile, tile_of_block, 1);
+  if (threadIdx.x == 0) tile_of_block[0] = tile_of<T>(patch, blockIdx.x / line_tiles);
+  __syncthreads();
+  const PatchTile& tile = tile_of_block[0];
   if (tile.empty) return;
   write_pixel_table(patch, tile, table);
-  __syncthreads();
+  const int first = blockIdx.x % line_tiles * most_lines, mine = warp / octets * kLines;  // lines; the warp's count from `first`
+  const int here = std::min(most_lines, lines.count - first);
+  const Run* runs = lines.runs + int64_t{tile.phase(patch)} * lines.chunks * lines.count + first;
 
-  const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
-  const int warp = threadIdx.x / kWarp, lane_of_warp = threadIdx.x % kWarp;
-  const int block_lines = blockDim.x / kWarp / octets * kLines, first = blockIdx.x % line_tiles * block_lines;
-  const int last = std::min(first + block_lines, lines.count), mine = first + warp / octets * kLines;
-  const Run* runs = lines.runs + int64_t{tile.phase(patch)} * lines.chunks * lines.count;
-
-  // The first chunk from `chunk` on of which the block keeps anything.
-  const auto next_kept = [&](int chunk) {
+  // One warp looks ahead for the next chunk of which the block keeps anything, and brings its weights to the L1 cache.
+  SHARED(int, upcoming, 2);
+  SHARED(Run, brought, 2 * kWarp);  // not used: it is the cache that matters
+  const auto look = [&](int chunk, int turn) {
     for (; chunk < lines.chunks; ++chunk) {
       bool any = false;
-      for (int line = first + lane_of_warp; line < last; line += kWarp) {
+      for (int line = threadIdx.x; line < here; line += kWarp) {
         const Run run = runs[int64_t{chunk} * lines.count + line];
-        any |= run.begin < run.end;
+        if (run.begin == run.end) continue;
+        any = true;
+        copy_async<sizeof(Run)>(brought + threadIdx.x, lines.kept + run.begin);
+        copy_async<sizeof(Run)>(brought + kWarp + threadIdx.x, lines.kept + (run.end - 1));
       }
       if (__any_sync(kAllLanes, any)) break;
     }
-    return chunk;
+    if (threadIdx.x == 0) upcoming[turn] = chunk;
   };
-
-  int staged = next_kept(0), to = 0;
-  const auto stage_next = [&] {
-    if (staged < lines.chunks) {
-      const int64_t channel = int64_t{staged} * patch.chunk;
-      const int count = static_cast<int>(std::min<int64_t>(patch.chunk, patch.channels - channel));
-      stage_patch(patch, tile, table, source, shared + to * patch.stage_bytes(), count, [&](int i) { return channel + i; });
-      staged = next_kept(staged + 1);
-      to = to + 1 == stages ? 0 : to + 1;
+  int turn = 0;
+  if (warp == 0) look(0, turn);
+  const auto stage = [&](char* to) {
+    const int chunk = upcoming[turn];
+    if (chunk == lines.chunks) return false;
+    turn ^= 1;
+    const int64_t channel = int64_t{chunk} * patch.chunk;
+    const int count = static_cast<int>(std::min<int64_t>(patch.chunk, patch.channels - channel));
+    stage_patch(patch, tile, table, source, to, count, [&](int i) { return channel + i; });
+    for (int line = threadIdx.x; line < here; line += blockDim.x) {
+      copy_async<sizeof(Run)>(reinterpret_cast<Run*>(to + patch_bytes) + line, runs + int64_t{chunk} * lines.count + line);
     }
-    commit_copies();
+    if (warp == 0) look(chunk + 1, turn);
+    return true;
   };
 
   const Lane<T> lane(warp % octets);
   const int places[kQuads] = {lane.place(patch, 0), lane.place(patch, 1)};
   Octet<T> sums[kLines][kRows] = {};
-  for (int s = 1; s < stages; ++s) stage_next();
-  int from = 0;
-  for (int chunk = next_kept(0); chunk < lines.chunks; chunk = next_kept(chunk + 1)) {
-    if (stages == 1) {
-      __syncthreads();
-      stage_next();
-    }
-    wait_for_all_but(std::max(stages - 2, 0));
-    __syncthreads();  // this chunk is there, and nobody reads the one before any more
-    if (stages > 1) stage_next();
-
-    const char* stage = shared + from * patch.stage_bytes();
-    from = from + 1 == stages ? 0 : from + 1;
-    Run of_lane{0, 0};
-    if (lane_of_warp < kLines && mine + lane_of_warp < lines.count) {
-      of_lane = runs[int64_t{chunk} * lines.count + mine + lane_of_warp];
-    }
+  const auto use = [&](const char* from) {
+    const Run* of_warp = reinterpret_cast<const Run*>(from + patch_bytes) + mine;
 #pragma unroll
     for (int l = 0; l < kLines; ++l) {
-      const int begin = __shfl_sync(kAllLanes, of_lane.begin, l), end = __shfl_sync(kAllLanes, of_lane.end, l);
+      if (mine + l >= here) break;
+      const Run run = of_warp[l];
 #pragma unroll 2
-      for (int k = begin; k < end; ++k) {
+      for (int k = run.begin; k < run.end; ++k) {
         const Kept<kRows> kept = lines.kept[k];
         Octet<T> x;
-        lane.load(x, stage, places, kept.place);
+        lane.load(x, from, places, kept.place);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) for_each(sums[l][r], x, [&](float& sum, float of_x) { sum += kept.weight[r] * of_x; });
       }
     }
-  }
+  };
+  pipeline(shared, stages, stage_bytes, stage, use);
 
   const LaneTargets<T> targets(patch, tile, lane, wide);
+  const int64_t plane = int64_t{patch.y.target} * patch.x.target * patch.batch;
 #pragma unroll
   for (int l = 0; l < kLines; ++l) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int line = mine + l;
-      if (line >= lines.count) continue;
+      const int line = first + mine + l;
+      if (mine + l >= here) continue;
       const int64_t channel = lines.order ? lines.order[int64_t{line} * kRows + r] : line;
       if (channel < 0) continue;
       const float added = bias ? widen(bias[channel]) : 0.f;
       for_each(sums[l][r], sums[l][r], [&](float& sum, float) { sum += added; });
-      targets.store(target, channel, sums[l][r]);
+      targets.store(target + channel * plane, sums[l][r]);
     }
   }
 }
 
 template <class T, int kRows>
 void run(const ConvCall& call, bool transposed, const T* source, const T* values, const T* bias, T* target) {
-  const DirectPatch fitted(call, transposed, source);
+  const DirectPatch fitted(call, transposed, source, 1, call.options.warps * kHeldLines<T, kRows> * sizeof(Run), 1 << 10);
   const Patch& patch = fitted.patch;
   const Lines<kRows> lines = decode<T, kRows>(call, patch, values);
-  const int octets = fitted.pixels / kOctet;
-  const int line_tiles = ceil_divide(lines.count, call.options.warps / octets * kHeldLines<T, kRows>);
+  const int line_tiles = ceil_divide(lines.count, call.options.warps / fitted.octets * kHeldLines<T, kRows>);
   const bool wide = patch.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(target) % 16 == 0;
   const Grid grid{{blocks_of(call, patch.tiles() * line_tiles)}, {static_cast<unsigned>(call.options.warps * kWarp)}, fitted.shared_bytes};
   launch(call.op, multiply<T, kRows>, grid, call.stream, patch, lines, source, bias, target, line_tiles, fitted.stages, wide);

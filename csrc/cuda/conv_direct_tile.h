@@ -12,7 +12,7 @@
 
 namespace tost {
 
-constexpr size_t kSharedOfBlock = size_t{163} << 10;  // that every GPU from sm_80 on has
+constexpr int kMostStages = 3;
 constexpr int kOctet = 8, kQuads = 2;  // pixels of a warp, in two loads
 
 template <class T>
@@ -31,11 +31,39 @@ __device__ inline void for_each(float (&a)[kQuads][kImages], const float (&b)[kQ
   }
 }
 
-__device__ inline void wait_for_all_but(int groups) {
-  if (groups == 0) {
-    wait_for_copies<0>();
-  } else {
-    wait_for_copies<1>();
+// Runs through `stages` stages of `bytes` each in turn, from `first` on. stage(to) begins asynchronous copies to one, or returns
+// false if there are no more; use(from) works on it when they are done. Copies to all stages but one are on their way meanwhile.
+// What a thread writes to shared memory in stage() may be read by all in the next stage() and use().
+template <class Stage, class Use>
+__device__ inline void pipeline(char* first, int stages, int bytes, const Stage& stage, const Use& use) {
+  char *const end = first + stages * bytes, *to = first, *from = first;
+  int ahead = 0;
+  const auto next = [&](char*& at) {
+    at += bytes;
+    if (at == end) at = first;
+  };
+  for (;;) {
+    if (stages < kMostStages) {
+      wait_for_copies<0>();
+    } else {
+      wait_for_copies<kMostStages - 2>();
+    }
+    __syncthreads();  // what is used next is there, and nobody uses the last one any more
+    const bool more = stage(to);
+    commit_copies();
+    if (more) {
+      ++ahead;
+      next(to);
+    }
+    if (ahead == 0) return;
+    if (more && ahead < stages) continue;
+    if (stages == 1) {
+      wait_for_copies<0>();
+      __syncthreads();
+    }
+    use(from);
+    next(from);
+    --ahead;
   }
 }
 
@@ -55,84 +83,86 @@ struct Lane {
   }
 };
 
-// The lane's elements of a tensor [channel][pixel][batch] over the target's pixels.
+// The lane's elements of a channel over the target's pixels, [pixel][batch].
 template <class T>
 struct LaneTargets {
-  int64_t at[kQuads], channel;  // of channel 0, -1: none; from one channel to the next
-  int images[kQuads];           // that there are
-  bool wide;
+  int64_t at[kQuads];
+  int images[kQuads];  // that there are
+  bool wide;           // they can be moved by 16 bytes
 
-  __device__ LaneTargets(const Patch& patch, const PatchTile& tile, const Lane<T>& lane, bool wide)
-      : channel(int64_t{patch.y.target} * patch.x.target * patch.batch), wide(wide) {
+  __device__ LaneTargets(const Patch& patch, const PatchTile& tile, const Lane<T>& lane, bool wide) : wide(wide) {
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
       const int pixel = tile.target_pixel(patch, lane.pixel(q));
-      const int64_t image = tile.first_image<T>(patch, lane.pixel(q)) + lane.piece * kImages<T>;
-      at[q] = pixel < 0 || image >= patch.batch ? -1 : pixel * patch.batch + image;
-      images[q] = static_cast<int>(std::min<int64_t>(patch.batch - image, kImages<T>));
+      const int64_t image = tile.first_image<T>(patch, lane.pixel(q)) + lane.piece * kImages<T>, left = patch.batch - image;
+      at[q] = pixel * patch.batch + image;
+      images[q] = pixel < 0 || left <= 0 ? 0 : left < kImages<T> ? static_cast<int>(left) : kImages<T>;
     }
   }
-  __device__ void store(T* to, int64_t c, const Octet<T>& from) const {
+  __device__ void store(T* channel, const Octet<T>& from) const {
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
-      if (at[q] < 0) continue;
-      T* first = to + (c * channel + at[q]);
-      if (wide) {
-        store_16_bytes(first, from[q]);
+      T* to = channel + at[q];
+      if (wide && images[q]) {
+        store_16_bytes(to, from[q]);
         continue;
       }
 #pragma unroll
       for (int i = 0; i < kImages<T>; ++i) {
-        if (i < images[q]) narrow(first[i], from[q][i]);
+        if (i < images[q]) narrow(to[i], from[q][i]);
       }
     }
   }
   // Zeros where there are none.
-  __device__ void load(Octet<T>& to, const T* from, int64_t c) const {
+  __device__ void load(Octet<T>& to, const T* channel) const {
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
-      const T* first = from + (c * channel + at[q]);
-      if (wide && at[q] >= 0) {
-        load_16_bytes<T>(to[q], first);
+      const T* from = channel + at[q];
+      if (wide && images[q]) {
+        load_16_bytes<T>(to[q], from);
         continue;
       }
 #pragma unroll
-      for (int i = 0; i < kImages<T>; ++i) to[q][i] = at[q] >= 0 && i < images[q] ? widen(first[i]) : 0.f;
+      for (int i = 0; i < kImages<T>; ++i) to[q][i] = i < images[q] ? widen(from[i]) : 0.f;
     }
   }
 };
 
-// Host: the patch of a direct pass, made to fit a block's shared memory: with fewer stages than the plan asks for, then with
-// smaller chunks, where the index allows any.
+// Host: the patch of a direct pass, made to fit into shared memory: with fewer stages than the plan asks for, then fewer pixels,
+// then smaller chunks, where the index allows any (rows=1). None of them changes a bit of a multiplication's result.
 struct DirectPatch {
   Patch patch;
-  int pixels, stages;
+  int stages, octets;
   size_t shared_bytes;
 
-  DirectPatch(const ConvCall& call, bool transposed, const void* source, int tables = 1, size_t others = 0) : pixels(call.options.pixels) {
-    if (pixels % kOctet != 0 || call.options.warps % (pixels / kOctet) != 0) {
+  // tables: of source pixels, beside the stages. with_each: bytes of a stage beside the patch. others: beside all of this, not in
+  // shared_bytes.
+  DirectPatch(const ConvCall& call, bool transposed, const void* source, int tables, size_t with_each, size_t others) {
+    const ConvOptions& o = call.options;
+    if (o.pixels % kOctet != 0) {
       throw std::runtime_error(
-          std::string(call.op) + ": plan: expected pixels=8 or 16 with algo=direct, got " + std::to_string(pixels));
+          std::string(call.op) + ": plan: expected pixels=8 or pixels=16 with algo=direct, got pixels=" + std::to_string(o.pixels));
     }
-    stages = std::clamp(call.options.stages, 1, 3);
-    int chunk = call.options.chunk;
-
-    for (;;) {
-      patch = patch_of(call.shape, transposed, call.bf16, pixels, chunk, source);
-      shared_bytes = static_cast<size_t>(patch.chunk) * patch.channel_bytes * stages + static_cast<size_t>(tables) * patch.table_bytes();
-      if (shared_bytes + others <= kSharedOfBlock) return;
+    stages = o.stages, octets = o.pixels / kOctet;
+    for (int chunk = o.chunk;;) {
+      patch = patch_of(call.shape, transposed, call.bf16, octets * kOctet, chunk, source);
+      shared_bytes =
+          (static_cast<size_t>(patch.channel_bytes) * chunk + with_each) * stages + static_cast<size_t>(patch.table_bytes()) * tables;
+      if (shared_bytes + others <= call.shared_bytes) return;
       if (stages > 1) {
         --stages;
-      } else if (chunk > 1 && call.options.rows == 1) {
+      } else if (octets > 1) {
+        octets /= 2;
+      } else if (chunk > 1 && o.rows == 1) {
         chunk = (chunk + 1) / 2;
       } else {
         break;
       }
     }
     throw std::runtime_error(
-        std::string(call.op) + ": the " + std::to_string(call.shape.kernel[0]) + "x" + std::to_string(call.shape.kernel[1]) +
-        " kernel needs " + std::to_string(shared_bytes) + " bytes of shared memory a block for chunk=" + std::to_string(chunk) +
-        " and pixels=" + std::to_string(pixels) + ", expected at most " + std::to_string(kSharedOfBlock));
+        std::string(call.op) + ": plan: expected chunk=" + std::to_string(patch.chunk) + " to fit into shared memory, but 8 pixels of a " +
+        std::to_string(call.shape.kernel[0]) + "x" + std::to_string(call.shape.kernel[1]) + " kernel take " +
+        std::to_string(shared_bytes + others) + " bytes, and a block has " + std::to_string(call.shared_bytes));
   }
 };
 

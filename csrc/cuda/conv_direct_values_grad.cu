@@ -26,13 +26,15 @@ constexpr int kRounds = 4, kMostParts = 256;  // blocks an SM, if there is so mu
 struct Task {
   int line, begin, count;  // the weights begin, begin + 1, ...
 };
-constexpr size_t kTableBytes =
+constexpr int kTileRing = 8;  // more tiles than are under way at once
+constexpr size_t kTableBytes = kTileRing * sizeof(PatchTile) +
     kMostLines * (sizeof(Run) + sizeof(int)) + sizeof(int) + kMostWarps * (kWarpTasks * sizeof(Task) + kTaskSums * sizeof(int));
 
 // What the blocks share out: block b has the chunk b % chunks, then the lines of a tile, then a part of the patch's tiles.
 struct Work {
   int chunks, block_lines, line_tiles, parts, stages;
-  bool wide;  // the gradient can be loaded by 16 bytes
+  int64_t plane;  // elements of a channel of the gradient
+  bool wide;      // it can be loaded by 16 bytes
 };
 
 // Sums over the warp of 4 * kBits numbers with kBits = 16: lane l gets those of sums[2 l] and sums[2 l + 1], as the first two. Each
@@ -56,12 +58,13 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
   SHARED(int, tasks_before, kMostLines + 1);
   SHARED(Task, task, kMostWarps* kWarpTasks);
   SHARED(int, place, kMostWarps* kTaskSums);
+  SHARED(PatchTile, tile_ring, kTileRing);
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, lane_of_warp = threadIdx.x % kWarp;
   const int chunk = blockIdx.x % work.chunks;
   const int first_line = blockIdx.x / work.chunks % work.line_tiles * work.block_lines;
   const int lines = std::min(work.block_lines, walk.lines - first_line);
   const int64_t part = blockIdx.x / work.chunks / work.line_tiles, tiles = patch.tiles();
-  const int64_t first_tile = part * tiles / work.parts, last_tile = (part + 1) * tiles / work.parts;
+  const auto first_tile = static_cast<int>(part * tiles / work.parts), last_tile = static_cast<int>((part + 1) * tiles / work.parts);
 
   for (int i = warp; i < lines; i += warps) {
     const Run run = walk.run(first_line + i, chunk * patch.chunk, (chunk + 1) * patch.chunk);
@@ -78,6 +81,7 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
   const int all_tasks = tasks_before[lines];
   Task* my_task = task + warp * kWarpTasks;
   int* my_place = place + warp * kTaskSums;
+  const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
   for (int done = 0; done < all_tasks; done += warps * kWarpTasks) {  // seldom more than once
     // Every warp has as many tasks as the others, neighbours in the list: several of one channel share its gradient.
     const int left = all_tasks - done, each = left < warps * kWarpTasks ? ceil_divide(left, warps) : kWarpTasks;
@@ -104,48 +108,28 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
 
     const int64_t first_channel = int64_t{chunk} * patch.chunk;
     const int channels = static_cast<int>(std::min<int64_t>(patch.chunk, patch.channels - first_channel));
-    int* const tables = reinterpret_cast<int*>(shared + work.stages * patch.stage_bytes());
-    const int table_size = patch.table_bytes() / static_cast<int>(sizeof(int));
-    // Which source pixels a tile needs is written while the one before is staged: two tables in turn.
-    int64_t tabled = first_tile, staged = first_tile;
-    const auto table_next = [&] {
-      if (tabled < last_tile) write_pixel_table(patch, tile_of<T>(patch, tabled), tables + tabled % 2 * table_size);
-      ++tabled;
+    // To find a tile takes many instructions: a warp does it, two tiles ahead. Which source pixels a tile needs is written one ahead.
+    int staged = first_tile, used = first_tile;
+    const auto find = [&](int t) {
+      if (warp == 0 && t < last_tile) tile_ring[t % kTileRing] = tile_of<T>(patch, t);
     };
-    const auto stage_next = [&] {
-      if (staged < last_tile) {
-        char* to = shared + (staged - first_tile) % work.stages * patch.stage_bytes();
-        const auto channel_of = [&](int i) { return first_channel + i; };
-        stage_patch(patch, tile_of<T>(patch, staged), tables + staged % 2 * table_size, x, to, channels, channel_of);
-      }
+    const auto table = [&](int t) {
+      return reinterpret_cast<int*>(shared + work.stages * patch.stage_bytes() + t % 2 * patch.table_bytes());
+    };
+    const auto stage = [&](char* to) {
+      if (staged == last_tile) return false;
+      const PatchTile& tile = tile_ring[staged % kTileRing];
+      stage_patch(patch, tile, table(staged), x, to, channels, [&](int i) { return first_channel + i; });
       ++staged;
-      commit_copies();
+      if (staged < last_tile) write_pixel_table(patch, tile_ring[staged % kTileRing], table(staged));
+      find(staged + 1);
+      return true;
     };
-    __syncthreads();  // nobody reads the last round's stages and tables any more
-    table_next();
-    for (int s = 1; s < work.stages; ++s) {
-      __syncthreads();
-      stage_next();
-      table_next();
-    }
 
     float sums[kTaskSums] = {};
-    for (int64_t t = first_tile; t < last_tile; ++t) {
-      if (work.stages == 1) {
-        __syncthreads();
-        stage_next();
-        table_next();
-      }
-      wait_for_all_but(std::max(work.stages - 2, 0));
-      __syncthreads();
-      if (work.stages > 1) {
-        stage_next();
-        table_next();
-      }
-      const PatchTile tile = tile_of<T>(patch, t);
-      if (tile.empty) continue;
-      const char* stage = shared + (t - first_tile) % work.stages * patch.stage_bytes();
-      const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
+    const auto use = [&](const char* from) {
+      const PatchTile& tile = tile_ring[used++ % kTileRing];
+      if (tile.empty) return;
       for (int octet = 0; octet < octets; ++octet) {
         const Lane<T> lane(octet);
         const LaneTargets<T> targets(patch, tile, lane, work.wide);
@@ -156,18 +140,24 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
         for (int i = 0; i < kWarpTasks; ++i) {
           if (i >= tasks) break;
           const Task of = my_task[i];
-          if (of.line != loaded) targets.load(of_grad, grad, of.line);
+          if (of.line != loaded) targets.load(of_grad, grad + of.line * work.plane);
           loaded = of.line;
 #pragma unroll
           for (int j = 0; j < kTaskWeights; ++j) {
             if (j >= of.count) break;
             Octet<T> of_x;
-            lane.load(of_x, stage, places, my_place[i * kTaskWeights + j]);
+            lane.load(of_x, from, places, my_place[i * kTaskWeights + j]);
             for_each(of_x, of_grad, [&](float a, float b) { sums[i * kTaskWeights + j] += a * b; });
           }
         }
       }
-    }
+    };
+    __syncthreads();  // nobody reads the last round's tiles and tables any more
+    find(staged);
+    find(staged + 1);
+    __syncthreads();
+    if (staged < last_tile) write_pixel_table(patch, tile_ring[staged % kTileRing], table(staged));
+    pipeline(shared, work.stages, patch.stage_bytes(), stage, use);
 
     add_up<kWarp / 2>(sums);
 #pragma unroll
@@ -185,13 +175,14 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   const ConvShape& s = call.shape;
   ConvCall base = call;  // any chunk will do: the packed index at the head of every index is enough
   base.options.rows = 1;
-  const DirectPatch fitted(base, false, x, 2, kTableBytes);
+  const DirectPatch fitted(base, false, x, 2, 0, kTableBytes);
   const Patch& patch = fitted.patch;
   const MaskWalk walk(s, call.index, false);
   const int warps = call.options.warps;
   Work work{};
   work.chunks = static_cast<int>(divide_up(s.channels, patch.chunk));
   work.stages = fitted.stages;
+  work.plane = s.out_height * s.out_width * s.batch;
   work.wide = s.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
   // So many lines that their tasks, if the mask is random, are just done at once.
   const double weights = static_cast<double>(s.nnz) / (static_cast<double>(s.outputs) * work.chunks);
