@@ -27,6 +27,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_THREAD__
@@ -152,10 +153,7 @@ struct Array {
 };
 
 struct Block {
-  HOST_TSAN(~Block() {
-    __tsan_acquire(&finish);
-    for (const auto& fiber : fibers) __tsan_destroy_fiber(fiber->tsan);
-  })
+  HOST_TSAN(~Block();)
   std::function<void()> body;
   std::exception_ptr* failure = nullptr;  // of the thread that ran last
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -167,12 +165,38 @@ struct Block {
   Array arrays[kArrays];
   int count = 0;
   char barrier[2] = {};  // TSan's names of the last two __syncthreads
-  char finish = 0;       // and of the end of the launch
+  char begin = 0, finish = 0;  // and of the begin of a block, and the end of the launch
   HOST_TSAN(void* tsan = nullptr; std::vector<std::unique_ptr<Fiber>> finished;)
   HOST_ASAN(const void* stack = nullptr; size_t stack_size = 0; void* fake = nullptr;)
 };
 
 inline thread_local Fiber* running = nullptr;
+
+#ifdef __SANITIZE_THREAD__
+// TSan's threads that wait for another launch: to make one takes half a millisecond.
+constexpr size_t kIdle = 512;
+inline thread_local std::vector<void*> idle;
+
+inline void* new_thread() {
+  if (idle.empty()) return __tsan_create_fiber(0);
+  void* thread = idle.back();
+  idle.pop_back();
+  return thread;
+}
+
+inline Block::~Block() {
+  __tsan_acquire(&finish);
+  for (auto& fiber : fibers) finished.push_back(std::move(fiber));
+  for (const auto& fiber : finished) {
+    if (!fiber->tsan) continue;
+    if (fiber->wait == Wait::done && idle.size() < kIdle) {
+      idle.push_back(fiber->tsan);
+    } else {
+      __tsan_destroy_fiber(fiber->tsan);
+    }
+  }
+}
+#endif
 
 HOST_UNSEEN inline Fiber& self() { return *running; }
 
@@ -227,6 +251,7 @@ HOST_UNSEEN inline void enter() {
   Fiber& fiber = self();
   HOST_ASAN(__sanitizer_finish_switch_fiber(nullptr, &fiber.block->stack, &fiber.block->stack_size);)
   for (;;) {
+    HOST_TSAN(__tsan_acquire(&fiber.block->begin);)
     fiber.block->failure = run(fiber.block->body);
     HOST_TSAN(__tsan_release(&fiber.block->finish);)
     fiber.wait = Wait::done;
@@ -348,7 +373,7 @@ inline void begin_block(Block& block, dim3 index, dim3 size, dim3 grid, bool fir
 #ifdef __SANITIZE_THREAD__
   // No order between blocks, so nothing of this one may lie where something of another one lay.
   for (auto& fiber : block.fibers) {
-    __tsan_destroy_fiber(fiber->tsan);
+    if (block.finished.size() >= kIdle) __tsan_destroy_fiber(std::exchange(fiber->tsan, nullptr));
     block.finished.push_back(std::move(fiber));
   }
   block.fibers.clear();
@@ -380,8 +405,9 @@ inline void begin_block(Block& block, dim3 index, dim3 size, dim3 grid, bool fir
     fiber.wait = Wait::none;
     fiber.pending = fiber.group = 0;
     fiber.barriers = fiber.warp_barriers = 0;
-    HOST_TSAN(fiber.tsan = __tsan_create_fiber(0);)
+    HOST_TSAN(fiber.tsan = new_thread();)
   }
+  HOST_TSAN(__tsan_release(&block.begin);)
 }
 
 template <class... Parameters>
