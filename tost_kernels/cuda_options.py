@@ -24,16 +24,18 @@ The static rule (`tune` knows better: it measures) is arithmetic on an H200, of 
   that meets the border of a convolution's groups shares no column; and below 16 images, where both pay for 32 or 64.
 - Between the two the columns decide. Both are bound by what they read of shared memory, 128 bytes a clock and SM. direct reads
   16 bytes a lane for 4 (float32) or 8 (bfloat16) multiply-adds: 6.3e12 or 1.1e13 a second. gather reads 256 bytes for a product
-  of 16 x 8 x 8 (16 x 8 x 16): 1.2e14 or 2.3e14, 19 or 22 times as many; but it multiplies each column of 16 rows by all 16. So it
-  pays where a kept weight costs it no more than 19 or 22 multiply-adds: for a random mask that keeps d of a chunk's C columns
-  (C + padding of half a step) times (1 - (1 - d)**16) / (C d). A 3x3 convolution crosses that at a density of about 0.6%. Dead
-  filters and channels are left out of C and d: they do not disturb the others.
+  of 16 x 8 x 8 (16 x 8 x 16): 1.2e14 or 2.3e14, 19 or 22 times as many; but it multiplies each column of 16 rows by all 16, and
+  reads some again for bank conflicts. So it pays where a kept weight costs it no more than 19 or 22 columns of a row. A random
+  mask that keeps d has p = 1 - (1 - d)**16 of a chunk's C columns. They fall on b = 4 (float32) or 8 (bfloat16) banks, and the
+  fullest has about 1.1 or 1.5 standard deviations more than the average: C p + 1.1 sqrt(C p (1 - p) b) + padding of half a step.
+  Permuting the rows saves 5% of that (docs/notes/cuda-gather-index.md has the counts). 3x3 convolutions in chunks of 16 cross the
+  line at densities of about 1.7% and 2.2%. Dead filters and channels are left out of C and d: they do not disturb the others.
 - The input gradient of a strided convolution has segments of one phase, so a fourth of the columns at stride 2, and more padding.
 - rows 32 read shared memory once for two products. These take 1.6 clocks each at 60% of the tensor cores' peak, about what
   mma.sync reaches, and the read 2. So 16 rows cost 2 clocks a step, 32 cost 3.2, and pay where they have less than 1.25 times the
   columns of 16: 1 + (1 - d)**16 < 1.25, a density of 8.3% and more. Skewed masks reach that earlier: `tune` tries.
-- chunk: large chunks waste less padding (docs/notes/cuda-gather-index.md), small ones leave room for two stages of two blocks in
-  an SM's 228 KB: the largest whose patch is no more than 56 KB. That is 16 for 3x3, 32 for 1x1, 8 for 5x5.
+- chunk: large chunks have less padding and fewer conflicts, small ones leave room for two stages of two blocks in an SM's 228 KB:
+  the largest whose patch is no more than 56 KB. That is 16 for 3x3, 32 for 1x1, 8 for 5x5. 32 for 3x3 would read 6 to 16% less.
 - pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where blocks of 8
   pixels and 128 output channels would be fewer than the 132 SMs.
 - stages 2, unless one chunk is all there is.
@@ -87,6 +89,8 @@ _FEWEST_CHANNELS, _FEWEST_IMAGES = 64, 16  # for tensor cores
 _FEWEST_DIRECT_PIXELS = 8  # of which a lane of direct holds sums
 _SHARES = 1.25  # 32 rows pay with this many times the columns of 16
 _GAINS = {torch.float32: 19, torch.bfloat16: 22}  # multiply-adds of gather in the time of one of direct
+_PERMUTED = 0.95  # of the columns, where rows that share more come together
+_FULLEST = {torch.float32: 1.1, torch.bfloat16: 1.5}  # of the banks: standard deviations above the average
 
 
 class _Layer(NamedTuple):
@@ -183,9 +187,14 @@ def _layer(which: str, pattern: Pattern, geometry: Sequence[int]) -> _Layer:
 def _gather_pays(layer: _Layer, chunk: int, dtype: torch.dtype) -> bool:
     if min(layer.sources, layer.targets) < _FEWEST_CHANNELS or layer.density == 0:
         return False
+    if dtype not in _GAINS:
+        return False
+    depth = depth_of("gather", dtype)
     columns = chunk * layer.taps * layer.alive
-    kept = columns * (1 - (1 - layer.density) ** 16) + (depth_of("gather", dtype) - 1) / 2
-    return kept / (columns * layer.density) <= _GAINS.get(dtype, 0)
+    share = 1 - (1 - layer.density) ** 16
+    conflicts = _FULLEST[dtype] * math.sqrt(columns * share * (1 - share) * depth / 2)
+    read = columns * share + conflicts + (depth - 1) / 2
+    return _PERMUTED * read / (columns * layer.density) <= _GAINS[dtype]
 
 
 def _rows(pattern: Pattern) -> int:

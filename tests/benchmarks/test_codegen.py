@@ -173,7 +173,7 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
 
 
 def test_what_a_cuda_check_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_kernels.tost_kernels, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(cuda_kernels, "PACKAGE", tmp_path)
     (tmp_path / "why_not_built.txt").write_text("no nvcc")
     assert codegen.main(["--cuda"]) == 2
     assert capsys.readouterr().err == (

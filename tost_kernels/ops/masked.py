@@ -98,9 +98,9 @@ def index_and_options(plan: Plan, op_name: str, x: Tensor, pattern: Pattern, geo
     if plan.backend == "cuda":
         return cuda_options.resolve(op_name, plan.options, x, pattern, geometry)
     if plan.backend == "triton":
-        from tost_kernels.triton import options  # where triton is not installed, nobody gets here
+        from tost_kernels.triton.options import resolve  # where triton is not installed, nobody gets here
 
-        return options.resolve(op_name, plan.options, x, pattern, geometry)
+        return resolve(op_name, plan.options, x, pattern, geometry)
     return pattern.index, plan.options
 
 
