@@ -68,22 +68,21 @@ inline ConvArguments read_arguments(
   return {op, dims, weight_shape, geometry, parse_options(op, plan, pass)};
 }
 
-// What can be said about the index without reading it, and whether there is a kernel for what the plan says of `call`.
-inline void check_index_and_precision(const ConvCall& call) {
+// Whether there is a kernel for what the plan says of `call`, and what can be said about the index without reading it.
+inline void check_precision_and_index(const ConvCall& call) {
   const ConvOptions& o = call.options;
-  const int64_t base = base_index_length(call.shape);
+  const bool gather = o.algo == ConvAlgorithm::gather;
+  TOST_CHECK(
+      !gather || call.bf16 != o.tf32, call.op, "plan: expected precision=", call.bf16 ? "ieee" : "tf32", " with algo=gather for ",
+      call.bf16 ? "bfloat16" : "float32");
   if (o.rows > 1) {
-    gather_view(call, false, o.algo == ConvAlgorithm::direct ? 1 : call.bf16 ? kDepthBf16 : kDepthTf32);
-  } else {
-    TOST_CHECK(
-        call.index_length >= base, call.op, "index: expected at least ", base, " numbers for this weight shape and ", call.shape.nnz,
-        " values, got ", call.index_length);
+    gather_view(call, false, !gather ? 1 : call.bf16 ? kDepthBf16 : kDepthTf32);
+    return;
   }
-  if (o.algo == ConvAlgorithm::gather) {
-    TOST_CHECK(
-        call.bf16 != o.tf32, call.op, "plan: expected precision=", call.bf16 ? "ieee" : "tf32", " with algo=gather for ",
-        call.bf16 ? "bfloat16" : "float32");
-  }
+  const int64_t base = base_index_length(call.shape);
+  TOST_CHECK(
+      call.index_length >= base, call.op, "index: expected at least ", base, " numbers for this weight shape and ", call.shape.nnz,
+      " values, got ", call.index_length);
 }
 
 // The call whose input has `input_shape`. Its output's shape goes to `output`.
@@ -131,7 +130,7 @@ inline ConvCall conv_call(
   call.index_length = index.numel();
   call.bf16 = like.scalar_type() == ScalarType::BFloat16;
   call.options = a.options;
-  check_index_and_precision(call);
+  check_precision_and_index(call);
   return call;
 }
 

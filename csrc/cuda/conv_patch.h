@@ -92,6 +92,7 @@ struct Patch {
 
   __host__ __device__ int pixel_bytes() const { return kRowBytes << row_bits; }
   __host__ __device__ int pixels() const { return y.extent * x.extent; }
+  __host__ __device__ int tile_pixels() const { return y.tile * x.tile << row_bits; }  // rows of images: target pixels, or more
   __host__ __device__ int64_t stage_bytes() const { return chunk * channel_bytes; }
   // Beside the stages: the source pixel of each pixel of the patch, an int32 each.
   __host__ __device__ int table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
@@ -99,7 +100,7 @@ struct Patch {
     return image_tiles * y.lattices * x.lattices * y.tiles * x.tiles;
   }
 
-  // Bytes from the begin of a stage to the window of the tile's pixel p, p < y.tile * x.tile << row_bits; its rows are neighbours.
+  // Bytes from the begin of a stage to the window of the tile's pixel p, p < tile_pixels(); its rows are neighbours.
   __host__ __device__ int pixel_place(int p) const {
     const int pixel = p >> row_bits, row = p - (pixel << row_bits);
     return ((pixel / x.tile * y.pitch * x.extent + pixel % x.tile * x.pitch) << row_bits | row) * kRowBytes;
@@ -132,6 +133,11 @@ struct PatchTile {
   }
 };
 
+// Whether every row of a batch begins at a multiple of 16 bytes.
+inline bool on_16_bytes(int64_t batch, int64_t element_bytes, const void* memory) {
+  return batch * element_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+}
+
 // Host: the patch of a pass of `shape`, transposed: of the gradient of its output. `source` only for its alignment.
 inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pixels, int chunk, const void* source) {
   const auto axis = [&](int which) {
@@ -151,7 +157,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   Patch p{axis(0), axis(1), 0, chunk, 0, transposed ? shape.outputs : shape.channels, shape.batch, 0, false};
   const int element = bf16 ? 2 : 4, images = kRowBytes / element;
   const int height = ceil_divide(p.y.target, p.y.lattices), width = ceil_divide(p.x.target, p.x.lattices);
-  while ((p.y.tile * p.x.tile << p.row_bits) < pixels) {
+  while (p.tile_pixels() < pixels) {
     const bool more_x = p.x.tile < width, more_y = p.y.tile < height;
     if (more_x && (p.x.tile <= p.y.tile || !more_y)) {
       p.x.tile *= 2;
@@ -169,7 +175,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   }
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
   p.image_tiles = (shape.batch + (int64_t{images} << p.row_bits) - 1) / (int64_t{images} << p.row_bits);
-  p.wide = shape.batch * element % 16 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0;
+  p.wide = on_16_bytes(shape.batch, element, source);
   return p;
 }
 
@@ -210,25 +216,24 @@ inline Patch patch_of_targets(const Patch& like, int64_t channels, bool bf16, in
   p.chunk = chunk;
   p.channels = channels;
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
-  p.wide = p.batch * (bf16 ? 2 : 4) % 16 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0;
+  p.wide = on_16_bytes(p.batch, bf16 ? 2 : 4, source);
   return p;
 }
 
-// Tile number `index`: neighbours in x first, for what they share to meet in L2.
+// Tile number `index`: neighbours in x first, for what they share to meet in L2. 32 bits: a division of 64 takes longer by far.
 template <class T>
-__device__ inline PatchTile tile_of(const Patch& p, int64_t index) {
-  const auto digit = [&](int base) {
-    const int64_t rest = index / base;
-    const int d = static_cast<int>(index - rest * base);
+__device__ inline PatchTile tile_of(const Patch& p, unsigned index) {
+  const auto digit = [&](unsigned base) {
+    const unsigned rest = index / base, d = index - rest * base;
     index = rest;
-    return d;
+    return static_cast<int>(d);
   };
   PatchTile t;
   t.at_x = digit(p.x.tiles) * p.x.tile;
   t.at_y = digit(p.y.tiles) * p.y.tile;
   t.x = lattice_of(p.x, digit(p.x.lattices));
   t.y = lattice_of(p.y, digit(p.y.lattices));
-  t.image = index * ((kRowBytes / static_cast<int>(sizeof(T))) << p.row_bits);
+  t.image = int64_t{index} * ((kRowBytes / static_cast<int>(sizeof(T))) << p.row_bits);
   t.empty = t.at_x >= t.x.count || t.at_y >= t.y.count;
   return t;
 }

@@ -542,6 +542,10 @@ template <class T>
 T __ldg(const T* from) {
   return *from;
 }
+template <class T>
+inline void __stcg(T* to, T x) {
+  *to = x;
+}
 inline int atomicAdd(int* to, int x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline unsigned atomicAdd(unsigned* to, unsigned x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline float atomicAdd(float* to, float x) {
@@ -555,8 +559,10 @@ inline float atomicAdd(float* to, float x) {
 
 // Arithmetic.
 inline float __expf(float x) { return std::exp(x); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline int __popc(unsigned x) { return std::popcount(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 
 // Rounds to nearest even; any NaN becomes 0x7fff, as on the GPU.

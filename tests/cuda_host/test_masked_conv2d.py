@@ -86,9 +86,8 @@ def test_bfloat16_has_no_tf32() -> None:
     p = tf32_problem(SMALL)
     index, plan = gathered(p), gather_plan(p)
     half = [t.bfloat16() for t in (p.x, p.values, p.bias)]
-    if index.numel() == p.pattern.gathered(16, 8, 16).numel():
-        with pytest.raises(RuntimeError, match="plan: expected precision=ieee with algo=gather for bfloat16"):
-            op("masked_conv2d", "cuda")(*half, index, *geometry(p), plan)
+    with pytest.raises(RuntimeError, match="plan: expected precision=ieee with algo=gather for bfloat16"):
+        op("masked_conv2d", "cuda")(*half, index, *geometry(p), plan)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def test_bfloat16_has_no_tf32() -> None:
         ({"values": torch.ones(1, 2)}, r"values: expected 1 dimensions, got shape \(1, 2\)"),
         ({"bias": torch.ones(2)}, r"bias: expected shape \(3\), got \(2\)"),
         ({"index": torch.ones(9, dtype=torch.int64)}, "index: expected int32, got int64"),
-        ({"index": torch.ones(9, dtype=torch.int32)}, r"index: expected .*got 9 numbers"),
+        ({"index": torch.ones(9, dtype=torch.int32)}, r"index: expected .*got 9"),
         ({"weight_shape": [3, 2, 1]}, r"weight_shape: expected 4 sizes, got \(3, 2, 1\)"),
         ({"weight_shape": [3, 2, 1, 0]}, r"weight_shape: expected 4 sizes, got \(3, 2, 1, 0\)"),
         ({"weight_shape": [3, 2, 1 << 20, 1 << 20]}, r"weight_shape: expected max\(O, I\) \* kh \* kw below 2\^31"),
