@@ -10,7 +10,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 
 #include "launch.h"
 
@@ -38,16 +37,10 @@ __device__ inline void load(float (&to)[V], const T* from) {
 
 template <class T, int V>
 __device__ inline void store(T* to, const float (&from)[V]) {
-  constexpr int n = V * sizeof(T) == 16 ? 4 / sizeof(T) : V;  // elements of a register
-  Vector<T, n> part[V / n];
+  Vector<T, V> vector;
 #pragma unroll
-  for (int v = 0; v < V; ++v) narrow(part[v / n].element[v % n], from[v]);
-  if constexpr (V == n) {
-    *reinterpret_cast<Vector<T, V>*>(to) = part[0];
-  } else {  // said outright: nvcc 13 makes four stores of an assignment inside of a loop like walk's
-    const auto word = [&](int i) { return std::bit_cast<unsigned>(part[i]); };
-    __stcg(reinterpret_cast<uint4*>(to), make_uint4(word(0), word(1), word(2), word(3)));
-  }
+  for (int v = 0; v < V; ++v) narrow(vector.element[v], from[v]);
+  *reinterpret_cast<Vector<T, V>*>(to) = vector;
 }
 
 // A tensor, and how its blocks share it out: block b has the channels of tile b % tiles and the split b / tiles.

@@ -42,9 +42,8 @@ __global__ void __launch_bounds__(kThreads) pswish_forward(const T* x, const flo
   });
 }
 
-// Four blocks an SM leave 64 registers: without the 4, nvcc 13 stays below 32 and spills (float32, element by element, sm_80).
 template <class T, int V, bool kPlanar>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads)
 pswish_backward(const T* dy, const T* x, const float* beta, T* dx, float* partial, Walk w) {
   float b[V], dbeta[V] = {};
   load_beta<V, kPlanar>(b, beta, w, first_channel<V, kPlanar>(w));

@@ -494,10 +494,6 @@ template <class T>
 T __ldg(const T* from) {
   return *from;
 }
-template <class T>
-inline void __stcg(T* to, T x) {
-  *to = x;
-}
 inline int atomicAdd(int* to, int x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline unsigned atomicAdd(unsigned* to, unsigned x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline float atomicAdd(float* to, float x) {
