@@ -494,6 +494,10 @@ template <class T>
 T __ldg(const T* from) {
   return *from;
 }
+template <class T>
+inline void __stcg(T* to, T x) {
+  *to = x;
+}
 inline int atomicAdd(int* to, int x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline unsigned atomicAdd(unsigned* to, unsigned x) { return __atomic_fetch_add(to, x, __ATOMIC_RELAXED); }
 inline float atomicAdd(float* to, float x) {
@@ -507,6 +511,7 @@ inline float atomicAdd(float* to, float x) {
 
 // Arithmetic.
 inline float __expf(float x) { return std::exp(x); }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
