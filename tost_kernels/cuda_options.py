@@ -86,6 +86,7 @@ _PATCH_BYTES = 56 * 1024  # of a chunk
 _PROCESSORS = 132
 _BLOCK_CHANNELS = 128  # of the target, that a block of gather does with 8 warps of 16
 _FEWEST_CHANNELS, _FEWEST_IMAGES = 64, 16  # for tensor cores
+_FEWEST_DIRECT_PIXELS = 8  # of which a lane of direct holds sums
 _SHARES = 1.25  # 32 rows pay with this many times the columns of 16
 _GAINS = {torch.float32: 19, torch.bfloat16: 22}  # multiply-adds of gather in the time of one of direct
 _PERMUTED = 0.95  # of the columns, where rows that share more come together
@@ -108,6 +109,9 @@ def depth_of(algo: str, dtype: torch.dtype) -> int:
 
 
 def _check(plan: str, passes: dict[str, Options]) -> None:
+    for name, options in passes.items():
+        if options.algo == "direct" and options.pixels < _FEWEST_DIRECT_PIXELS:
+            raise ValueError(f"cuda plan: expected {name}.pixels=8 or {name}.pixels=16 with algo=direct, got 4 in {plan!r}")
     gathers = "gather" in [options.algo for options in passes.values()]
     some = passes["forward"]  # for what is one for the plan
     if gathers and some.rows < 16:
@@ -156,7 +160,8 @@ def _rule(asked: Asked, op: str, x: Tensor, pattern: Pattern, geometry: Sequence
         best = "gather" if can_gather and x.shape[0] >= _FEWEST_IMAGES and _gather_pays(layer, chunk, x.dtype) else "direct"
         algo = str(asked.get((name, "algo"), asked.get(("", "algo"), best)))
         stages = 1 if layer.sources <= chunk and name != "values_grad" else 2
-        passes[name] = filled(asked, name, Options(algo, chunk=chunk, pixels=pixels, stages=stages))
+        enough = pixels if algo == "gather" else max(_FEWEST_DIRECT_PIXELS, pixels)
+        passes[name] = filled(asked, name, Options(algo, chunk=chunk, pixels=enough, stages=stages))
     gathers = "gather" in [options.algo for options in passes.values()]
     rows = int(asked.get(("", "rows"), _rows(pattern) if gathers else 1))
     if not gathers:  # each pass of a plan of gather chose direct

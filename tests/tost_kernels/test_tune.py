@@ -611,7 +611,7 @@ def test_where_rows_share_nothing_cuda_has_one_frame(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "searched"),
     [
-        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=2,chunk=16")}),
+        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=4,chunk=16")}),
         (0.9, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.2, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.4, {("triton", "algo=tiles,rows=32"), ("triton", "algo=tiles,rows=64")}),
@@ -621,7 +621,7 @@ def test_the_fastest_frames_of_all_backends_are_searched(cuda, searched, fake_tr
     """Two at most; another backend's before a second one of the same."""
 
     def ms(trial: Trial) -> float:
-        frames = {"algo=direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
+        frames = {"rows=1,chunk": 1.1, "direct,rows=4": 1.07, "direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
         frame = next((factor for frame, factor in frames.items() if frame in trial.plan.options), 1.08)
         return frame * {"cuda": cuda, "triton": 1.0, "dense": 6.0}[trial.plan.backend]
 
@@ -674,6 +674,7 @@ def test_the_tiles_of_the_candidates_do_not_stay(fake_triton):
         (OutOfResources("registers"), "triton"),
         (RuntimeError("PassManager::run failed"), "triton"),
         (RuntimeError("masked_conv2d_cuda: the kernel does not fit this device: invalid argument"), "cuda"),
+        (RuntimeError("masked_conv2d_cuda: plan: expected chunk=64 to fit into shared memory, but ..."), "cuda"),
     ],
 )
 def test_where_no_candidate_fits_dense_is_taken(error, name, fake_triton):

@@ -118,7 +118,7 @@ def _cuda_frames(case: Case) -> Sequence[str]:
 
 
 def _cuda_pixels(case: Case, which: str, chosen: str) -> Sequence[str]:
-    return () if len(case.weight) == 2 else ("4", "8", "16")  # a linear layer's image is one
+    return ("8", "16") if _algo_of(chosen) == "direct" else ("4", "8", "16")
 
 
 def _cuda_warps(case: Case, which: str, chosen: str) -> Sequence[str]:
