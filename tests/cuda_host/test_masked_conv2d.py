@@ -8,9 +8,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")  # whose tests' odd shapes these are
 
+import tost_kernels as tk
 from tests.cuda_host.conv_ops import forward, gather_plan, gathered, geometry, input_grad, tf32_problem
 from tests.tost_kernels.triton.cases import CASES, Case, Problem, assert_close
 from tost_kernels.layout import as_layout, layout_of
+from tost_kernels.plan import Plan
 from tost_kernels.register import op
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
@@ -33,6 +35,16 @@ def test_layout_of_the_input_is_that_of_output_and_gradient(layout: str) -> None
         assert layout_of(out) == layout_of(grad) == layout
         assert_close(out, p.out)
         assert_close(grad, p.input_grad)
+
+
+@pytest.mark.parametrize("plan", ["", "algo=gather,precision=tf32", "algo=gather,values_grad.algo=direct,precision=tf32"])
+def test_plans_are_completed_and_kept_for_the_backward_pass(plan: str) -> None:
+    p = tf32_problem(CASES["strided_uneven"])
+    x, values = p.x.detach().requires_grad_(), p.values.detach().requires_grad_()
+    out = tk.masked_conv2d(x, values, p.pattern, p.bias, *p.geometry[1:], plan=Plan("cuda", plan))
+    gradients = torch.autograd.grad(out, (x, values), p.grad)
+    for got, want in zip((out, *gradients), (p.out, p.input_grad, p.values_grad), strict=True):
+        assert_close(got, want)
 
 
 def test_any_strides_of_values_and_bias() -> None:
