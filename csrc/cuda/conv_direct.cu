@@ -19,17 +19,18 @@ namespace tost {
 namespace {
 
 constexpr int kMostWarps = 16, kHeldSums = 64;  // of a block, of a lane
+constexpr int kEnoughWarps = 6;                // an SM
 template <class T, int kRows>
 constexpr int kHeldLines = kHeldSums / (kQuads * kImages<T> * kRows);
 template <class T, int kRows>
 __global__ void __launch_bounds__(kMostWarps * kWarp)
-multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* target, int line_tiles, int stages, bool wide) {
+multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* target, int line_tiles, int held, int stages, bool wide) {
   constexpr int kLines = kHeldLines<T, kRows>;
   // A stage: the patch, then the runs of the block's lines.
   SHARED_DYNAMIC(char, shared);
   const int patch_bytes = patch.stage_bytes(), warp = threadIdx.x / kWarp;
   const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
-  const int most_lines = blockDim.x / kWarp / octets * kLines, stage_bytes = patch_bytes + most_lines * static_cast<int>(sizeof(Run));
+  const int most_lines = blockDim.x / kWarp / octets * held, stage_bytes = patch_bytes + most_lines * static_cast<int>(sizeof(Run));
   int* table = reinterpret_cast<int*>(shared + stages * stage_bytes);
   SHARED(PatchTile, tile_of_block, 1);
   if (threadIdx.x == 0) tile_of_block[0] = tile_of<T>(patch, blockIdx.x / line_tiles);
@@ -37,8 +38,8 @@ multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* tar
   const PatchTile& tile = tile_of_block[0];
   if (tile.empty) return;
   write_pixel_table(patch, tile, table);
-  const int first = blockIdx.x % line_tiles * most_lines, mine = warp / octets * kLines;  // lines; the warp's count from `first`
-  const int here = std::min(most_lines, lines.count - first);
+  const int first = blockIdx.x % line_tiles * most_lines, here = std::min(most_lines, lines.count - first);
+  const int mine = warp / octets * held, own = std::min(held, here - mine);  // of the block's lines those of the warp
   const Run* runs = lines.runs + int64_t{tile.phase(patch)} * lines.chunks * lines.count + first;
 
   // One warp looks ahead for the next chunk of which the block keeps anything, and brings its weights to the L1 cache.
@@ -81,7 +82,7 @@ multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* tar
     const Run* of_warp = reinterpret_cast<const Run*>(from + patch_bytes) + mine;
 #pragma unroll
     for (int l = 0; l < kLines; ++l) {
-      if (mine + l >= here) break;
+      if (l >= own) break;
       const Run run = of_warp[l];
 #pragma unroll 2
       for (int k = run.begin; k < run.end; ++k) {
@@ -101,10 +102,10 @@ multiply(Patch patch, Lines<kRows> lines, const T* source, const T* bias, T* tar
   for (int l = 0; l < kLines; ++l) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+      if (l >= own) break;
       const int line = first + mine + l;
-      if (mine + l >= here) continue;
       const int64_t channel = lines.order ? lines.order[int64_t{line} * kRows + r] : line;
-      if (channel < 0) continue;
+      if (channel < 0) break;
       const float added = bias ? widen(bias[channel]) : 0.f;
       for_each(sums[l][r], sums[l][r], [&](float& sum, float) { sum += added; });
       targets.store(target + channel * plane, sums[l][r]);
@@ -117,10 +118,14 @@ void run(const ConvCall& call, bool transposed, const T* source, const T* values
   const DirectPatch fitted(call, transposed, source, 1, call.options.warps * kHeldLines<T, kRows> * sizeof(Run), 1 << 10);
   const Patch& patch = fitted.patch;
   const Lines<kRows> lines = decode<T, kRows>(call, patch, values);
-  const int line_tiles = ceil_divide(lines.count, call.options.warps / fitted.octets * kHeldLines<T, kRows>);
+  // Small layers: fewer lines a warp, until there are enough warps to hide each other's latencies.
+  int held = kHeldLines<T, kRows>;
+  const auto line_tiles_for = [&](int lines_of_warp) { return ceil_divide(lines.count, call.options.warps / fitted.octets * lines_of_warp); };
+  while (held > 1 && patch.tiles() * line_tiles_for(held) * call.options.warps < int64_t{kEnoughWarps} * call.processors) held /= 2;
+  const int line_tiles = line_tiles_for(held);
   const bool wide = patch.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(target) % 16 == 0;
   const Grid grid{{blocks_of(call, patch.tiles() * line_tiles)}, {static_cast<unsigned>(call.options.warps * kWarp)}, fitted.shared_bytes};
-  launch(call.op, multiply<T, kRows>, grid, call.stream, patch, lines, source, bias, target, line_tiles, fitted.stages, wide);
+  launch(call.op, multiply<T, kRows>, grid, call.stream, patch, lines, source, bias, target, line_tiles, held, fitted.stages, wide);
 }
 
 template <class T>
