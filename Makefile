@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test fuzz sanitize lint format bench gpu-check gpu-suite info clean
+.PHONY: help install demo test fuzz sanitize lint format bench gpu-check cuda-check gpu-suite info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,9 @@ fuzz: $(INSTALLED) ## damaged files by the hundred thousand: each ends in a type
 
 gpu-check: $(INSTALLED) ## compile the GPU kernels for sm_80, 90, 100 (no GPU needed); registers, spills, tensor cores against their budget
 	$(BIN)/python -m benchmarks.codegen $(ARGS)
+
+cuda-check: $(INSTALLED) ## the same for the CUDA kernels that install built where it found nvcc; also 16-byte moves, per architecture
+	$(BIN)/python -m benchmarks.codegen --cuda $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .

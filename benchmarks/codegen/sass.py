@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ _USAGE = re.compile(r"Function ([^\s:]+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 # none of them: it is how ptxas writes a constant into a register.
 _TENSOR_CORE = re.compile(r"(?:[A-Z]G?MMA|UTC[A-Z]+MMA)(?:\.|$)")
 _WIDTH = re.compile(r"\.(?:[US]?(8|16)|64|128|256)(?=\.|$)")
+_BOUND = re.compile(r"^\.nv\.info\.(\S+)$|EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+(.*)$", re.MULTILINE)
+# Global memory: loads, stores, and copies to shared memory at once (cp.async). Shared memory: loads, stores, ldmatrix.
+MOVES = ("LDG", "STG", "LDGSTS", "LDS", "STS", "LDSM")
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Code:
 
     registers: of a thread. stack: bytes of a thread in local memory. spills: bytes that local loads and stores of the code move,
     each counted once; a kernel without spills or indexed local arrays has none. static_shared: bytes, on some architectures with
-    what the driver keeps for itself. tensor_core: instruction -> how often it stands in the code. loads: instructions that read
-    global memory, also those that write it to shared memory at once; wide_loads: those of 16 bytes a thread or more.
+    what the driver keeps for itself. tensor_core: instruction -> how often it stands in the code. moves: for each of MOVES that
+    the code has, how many instructions move 16 bytes a thread or more, and how many there are.
     """
 
     registers: int
@@ -37,8 +41,7 @@ class Code:
     spills: int
     static_shared: int
     tensor_core: dict[str, int]
-    loads: int
-    wide_loads: int
+    moves: dict[str, tuple[int, int]]
 
 
 @functools.cache
@@ -54,22 +57,23 @@ def tool(name: str) -> str:
     return found
 
 
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(*command: str, folder: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise RuntimeError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {done.stderr.strip()}")
     return done.stdout
 
 
-def _functions(listing: str) -> Iterator[tuple[str, list[str]]]:
-    """(name, instructions) of every kernel in what nvdisasm prints."""
-    _, *parts = _SECTION.split(listing)
-    for name, body in zip(parts[::2], parts[1::2], strict=True):
-        yield name, _LINE.findall(body)
+def instructions(cubin: Path) -> dict[str, list[str]]:
+    """What stands in the code of every kernel, in its order, with suffixes but without operands."""
+    _, *parts = _SECTION.split(_run(tool("nvdisasm"), "-c", "-ndf", str(cubin)))
+    return {name: _LINE.findall(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _bytes(instruction: str) -> int:
     """What a thread moves by a load or store."""
+    if instruction.startswith("LDSM."):  # matrices of 8 rows of 16 bytes: one, two or four of them
+        return 4 * int(instruction[-1]) if instruction[-2:] in (".2", ".4") else 4
     width = _WIDTH.search(instruction)
     return 4 if width is None else int(re.sub(r"\D", "", width.group())) // 8
 
@@ -77,24 +81,45 @@ def _bytes(instruction: str) -> int:
 def code_of(instructions: Iterable[str], registers: int, stack: int, static_shared: int) -> Code:
     """What these instructions, with their suffixes, and the compiler's own figures say."""
     counts = Counter(instructions)
-    loads = {i: n for i, n in counts.items() if i.startswith(("LDG.", "LDGSTS."))}
+    moves: dict[str, tuple[int, int]] = {}
+    for instruction, n in counts.items():
+        kind = instruction.split(".")[0]
+        if kind in MOVES:
+            wide, all_of_them = moves.get(kind, (0, 0))
+            moves[kind] = (wide + (n if _bytes(instruction) >= 16 else 0), all_of_them + n)
     return Code(
         registers=registers,
         stack=stack,
         spills=sum(n * _bytes(i) for i, n in counts.items() if i.split(".")[0] in ("LDL", "STL")),
         static_shared=static_shared,
         tensor_core={i: n for i, n in counts.items() if _TENSOR_CORE.match(i)},
-        loads=sum(loads.values()),
-        wide_loads=sum(n for i, n in loads.items() if _bytes(i) >= 16),
+        moves={kind: moves[kind] for kind in MOVES if kind in moves},
     )
 
 
 def read(cubin: Path) -> dict[str, Code]:
-    """The code of every kernel in a cubin, by name. RuntimeError if it is none, or holds none."""
+    """The code of every kernel in a cubin, by name. RuntimeError if it is none."""
     usage = {m[0]: [int(n) for n in m[1:]] for m in _USAGE.findall(_run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))}
-    found = {}
-    for name, instructions in _functions(_run(tool("nvdisasm"), "-c", "-ndf", str(cubin))):
-        found[name] = code_of(instructions, *usage[name])
+    if not usage:  # what the linker leaves in a library
+        return {}
+    return {name: code_of(listed, *usage[name]) for name, listed in instructions(cubin).items()}
+
+
+def launch_bounds(cubin: Path) -> dict[str, int]:
+    """The most threads a block of each kernel may have, for kernels that say so (__launch_bounds__)."""
+    bounds: dict[str, int] = {}
+    kernel = ""
+    for name, threads in _BOUND.findall(_run(tool("cuobjdump"), "--dump-elf", str(cubin))):
+        kernel = name or kernel
+        if threads:
+            bounds[kernel] = math.prod(int(n, 0) for n in threads.split())
+    return bounds
+
+
+def extract(library: Path, folder: Path) -> list[tuple[int, Path]]:
+    """(architecture, as 90; cubin) of all that a library holds, written to `folder`. RuntimeError if it holds none."""
+    _run(tool("cuobjdump"), "--extract-elf", "all", str(library.resolve()), folder=folder)
+    found = [(int(match[1]), file) for file in folder.iterdir() if (match := re.search(r"\.sm_(\d+)\w*\.cubin$", file.name))]
     if not found:
-        raise RuntimeError(f"{cubin}: expected a cubin with kernels, found none")
-    return found
+        raise RuntimeError(f"{library}: expected a library with GPU code, found none")
+    return sorted(found)

@@ -6,9 +6,11 @@ Every module of `tost_kernels.triton` that has `specimens()` says what there is 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import triton
@@ -65,7 +67,20 @@ def compile(specimen: Specimen, sm: int) -> Kernel:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         code = sass.read(cubin)[compiled.metadata.name]
-    metadata = compiled.metadata
+    metadata = compiled.metadata  # Triton launches with all shared memory as dynamic
     return Kernel(
-        specimen.name, sm, metadata.num_warps, metadata.shared, metadata.tmem_size or 0, specimen.matrix, code
+        specimen.name, sm, metadata.num_warps, 0, metadata.shared, metadata.tmem_size or 0, specimen.matrix, code
     )  # fmt: skip
+
+
+def kernels(modules: Sequence[str], only: str, sms: Sequence[int], jobs: int) -> Iterator[Kernel | str]:
+    """The kernels of these modules whose names hold `only`, for these architectures; in place of one, why it does not compile."""
+    work = [(specimen, sm) for specimen in specimens(modules) if only in specimen.name for sm in sms]
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(jobs) as pool:
+        os.environ["TRITON_CACHE_DIR"] = cache  # a fresh one: what is shown was compiled now
+        futures = [pool.submit(compile, *pair) for pair in work]
+        for (specimen, sm), future in zip(work, futures, strict=True):
+            try:
+                yield future.result()
+            except Exception as error:  # of the compiler: the other kernels are looked at all the same
+                yield f"{specimen.name} on sm_{sm}: it does not compile: {type(error).__name__}: {error}"

@@ -1,14 +1,19 @@
 """What the compilers make of the kernels: planted faults are caught, and the real kernels keep their budget."""
 
+import dataclasses
+import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.codegen import budget
+import benchmarks.codegen.__main__ as codegen
+from benchmarks.codegen import budget, cuda_kernels
+from benchmarks.codegen.cuda_uses import Use
 from benchmarks.codegen.kernel import COLUMNS, Kernel
 from benchmarks.codegen.machines import programs_per_sm
 from benchmarks.codegen.sass import Code, code_of, read
@@ -22,7 +27,7 @@ def gpu_check(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def kernel(name: str = "k", sm: int = 90, registers: int = 32, shared: int = 1024, matrix: bool = False) -> Kernel:
-    return Kernel(name, sm, 4, shared, 0, matrix, Code(registers, 0, 0, 0, {}, 2, 1))
+    return Kernel(name, sm, 4, 0, shared, 0, matrix, Code(registers, 0, 0, 0, {}, {"LDG": (1, 2)}))
 
 
 def test_planted_faults_are_each_caught(tmp_path: Path) -> None:
@@ -40,7 +45,7 @@ def test_planted_faults_are_each_caught(tmp_path: Path) -> None:
     found = {row["name"]: row for row in data["kernels"]}
     assert sorted(found) == ["good", "narrow", "no-tensor-cores", "product", "spills"]
     good, narrow = found["good"]["code"], found["narrow"]["code"]
-    assert (good["wide_loads"], good["loads"], narrow["wide_loads"]) == (1, 1, 0)
+    assert (good["moves"]["LDG"], narrow["moves"]["LDG"][0]) == ([1, 1], 0)
     assert good["registers"] > 13
     assert all("MMA" in name for name in found["product"]["code"]["tensor_core"])
     assert found["product"]["code"]["tensor_core"]
@@ -50,7 +55,7 @@ def test_planted_faults_are_each_caught(tmp_path: Path) -> None:
         "no-tensor-cores on sm_90: expected tensor-core instructions, got none",
         f"spills on sm_90: spills: budget 0 bytes, got {spilled}",
         f"good on sm_90: registers: budget 13, got {good['registers']}",
-        f"product on sm_90: shared: budget 8, got {found['product']['shared']}",
+        f"product on sm_90: shared: budget 8, got {found['product']['dynamic_shared']}",
     ]
     broken, misnamed = data["problems"][:2]
     assert broken.startswith("no-kernel on sm_90: it does not compile: CompilationError")
@@ -63,7 +68,7 @@ def test_planted_faults_are_each_caught(tmp_path: Path) -> None:
 
 def test_the_kernels_keep_their_budget() -> None:
     triton = pytest.importorskip("triton")
-    made_with = budget.load(budget.FILE)["compiler"]
+    made_with = budget.load(budget.FOLDER / "triton_budget.json")["compiler"]
     if made_with != f"triton {triton.__version__}":
         pytest.skip(f"the budget is that of {made_with}, here is triton {triton.__version__}")
     done = gpu_check()
@@ -83,22 +88,22 @@ def test_every_kernel_has_a_specimen() -> None:
 def test_a_budget_is_what_was_accepted(tmp_path: Path) -> None:
     file = tmp_path / "budget.json"
     both = [kernel(sm=80), kernel(sm=90, registers=40), kernel("other", shared=0)]
-    assert budget.excesses(both, budget.load(file), "c 1", True) == [
+    assert budget.excesses(both, budget.load(file), "gpu-check", True) == [
         "k: it has no budget: run `make gpu-check ARGS=--accept` and commit what it writes, if this is meant",
         "other: it has no budget: run `make gpu-check ARGS=--accept` and commit what it writes, if this is meant",
     ]
     budget.save(file, both, "c 1")
     accepted = budget.load(file)
     assert accepted["kernels"]["k"] == {"80": {"registers": 32, "shared": 1024}, "90": {"registers": 40, "shared": 1024}}
-    assert budget.excesses(both, accepted, "c 1", True) == []
-    assert budget.excesses([kernel(registers=41)], accepted, "c 2", False) == [
-        "k on sm_90: registers: budget 40, got 41",
-        "c 1 compiled the kernels for the budget, this is c 2, whose numbers may differ with nothing wrong: "
-        "`pip install c==1` and check again; spills and tensor cores are to be right with any",
+    assert budget.excesses(both, accepted, "gpu-check", True) == []
+    assert budget.excesses([kernel(registers=41)], accepted, "gpu-check", False) == ["k on sm_90: registers: budget 40, got 41"]
+    gone = budget.excesses(both[:2], accepted, "cuda-check", True)
+    assert gone == [
+        "other: a budget without a kernel: run `make cuda-check ARGS=--accept` and commit what it writes, if this is meant"
     ]
-    gone = budget.excesses(both[:2], accepted, "c 1", True)
-    assert [line.split(": run")[0] for line in gone] == ["other: a budget without a kernel"]
-    assert len(budget.excesses(both[1:], accepted, "c 1", True)) == 1  # an architecture is gone
+    assert len(budget.excesses(both[1:], accepted, "gpu-check", True)) == 1  # an architecture is gone
+    assert budget.other_compiler(accepted, "c 1") is None
+    assert str(budget.other_compiler(accepted, "c 2")).startswith("c 1 compiled the kernels for the budget, this is c 2")
 
 
 def test_flaws_need_no_budget() -> None:
@@ -106,6 +111,89 @@ def test_flaws_need_no_budget() -> None:
     assert budget.flaws([kernel(matrix=True)]) == ["k on sm_90: expected tensor-core instructions, got none"]
     assert len(budget.flaws([kernel(shared=227 * 1024 + 1)])) == 1
     assert budget.flaws([kernel(shared=227 * 1024)]) == []
+    asked = dataclasses.replace(kernel(), wide=("LDG", "STG"))
+    assert budget.flaws([asked]) == ["k on sm_90: expected STG of 16 bytes a thread, got none, and 0 of fewer"]
+
+
+def cuda_library() -> Path:
+    """The one that was built here. It is what the compiler made of the sources, whether or not it can be loaded."""
+    try:
+        library = cuda_kernels.library()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if importlib.util.find_spec("triton") is None and shutil.which("cuobjdump") is None:
+        pytest.skip("triton is not installed, nor a CUDA toolkit with cuobjdump")
+    return library
+
+
+def test_the_cuda_kernels_keep_their_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert codegen.main(["--cuda", "--library", str(cuda_library())]) == 0, capsys.readouterr().err
+
+
+def test_planted_faults_of_cuda_kernels_are_each_caught(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = cuda_library()
+    narrow, wide = "pswish_forward<float, 1, true>", "pswish_forward<float, 4, true>"
+    uses = (Use(narrow, matrix=True, wide=("STG",)), Use(wide, dynamic_shared=8), Use("pswish_forward<bf16.*", threads=512))
+    monkeypatch.setattr(codegen, "USES", uses)
+    limits = {name: {"90": {"registers": 255, "shared": 0}} for name in (narrow, wide)}
+    limits[narrow]["90"]["registers"] = 1
+    file = tmp_path / "budget.json"
+    check = "--cuda", "--library", str(library), "--budget", str(file), "--sm", "90", "--only", "forward"
+
+    file.write_text(json.dumps({"compiler": cuda_kernels.compiler(library), "kernels": limits}))
+    assert codegen.main([*check]) == 1
+    out, err = capsys.readouterr()
+    row = re.search(rf"\| {narrow} \| 90 \| (\d+) \|", out)
+    assert row is not None
+    stores = re.search(r"STG 0/(\d+)", out)
+    assert stores is not None
+    nobody = "expected a line for it in benchmarks/codegen/cuda_uses.py, found none"
+    assert err.splitlines() == [
+        *(
+            f"pswish_forward<bf16, {v}, {p}>: threads: expected at most 256, its __launch_bounds__, got 512"
+            for v in (1, 8)
+            for p in ("false", "true")
+        ),
+        f"pswish_forward<float, 1, false>: {nobody}",
+        f"pswish_forward<float, 4, false>: {nobody}",
+        f"{narrow} on sm_90: expected tensor-core instructions, got none",
+        f"{narrow} on sm_90: expected STG of 16 bytes a thread, got none, and {stores[1]} of fewer",
+        f"{narrow} on sm_90: registers: budget 1, got {row[1]}",
+        f"{wide} on sm_90: shared: budget 0, got 8",
+    ]
+
+    file.write_text(json.dumps({"compiler": "nvcc 1.0", "kernels": limits}))  # numbers are reported, faults remain faults
+    assert codegen.main([*check]) == 1
+    out, rest = capsys.readouterr()
+    assert rest.splitlines() == err.splitlines()[:-2]
+    assert out.count(": budget ") == 2
+    assert "nvcc 1.0 compiled the kernels for the budget" in out
+
+
+def test_what_a_cuda_check_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_kernels, "PACKAGE", tmp_path)
+    (tmp_path / "why_not_built.txt").write_text("no nvcc")
+    assert codegen.main(["--cuda"]) == 2
+    assert capsys.readouterr().err == (
+        f"nothing was checked: expected the library of CUDA kernels in {tmp_path}, found none: no nvcc\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("_ZN4tost10sum_splitsEPKfPfli", "sum_splits"),
+        (
+            "_ZN4tost47_GLOBAL__N__61502d1b_9_pswish_cu_75e1759b_2607814pswish_forwardI13__nv_bfloat16Li8ELb0EEEvPKT_PKfPS3_NS_4WalkE",
+            "pswish_forward<bf16, 8, false>",
+        ),
+        ("plain", "plain"),
+    ],
+)
+def test_a_readable_name(symbol: str, name: str) -> None:
+    assert cuda_kernels.readable(symbol) == name
 
 
 def test_programs_an_sm() -> None:
@@ -130,12 +218,16 @@ def test_programs_an_sm() -> None:
         ("LDL.LU", "spills", 4),
         ("STL.U8", "spills", 1),
         ("LDLX", "spills", 0),
-        ("LDG.E.128.CONSTANT", "wide_loads", 1),
-        ("LDGSTS.E.BYPASS.LTC128B.128", "wide_loads", 1),
-        ("LDG.E.LTC128B.64", "wide_loads", 0),
-        ("LDG.E.LTC128B", "loads", 1),
-        ("LDGDEPBAR", "loads", 0),
-        ("LDS.128", "loads", 0),
+        ("LDG.E.128.CONSTANT", "moves", {"LDG": (1, 1)}),
+        ("LDGSTS.E.BYPASS.LTC128B.128", "moves", {"LDGSTS": (1, 1)}),
+        ("LDG.E.LTC128B.64", "moves", {"LDG": (0, 1)}),
+        ("LDG.E.LTC128B", "moves", {"LDG": (0, 1)}),
+        ("LDGDEPBAR", "moves", {}),
+        ("LDS.128", "moves", {"LDS": (1, 1)}),
+        ("STS.U16", "moves", {"STS": (0, 1)}),
+        ("STG.E.128", "moves", {"STG": (1, 1)}),
+        ("LDSM.16.MT88.4", "moves", {"LDSM": (1, 1)}),
+        ("LDSM.16.M88", "moves", {"LDSM": (0, 1)}),
     ],
 )
 def test_one_instruction(instruction: str, field: str, value: object) -> None:
@@ -149,7 +241,7 @@ def test_what_is_no_cubin(tmp_path: Path) -> None:
         read(tmp_path / "x.cubin")
 
 
-def test_the_budget_of_a_part_is_not_accepted() -> None:
-    done = gpu_check("--accept", "--only", "k")
-    assert done.returncode == 2
-    assert "--accept takes the budget of all kernels" in done.stderr
+def test_the_budget_of_a_part_is_not_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        codegen.main(["--accept", "--only", "k"])
+    assert "--accept takes the budget of all kernels" in capsys.readouterr().err
