@@ -108,10 +108,10 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
 
     const int64_t first_channel = int64_t{chunk} * patch.chunk;
     const int channels = static_cast<int>(std::min<int64_t>(patch.chunk, patch.channels - first_channel));
-    // To find a tile takes many instructions: a warp does it, two tiles ahead. Which source pixels a tile needs is written one ahead.
+    // To find a tile takes many instructions: one thread does it, two tiles ahead. Which source pixels a tile needs is written one ahead.
     int staged = first_tile, used = first_tile;
     const auto find = [&](int t) {
-      if (warp == 0 && t < last_tile) tile_ring[t % kTileRing] = tile_of<T>(patch, t);
+      if (threadIdx.x == 0 && t < last_tile) tile_ring[t % kTileRing] = tile_of<T>(patch, t);
     };
     const auto table = [&](int t) {
       return reinterpret_cast<int*>(shared + work.stages * patch.stage_bytes() + t % 2 * patch.table_bytes());

@@ -1,11 +1,12 @@
 """The CUDA kernels on the CPU, for the tests of this folder."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from tests.cuda_host.build import build_library, shared_folder
+from tests.cuda_host.build import shared_library
 from tost_kernels import backend, library
 
 
@@ -13,7 +14,7 @@ from tost_kernels import backend, library
 def cuda_library() -> None:
     if library.reason("cuda") is None:
         pytest.skip("the kernels themselves are loaded, and tested")
-    torch.ops.load_library(str(build_library(shared_folder("plain"))))
+    torch.ops.load_library(str(os.environ.get("TOST_CUDA_HOST_LIBRARY") or shared_library()))
 
 
 @pytest.fixture
