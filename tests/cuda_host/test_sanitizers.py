@@ -15,7 +15,7 @@ def test_kernels_are_clean(sanitizer: str) -> None:
 
 
 BARRIER, TABLE = "    __syncthreads();", "SHARED(int, targets, kMostPixels"
-MISTAKES = {  # sanitizer, kernels that run, the file compiled and the header in which the mistake is, what is put in place of what
+MISTAKES = {  # sanitizer, kernels that run, the file compiled, the header with the mistake, what is replaced by what
     "a barrier less in gather": ("thread", "gather", "conv_gather", "conv_gather_kernels.h", f"{BARRIER}\n    if", "    if"),
     "a barrier less in direct": ("thread", "direct", "conv_direct", "conv_direct_tile.h", f"{BARRIER}  // what", "    //"),
     "a shared array too short": ("address", "gather", "conv_gather", "conv_gather_kernels.h", TABLE, f"{TABLE} - 1"),
