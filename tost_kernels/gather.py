@@ -2,9 +2,11 @@
 
 The CUDA kernels compute `rows` rows of the weight together, like those of tost_kernels/tiles.py, but take their operands from
 shared memory: a block stages all that it needs of `chunk` source channels, then multiplies the columns of these channels that
-its rows keep. So here the columns of a group are sorted by chunk, and a column is any tap of any of the chunk's channels. What
-is staged lies in shared memory so that the bank of a column follows from its channel mod 8: columns are ordered such that
-neighbours, which are read together, differ there.
+its rows keep. So here the columns of a group are sorted by chunk, and a column is any tap of any of the chunk's channels.
+
+A step of a matrix product has `depth` columns (8 of TF32, 16 of bfloat16), and reads them from shared memory in two halves.
+What is staged lies there so that the bank of a column is its channel mod depth / 2. A read is served once for each column of the
+bank that has most in it, so columns are ordered such that each bank has few.
 
 The views are those of tost_kernels/row_groups.py: output channels are the rows in the forward view, and sources are input
 channels; the other way round in the transposed one. Channels are absolute there. A column is channel * T + tap, T = kh * kw,
@@ -19,8 +21,7 @@ followed by
     order      G * rows      the row in each slot of each group; -1: an empty slot, which only the last group has, at its end
     ptr        G * S + 1     the columns of group g in chunk s, the channels from s * chunk up to (s + 1) * chunk, are those from
                              ptr[g * S + s] up to ptr[g * S + s + 1]: a multiple of `depth`
-    column     K             those columns, ordered by (rank, channel mod 8), where the rank of a column counts those before it
-                             among the segment's columns of equal channel mod 8, by (channel, tap)
+    column     K             those columns, in the order of `read_order`
     place      nnz           where value j lies in the packed weight (K, rows): its column's position * rows + its row's slot.
                              What no value lies in is 0
     t_order    H * rows      the same for the transposed view, whose segments are (group, phase, chunk): those of group g at
@@ -60,7 +61,6 @@ from tost_kernels.row_groups import (
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 CHUNKS = (8, 16, 32, 64, 128)
 DEPTHS = (1, 2, 4, 8, 16)
-BANKS = 8  # columns whose channels differ mod this are read from shared memory at once
 
 
 class GatherSections(NamedTuple):
@@ -155,23 +155,49 @@ def _view(
     taps, chunks = len(phase_of_tap), -(-kept.channels // chunk)
     group, slot = group_and_slot(kept.row, order, rows)
     of_value = (group * phases + phase_of_tap[kept.tap]) * chunks + kept.channel // chunk
-    # every column that a segment keeps, by (segment, channel mod 8, channel, tap), of which the last two are one within a chunk
-    in_chunk = kept.channel % chunk * taps + kept.tap
-    bank = kept.channel % BANKS
-    kept_columns, which = np.unique((of_value * BANKS + bank) * (chunk * taps) + in_chunk, return_inverse=True)
-    segment_bank, in_chunk = np.divmod(kept_columns, chunk * taps)
-    rank = np.arange(len(kept_columns)) - np.searchsorted(segment_bank, segment_bank)
-    segment, bank = np.divmod(segment_bank, BANKS)
-    sort = np.lexsort((bank, rank, segment))
+    # every column that a segment keeps, ascending
+    of_column = kept.channel % chunk * taps + kept.tap
+    columns, which = np.unique(of_value * (chunk * taps) + of_column, return_inverse=True)
+    segment, in_chunk = np.divmod(columns, chunk * taps)
     lengths = np.bincount(segment, minlength=len(order) // rows * phases * chunks)
     padded = -(-lengths // depth) * depth
     ptr, starts = (np.concatenate([[0], np.cumsum(n)]) for n in (padded, lengths))
+    banks = max(1, depth // 2)
+    sort = np.empty(len(columns), np.int64)
+    for one in np.flatnonzero(lengths):
+        begin, end = starts[one : one + 2]
+        sort[begin:end] = begin + np.array(read_order((in_chunk[begin:end] // taps % banks).tolist(), banks))
     within = np.arange(ptr[-1]) - np.repeat(ptr[:-1], padded)
     nearest = np.minimum(within, np.repeat(lengths - 1, padded)) + np.repeat(starts[:-1], padded)  # padding repeats the last
     column = (segment % chunks * (chunk * taps) + in_chunk)[sort][nearest]
     position = np.empty_like(sort)
     position[sort] = np.arange(len(sort)) + (ptr - starts)[segment[sort]]
     return order, ptr, column, position[which] * rows + slot
+
+
+def read_order(bank: Sequence[int], banks: int) -> list[int]:
+    """In which order a segment lists its columns, given the bank of each of them in ascending order: `banks` are read at once.
+
+    A read has no more columns of one bank than it must; the banks that have most left give first, of equal ones the lower. So all
+    banks last as long as they can. Within a read columns are sorted by bank, within a bank they ascend.
+    """
+    left: list[list[int]] = [[] for _ in range(banks)]
+    for position, one in enumerate(bank):
+        left[one].append(position)
+    if banks == 1:
+        return [*range(len(bank))]
+    order: list[int] = []
+    while len(order) < len(bank):
+        room, most = min(banks, len(bank) - len(order)), 1
+        while sum(min(len(queue), most) for queue in left) < room:
+            most += 1
+        taken = [0] * banks
+        for one in sorted(range(banks), key=lambda one: -len(left[one])):
+            taken[one] = min(most, len(left[one]), room - sum(taken))
+        for queue, count in zip(left, taken, strict=True):
+            order += queue[:count]
+            del queue[:count]
+    return order
 
 
 def check_gathering(

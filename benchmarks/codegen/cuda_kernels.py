@@ -10,24 +10,23 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import tost_kernels
 from benchmarks.codegen import sass
 from benchmarks.codegen.cuda_uses import Use
 from benchmarks.codegen.kernel import Kernel
 
+PACKAGE = Path(__file__).parents[2] / "tost_kernels"
 _RELEASE = re.compile(rb"Cuda compilation tools, release (\d+\.\d+)")
 _DRIVERS_SHARE = 1024  # bytes of shared memory the compiler counts as a kernel's from Hopper on, if it has any
 
 
 def library() -> Path:
     """The library of CUDA kernels. RuntimeError, saying why, if there is none."""
-    folder = Path(tost_kernels.__file__).parent
-    files = sorted(folder.glob("_cuda.*so"))
+    files = sorted(PACKAGE.glob("_cuda.*so"))
     if files:
         return files[0]
-    why = folder / "why_not_built.txt"
+    why = PACKAGE / "why_not_built.txt"
     reason = why.read_text() if why.exists() else "`make install` builds it where it finds nvcc, of a CUDA toolkit"
-    raise RuntimeError(f"expected the library of CUDA kernels in {folder}, found none: {reason}")
+    raise RuntimeError(f"expected the library of CUDA kernels in {PACKAGE}, found none: {reason}")
 
 
 def compiler(library: Path) -> str:
@@ -39,7 +38,7 @@ def compiler(library: Path) -> str:
 @functools.cache
 def readable(symbol: str) -> str:
     """E.g. `pswish_forward<float, 4, true>`, of a mangled name."""
-    # The C++ runtime, which torch brings into the process, knows how its compilers mangle names.
+    # The C++ runtime knows how its compilers mangle names.
     demangle = ctypes.CDLL("libstdc++.so.6")["__cxa_demangle"]
     demangle.restype = ctypes.c_char_p
     name = demangle(symbol.encode(), None, None, None)

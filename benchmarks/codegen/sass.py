@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,10 @@ def _run(*command: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def _functions(listing: str) -> Iterator[tuple[str, list[str]]]:
-    """(name, instructions) of every kernel in what nvdisasm prints."""
-    _, *parts = _SECTION.split(listing)
-    for name, body in zip(parts[::2], parts[1::2], strict=True):
-        yield name, _LINE.findall(body)
+def instructions(cubin: Path) -> dict[str, list[str]]:
+    """What stands in the code of every kernel, in its order, with suffixes but without operands."""
+    _, *parts = _SECTION.split(_run(tool("nvdisasm"), "-c", "-ndf", str(cubin)))
+    return {name: _LINE.findall(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _bytes(instruction: str) -> int:
@@ -103,8 +102,7 @@ def read(cubin: Path) -> dict[str, Code]:
     usage = {m[0]: [int(n) for n in m[1:]] for m in _USAGE.findall(_run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))}
     if not usage:  # what the linker leaves in a library
         return {}
-    listed = _functions(_run(tool("nvdisasm"), "-c", "-ndf", str(cubin)))
-    return {name: code_of(instructions, *usage[name]) for name, instructions in listed}
+    return {name: code_of(listed, *usage[name]) for name, listed in instructions(cubin).items()}
 
 
 def launch_bounds(cubin: Path) -> dict[str, int]:

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     from benchmarks.gpu.emulate import emulate_cuda
     from benchmarks.gpu.suite import DeviceLost
 
-    if options.dry_run and (reason := emulate_cuda()) is not None:
+    if options.dry_run and not {"checks", "layers", "fused"}.isdisjoint(options.only) and (reason := emulate_cuda()) is not None:
         print(f"the CUDA kernels are not emulated: {reason}")
 
     try:

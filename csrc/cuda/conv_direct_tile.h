@@ -42,7 +42,7 @@ __device__ inline void pipeline(char* first, int stages, int bytes, const Stage&
     at += bytes;
     if (at == end) at = first;
   };
-  for (;;) {
+  for (int step = 1 - stages;; ++step) {
     if (stages < kMostStages) {
       wait_for_copies<0>();
     } else {
@@ -56,7 +56,7 @@ __device__ inline void pipeline(char* first, int stages, int bytes, const Stage&
       next(to);
     }
     if (ahead == 0) return;
-    if (more && ahead < stages) continue;
+    if (step < 0) continue;
     if (stages == 1) {
       wait_for_copies<0>();
       __syncthreads();

@@ -32,7 +32,7 @@ constexpr size_t kTableBytes = kTileRing * sizeof(PatchTile) +
 
 // What the blocks share out: block b has the chunk b % chunks, then the lines of a tile, then a part of the patch's tiles.
 struct Work {
-  int chunks, block_lines, line_tiles, parts, stages;
+  int chunks, block_lines, line_tiles, tiles, parts, stages;
   int64_t plane;  // elements of a channel of the gradient
   bool wide;      // it can be loaded by 16 bytes
 };
@@ -63,8 +63,9 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
   const int chunk = blockIdx.x % work.chunks;
   const int first_line = blockIdx.x / work.chunks % work.line_tiles * work.block_lines;
   const int lines = std::min(work.block_lines, walk.lines - first_line);
-  const int64_t part = blockIdx.x / work.chunks / work.line_tiles, tiles = patch.tiles();
-  const auto first_tile = static_cast<int>(part * tiles / work.parts), last_tile = static_cast<int>((part + 1) * tiles / work.parts);
+  const auto part = [&] { return int64_t{blockIdx.x / (work.chunks * work.line_tiles)}; };
+  const auto tile_of_part = [&](int64_t p) { return static_cast<int>(p * work.tiles / work.parts); };
+  const int last_tile = tile_of_part(part() + 1);
 
   for (int i = warp; i < lines; i += warps) {
     const Run run = walk.run(first_line + i, chunk * patch.chunk, (chunk + 1) * patch.chunk);
@@ -106,10 +107,9 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
     }
     __syncwarp();
 
-    const int64_t first_channel = int64_t{chunk} * patch.chunk;
-    const int channels = static_cast<int>(std::min<int64_t>(patch.chunk, patch.channels - first_channel));
-    // To find a tile takes many instructions: one thread does it, two tiles ahead. Which source pixels a tile needs is written one ahead.
-    int staged = first_tile, used = first_tile;
+    const int first_channel = chunk * patch.chunk, channels = std::min(patch.chunk, static_cast<int>(patch.channels) - first_channel);
+    // To find a tile takes many instructions: one thread does it, two tiles ahead. Which source pixels it needs is written one ahead.
+    int staged = tile_of_part(part()), used = staged;
     const auto find = [&](int t) {
       if (threadIdx.x == 0 && t < last_tile) tile_ring[t % kTileRing] = tile_of<T>(patch, t);
     };
@@ -164,7 +164,7 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
     for (int i = 0; i < 2; ++i) {
       const int number = 2 * lane_of_warp + i, j = number % kTaskWeights;
       if (number / kTaskWeights >= tasks || j >= my_task[number / kTaskWeights].count) continue;
-      parts[part * nnz + my_task[number / kTaskWeights].begin + j] = sums[i];
+      parts[part() * nnz + my_task[number / kTaskWeights].begin + j] = sums[i];
     }
     __syncwarp();
   }
@@ -182,6 +182,7 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   Work work{};
   work.chunks = static_cast<int>(divide_up(s.channels, patch.chunk));
   work.stages = fitted.stages;
+  work.tiles = static_cast<int>(blocks_of(call, patch.tiles()));
   work.plane = s.out_height * s.out_width * s.batch;
   work.wide = s.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
   // So many lines that their tasks, if the mask is random, are just done at once.
@@ -192,7 +193,7 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   work.block_lines = ceil_divide(walk.lines, work.line_tiles);
   const int64_t blocks = int64_t{work.chunks} * work.line_tiles;
   const int64_t parts = call.options.split ? call.options.split : divide_up(kRounds * call.processors, blocks);
-  work.parts = static_cast<int>(std::min({parts, patch.tiles(), int64_t{kMostParts}}));
+  work.parts = static_cast<int>(std::min({parts, int64_t{work.tiles}, int64_t{kMostParts}}));
   auto* buffer = static_cast<float*>(call.scratch(static_cast<size_t>(work.parts * s.nnz) * sizeof(float)));
   const Grid grid{{blocks_of(call, blocks * work.parts)}, {static_cast<unsigned>(warps * kWarp)}, fitted.shared_bytes};
   launch(call.op, correlate<T>, grid, call.stream, patch, walk, work, grad, x, buffer, s.nnz);

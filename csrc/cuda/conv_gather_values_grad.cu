@@ -23,18 +23,20 @@ int split_of(int64_t blocks, int64_t places, int64_t steps) {
   return best;
 }
 
-// mean: columns of a segment, in tiles of kColumns.
+// mean: columns of a segment, in tiles of kProductColumns.
 template <class T, int kTiles>
-void run(const ConvCall& call, const T* grad, const T* x, T* values_grad, ValuesGradArguments w, const GatherView& view, double mean) {
+void run(
+    const ConvCall& call, const T* grad, const T* x, T* values_grad, ValuesGradArguments w, const GatherView& view, double mean) {
   const int warps = std::min(call.options.warps, kMostWarps<kTiles>);
   w.row_blocks = ceil_divide(w.row_tiles, warps);
   w.across = ceil_divide(w.row_tiles, w.row_blocks);
   w.shares = std::min(warps / w.across, tile_pixels(w.patch));
-  const int64_t most = std::min(divide_up(std::min<int64_t>(w.patch.chunk, call.shape.channels) * w.taps, kDepthBf16) * kDepthBf16, view.columns);
-  w.passes = static_cast<int>(divide_up(most, kTiles * kColumns));
+  const int64_t dense = std::min<int64_t>(w.patch.chunk, call.shape.channels) * w.taps;
+  const int64_t most = std::min(divide_up(dense, kDepthBf16) * kDepthBf16, view.columns);  // columns of a segment
+  w.passes = static_cast<int>(divide_up(most, kTiles * kProductColumns));
   const int64_t blocks = int64_t{w.chunks} * w.row_blocks;  // of a pass: for the longest list there can be; most end at once
-  const int split = call.options.split ? call.options.split
-                                       : split_of(blocks * static_cast<int64_t>(std::ceil(mean / kTiles)), call.processors, w.steps);
+  const auto passes = static_cast<int64_t>(std::ceil(mean / kTiles));
+  const int split = call.options.split ? call.options.split : split_of(blocks * passes, call.processors, w.steps);
   w.per_part = ceil_divide(w.steps, split);
   w.split = ceil_divide(w.steps, w.per_part);  // no part is empty
   const int64_t grid = blocks * w.passes * w.split;
@@ -60,12 +62,12 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   w.steps = static_cast<int>(w.patch.tiles());
   w.order = view.order, w.ptr = view.ptr, w.column = view.column;
   w.taps = s.taps(), w.rows = call.options.rows, w.chunks = static_cast<int>(view.chunks);
-  w.row_tiles = static_cast<int>(view.groups) * (w.rows / kRows);
+  w.row_tiles = static_cast<int>(view.groups) * (w.rows / kProductRows);
   w.size = view.columns * w.rows;
   w.row_size = targets * s.batch;
   w.wide = s.batch * static_cast<int64_t>(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
   // Registers for nearly every segment of a random mask at once: those of more columns take another pass over dY and x.
-  const double mean = static_cast<double>(view.columns) / kColumns / static_cast<double>(view.groups * view.chunks);
+  const double mean = static_cast<double>(view.columns) / kProductColumns / static_cast<double>(view.groups * view.chunks);
   const auto fits = [&](int tiles) { return mean * 1.2 + 1 <= tiles; };
   (fits(8) ? run<T, 8> : fits(16) ? run<T, 16> : run<T, 24>)(call, grad, x, values_grad, w, view, mean);
 }
@@ -73,11 +75,10 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
 }  // namespace
 
 void gather_values_grad(const ConvCall& call, const void* grad, const void* x, void* values_grad) {
-  if (call.bf16) {
-    run(call, static_cast<const __nv_bfloat16*>(grad), static_cast<const __nv_bfloat16*>(x), static_cast<__nv_bfloat16*>(values_grad));
-  } else {
-    run(call, static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<float*>(values_grad));
-  }
+  const auto of_type = [&]<class T>(T) {
+    run(call, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(values_grad));
+  };
+  call.bf16 ? of_type(__nv_bfloat16{}) : of_type(float{});
 }
 
 }  // namespace tost

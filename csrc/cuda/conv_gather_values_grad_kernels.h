@@ -1,23 +1,26 @@
 // The values' gradient on tensor cores: for each row group, dY[rows, q] x X[columns, q]^T over all q = (target pixel, image),
 // where the columns are those that the group keeps, by the forward view of the gathered index (tost_kernels/gather.py).
 //
-// A block has a chunk of source channels and up to `warps` times 16 rows, over a part of all tiles (target pixels x a row of images).
-// For each tile it stages the patch of x (conv_patch.h), `stages` tiles deep; then a warp multiplies its 16 rows by every column that
-// these keep in the chunk. Its sums stay in registers over all tiles of the part, 4 a lane for 8 columns, so nothing is written but
-// the sums at the end: parts[part][column][slot], of which a second kernel adds up the places that are kept (sum_parts.h).
+// A block has a chunk of source channels and up to `warps` times 16 rows, over a part of all tiles (target pixels x a row of
+// images). For each tile it stages the patch of x (conv_patch.h), `stages` tiles deep; then a warp multiplies its 16 rows by
+// every column that these keep in the chunk. Its sums stay in registers over all tiles of the part, 4 a lane for 8 columns, so
+// nothing is written but the sums at the end: parts[part][column][slot], of which a second kernel adds up the places that are
+// kept (sum_parts.h).
 //
-// - The sum goes over images, and its order is free: lane t of four takes the 16 bytes at 16 t of each 64 bytes of a row, of both
-//   operands, as the k of two products (TF32: four images, bfloat16: eight). So both come by 16 bytes, without any transposition.
+// - The sum goes over images, and its order is free: lane t of four takes the 16 bytes at 16 t of each 64 bytes of a row, of
+//   both operands, as the k of two products (TF32: four images, bfloat16: eight). So both come by 16 bytes, without any
+//   transposition.
 // - x, the product's B (8 columns): one 16-byte read of shared memory a lane for two products. Lanes of two columns share a
-//   wavefront, and read 64 bytes each, so they go to columns whose channels lie 64 bytes apart (`lane_column`): no conflicts as long
-//   as the index finds neighbours with different channels modulo 4 (float32) or 8 (bfloat16). 2 wavefronts a product: what decides.
-// - dY, the product's A (16 rows): no other warp of the block wants it, so it passes shared memory by. It comes from L2 straight
-//   to registers one pixel ahead, and stays there while the warp goes through all its columns.
-// - Bytes from L2: dY once for each chunk, and x once for each `warps` * 16 rows, times the patch's overlap (3 for 3x3, 2x4 pixels).
+//   wavefront, and read 64 bytes each, so they go to columns whose channels lie 64 bytes apart (`lane_column`): no conflicts as
+//   long as the index finds neighbours with different channels modulo 4 (float32) or 8 (bfloat16). 2 wavefronts a product: what
+//   decides.
+// - dY, the product's A (16 rows): no other warp of the block wants it, so it passes shared memory by. It comes from L2
+//   straight to registers one pixel ahead, and stays there while the warp goes through all its columns.
+// - Bytes from L2: dY once for each chunk, and x once for each `warps` * 16 rows, times the patch's overlap (3 for 3x3, 2x4
+//   pixels).
 // - With fewer rows than warps, warps share out the pixels of a tile instead, and leave a part each.
 //
 // Arithmetic a layer, and what to try: docs/notes/cuda-values-grad.md.
-
 #pragma once
 
 #include <algorithm>
@@ -27,8 +30,7 @@
 
 namespace tost {
 
-constexpr int kRows = 16;     // of a matrix product
-constexpr int kColumns = 8;
+constexpr int kProductRows = 16, kProductColumns = 8;
 
 // Warps of a block whose sums are of kTiles * 8 columns, and who have that many registers.
 template <int kTiles>
@@ -36,15 +38,15 @@ constexpr int kMostWarps = kTiles <= 8 ? 16 : 8;
 
 struct ValuesGradArguments {
   Patch patch;
-  const int32_t *order, *ptr, *column;
-  int taps, rows, chunks;                // of the index
-  int row_tiles, row_blocks, across;     // 16 rows each: of all, blocks of them, tiles of a block
-  int shares;                            // warps that share the pixels of a tile
+  const int32_t *order, *ptr, *column;  // of the index
+  int taps, rows, chunks;
+  int row_tiles, row_blocks, across;  // 16 rows are a tile: all of them, blocks that these take, tiles of such a block
+  int shares;                         // warps that share the pixels of a tile
   int split, passes, stages;
-  int steps, per_part;                   // tiles of pixels and images
-  int64_t size;    // of a part
-  int64_t row_size;  // of dY: target pixels times images
-  bool wide;       // 16 bytes divide the rows of dY
+  int steps, per_part;  // tiles of pixels and images: all, and of a part
+  int64_t size;         // of a part
+  int64_t row_size;     // of dY: target pixels times images
+  bool wide;            // 16 bytes divide the rows of dY
 };
 
 // What the block knows of a tile, in a ring of stages + 1 of them.
@@ -99,8 +101,52 @@ __device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uin
   }
 }
 
+// Adds the products of one pixel: 16 rows of dY (`a`, by half and step) times kCount tiles of columns from n on, which this lane
+// reads at place[].
+template <class T, int kCount, int kTiles>
+__device__ inline void multiply_columns(
+    float (&sum)[kTiles][4], int n, const uint32_t (&a)[4][4], const char* at, const int (&place)[kTiles]) {
+  uint4 b[kCount][2];
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) b[c][half] = *reinterpret_cast<const uint4*>(at + place[n + c] + 64 * half);
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      const uint32_t words[2] = {word_of(b[c][k / 2], k % 2 * 2), word_of(b[c][k / 2], k % 2 * 2 + 1)};
+      multiply<T>(sum[n + c], a[k], words);
+    }
+  }
+}
+
+// 16 bytes of each half of a pixel's 128, of the two rows of dY that this lane has: zeros where there is no row or no image. Not
+// waited for.
+template <class T>
+__device__ inline void load_rows(
+    uint4 (&to)[2][2], const T* pixel, const int (&row)[2], int64_t row_size, int64_t image, int64_t batch, bool wide) {
+  constexpr int kHalf = 64 / sizeof(T);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const T* from = pixel + row[r] * row_size + image + half * kHalf;
+      const int64_t left = row[r] < 0 ? 0 : batch - image - half * kHalf;
+      to[r][half] = make_uint4(0, 0, 0, 0);
+      if (!wide) {
+        to[r][half] = load_elements(from, left);
+      } else if (left > 0) {
+        to[r][half] = *reinterpret_cast<const uint4*>(from);
+      }
+    }
+  }
+}
+
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(const T* grad, const T* x, float* parts, ValuesGradArguments w) {
+__global__ void __launch_bounds__(kMostWarps<kTiles> * 32)
+values_grad_kernel(const T* grad, const T* x, float* parts, ValuesGradArguments w) {
   constexpr int kElements = 16 / sizeof(T);
   SHARED_DYNAMIC(char, shared);
   const Patch& patch = w.patch;
@@ -118,10 +164,10 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
   };
   const auto columns_of = [&](int row_tile) -> Columns {
     if (row_tile >= w.row_tiles) return {0, 0};
-    const int* ptr = w.ptr + int64_t{row_tile * kRows / w.rows} * w.chunks + chunk;
-    const int all = (ptr[1] - ptr[0]) / kColumns;
+    const int* ptr = w.ptr + int64_t{row_tile * kProductRows / w.rows} * w.chunks + chunk;
+    const int all = (ptr[1] - ptr[0]) / kProductColumns;
     const int each = ceil_divide(all, std::max(1, ceil_divide(all, kTiles)));
-    return {ptr[0] + pass * each * kColumns, std::max(0, std::min(each, all - pass * each))};
+    return {ptr[0] + pass * each * kProductColumns, std::max(0, std::min(each, all - pass * each))};
   };
   bool any = false;
   for (int r = 0; r < w.across; ++r) any |= columns_of(row_block * w.across + r).tiles > 0;
@@ -129,21 +175,21 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
   const int row_tile = row_block * w.across + warp % w.across;
   const auto [begin, tiles] = columns_of(row_tile);
 
-  // Where in the patch this lane reads of its column of each 8. Every lane finds the places of other columns, and hands them round.
+  // Where in the patch this lane reads of its column of each 8. Lanes find the places of different columns, and hand them round.
   int place[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; n += 4) {
     int found = 0;
     if (tiles > 0) {
-      const int column = w.column[begin + std::min(n * kColumns + lane, tiles * kColumns - 1)];
+      const int column = w.column[begin + std::min(n * kProductColumns + lane, tiles * kProductColumns - 1)];
       found = patch.column_place(column / w.taps - chunk * patch.chunk, column % w.taps);
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) place[n + i] = __shfl_sync(0xffffffffu, found, i * kColumns + lane_column<T>(g)) + 16 * t;
+    for (int i = 0; i < 4; ++i) place[n + i] = __shfl_sync(0xffffffffu, found, i * kProductColumns + lane_column<T>(g)) + 16 * t;
   }
   int row[2];  // of dY, negative: an empty slot
 #pragma unroll
-  for (int r = 0; r < 2; ++r) row[r] = tiles > 0 ? w.order[row_tile * kRows + g + 8 * r] : -1;
+  for (int r = 0; r < 2; ++r) row[r] = tiles > 0 ? w.order[row_tile * kProductRows + g + 8 * r] : -1;
 
   const int first = part * w.per_part, count = std::min(w.per_part, w.steps - first);
   const int pixels = tile_pixels(patch);
@@ -171,32 +217,16 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
     commit_copies();
   };
 
-  // dY of pixel p of a tile: two rows, two halves of 64 bytes. Not waited for.
+  // dY of pixel p of a tile.
   const auto fetch = [&](uint4(&to)[2][2], TileTable table, int p) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) to[r][0] = to[r][1] = make_uint4(0, 0, 0, 0);
     const int pixel = table.target()[p], row_of_images = p & ((1 << patch.row_bits) - 1);
     if (pixel < 0) return;
     const int64_t image = table.image() + row_of_images * (kRowBytes / static_cast<int>(sizeof(T))) + t * kElements;
-    const T* from = grad + (pixel * patch.batch + image);
+    const T* from = grad + pixel * patch.batch;
     if (w.wide) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          if (row[r] >= 0 && image + half * 4 * kElements < patch.batch)
-            to[r][half] = *reinterpret_cast<const uint4*>(from + row[r] * w.row_size + half * 4 * kElements);
-        }
-      }
+      load_rows(to, from, row, w.row_size, image, patch.batch, true);
     } else {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int64_t left = row[r] < 0 ? 0 : patch.batch - image - half * 4 * kElements;
-          to[r][half] = load_elements(from + row[r] * w.row_size + half * 4 * kElements, left);
-        }
-      }
+      load_rows(to, from, row, w.row_size, image, patch.batch, false);
     }
   };
 
@@ -210,7 +240,7 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
     write_table(i + 1);
   }
   __syncthreads();
-  if (tiles > 0 && count > 0) fetch(next, table_of(0), share);
+  if (tiles > 0) fetch(next, table_of(0), share);
 
   for (int i = 0; i < count; ++i) {
     if (w.stages == 2) wait_for_copies<0>();
@@ -237,29 +267,13 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
       if (table.target()[p] < 0) continue;
 
       const char* at = here + window[p];
-      const auto products = [&]<int kCount>(int n, std::integral_constant<int, kCount>) {
-        uint4 b[kCount][2];
-#pragma unroll
-        for (int c = 0; c < kCount; ++c) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) b[c][half] = *reinterpret_cast<const uint4*>(at + place[n + c] + 64 * half);
-        }
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-#pragma unroll
-          for (int c = 0; c < kCount; ++c) {
-            const uint32_t words[2] = {word_of(b[c][k / 2], k % 2 * 2), word_of(b[c][k / 2], k % 2 * 2 + 1)};
-            multiply<T>(sum[n + c], a[k], words);
-          }
-        }
-      };
-      // Some at a time, for their products not to wait for one another: reads do not move ahead of a branch.
+      // Four tiles at a time, for their products not to wait for one another: reads do not move ahead of a branch.
 #pragma unroll
       for (int n = 0; n < kTiles; n += 4) {
         if (n + 2 < tiles) {
-          products(n, std::integral_constant<int, 4>());
+          multiply_columns<T, 4>(sum, n, a, at, place);
         } else if (n < tiles) {
-          products(n, std::integral_constant<int, 2>());
+          multiply_columns<T, 2>(sum, n, a, at, place);
         }
       }
     }
@@ -272,8 +286,8 @@ __global__ void __launch_bounds__(kMostWarps<kTiles> * 32) values_grad_kernel(co
     if (n >= tiles) break;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t column = begin + n * kColumns + lane_column<T>(2 * t + i % 2);
-      to[column * w.rows + row_tile * kRows % w.rows + g + i / 2 * 8] = sum[n][i];
+      const int64_t column = begin + n * kProductColumns + lane_column<T>(2 * t + i % 2);
+      to[column * w.rows + row_tile * kProductRows % w.rows + g + i / 2 * 8] = sum[n][i];
     }
   }
 }

@@ -1,8 +1,8 @@
 // Partial sums added up, always in the same order: out[j] = sum over p of parts[p][place[j]].
 //
-// Kernels that split a sum over blocks leave a row of numbers for each part, [count][size]; `place` says where in a row that of output
-// j lies (null: at j). A few lanes of a warp share out the parts of one output, and the warp's outputs are neighbours, so that
-// rows are read in whole sectors. How many lanes follows from the sizes alone: the same bits every time, without atomics.
+// Kernels that split a sum over blocks leave a row of numbers for each part, [count][size]; `place` says where in a row that of
+// output j lies (null: at j). A few lanes of a warp share out the parts of one output, and the warp's outputs are neighbours, so
+// that rows are read in whole sectors. How many lanes follows from the sizes alone: the same bits every time, without atomics.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,8 @@ add_parts(const Part* parts, int count, int64_t size, const int32_t* place, T* o
 // parts: [count][size]. With no parts the sums are zeros.
 template <class Part, class T>
 void sum_parts(
-    const char* op, const Part* parts, int count, int64_t size, const int32_t* place, T* out, int64_t outputs, cudaStream_t stream) {
+    const char* op, const Part* parts, int count, int64_t size, const int32_t* place, T* out, int64_t outputs,
+    cudaStream_t stream) {
   if (outputs == 0) return;
   constexpr int64_t kEnough = 1 << 18;  // threads that fill a GPU
   int lanes = 1;

@@ -3,7 +3,7 @@
 #include "gather.h"
 
 #include <algorithm>
-#include <array>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,7 +19,48 @@ namespace tost {
 
 namespace {
 
-constexpr int64_t kBanks = 8;  // columns whose channels differ mod this are read from shared memory at once
+// `read_order` of tost_kernels/gather.py: appends the columns of a segment, which are sorted, to `out`.
+class ReadOrder {
+ public:
+  ReadOrder(int64_t banks, int64_t taps) : taps_(taps), left_(banks), taken_(banks), by_size_(banks) {}
+
+  void append(const std::vector<int32_t>& columns, std::vector<int32_t>& out) {
+    const auto banks = static_cast<int64_t>(left_.size());
+    for (Queue& queue : left_) queue.columns.clear(), queue.begin = 0;
+    for (const int32_t column : columns) left_[column / taps_ % banks].columns.push_back(column);
+    for (auto rest = static_cast<int64_t>(columns.size()); rest > 0;) {
+      int64_t room = std::min(banks, rest);
+      const int64_t most = most_of_a_bank(room);
+      rest -= room;
+      std::iota(by_size_.begin(), by_size_.end(), 0);
+      std::stable_sort(by_size_.begin(), by_size_.end(), [&](int a, int b) { return left_[a].size() > left_[b].size(); });
+      for (const int bank : by_size_) room -= taken_[bank] = std::min({most, left_[bank].size(), room});
+      for (int64_t bank = 0; bank < banks; ++bank)
+        for (; taken_[bank] > 0; --taken_[bank]) out.push_back(left_[bank].columns[left_[bank].begin++]);
+    }
+  }
+
+ private:
+  struct Queue {
+    std::vector<int32_t> columns;
+    int64_t begin = 0;
+    int64_t size() const { return static_cast<int64_t>(columns.size()) - begin; }
+  };
+
+  // The fewest columns of one bank that a read of `room` columns must have.
+  int64_t most_of_a_bank(int64_t room) const {
+    for (int64_t most = 1;; ++most) {
+      int64_t found = 0;
+      for (const Queue& queue : left_) found += std::min(queue.size(), most);
+      if (found >= room) return most;
+    }
+  }
+
+  int64_t taps_;
+  std::vector<Queue> left_;     // of each bank
+  std::vector<int64_t> taken_;  // by the read
+  std::vector<int> by_size_;
+};
 
 // Which columns a segment has: those of a phase and of `chunk` channels. Its number counts within a group.
 struct Cut {
@@ -56,7 +97,7 @@ Sections gather(const View& view, Order order, const Cut& cut, int64_t rows, int
   const auto column_of = [&](const View::Entry& e) { return e.channel * taps + e.tap; };
   std::vector<int64_t> position(view.channels * taps, -1);  // of each column the group keeps
   std::vector<std::vector<int32_t>> kept(cut.segments());   // of each segment of the group, its columns
-  std::array<std::vector<int32_t>, kBanks> queues;
+  ReadOrder read_order(std::max<int64_t>(1, depth / 2), taps);
   for (int64_t g = 0; g < static_cast<int64_t>(out.order.size()) / rows; ++g) {
     visit_group(view, out.order, rows, g, [&](int64_t, const View::Entry& e) {
       const int64_t column = column_of(e);
@@ -66,18 +107,12 @@ Sections gather(const View& view, Order order, const Cut& cut, int64_t rows, int
     });
     for (std::vector<int32_t>& columns : kept) {
       std::sort(columns.begin(), columns.end());
-      for (const int32_t column : columns) queues[column / taps % kBanks].push_back(column);
-      const size_t end = out.column.size() + columns.size();
-      for (size_t turn = 0; out.column.size() < end; ++turn)
-        for (const std::vector<int32_t>& queue : queues) {
-          if (turn >= queue.size()) continue;
-          position[queue[turn]] = static_cast<int64_t>(out.column.size());
-          out.column.push_back(queue[turn]);
-        }
+      const size_t begin = out.column.size();
+      read_order.append(columns, out.column);
+      for (size_t k = begin; k < out.column.size(); ++k) position[out.column[k]] = static_cast<int64_t>(k);
       while (out.column.size() % static_cast<size_t>(depth) != 0) out.column.push_back(out.column.back());
       out.ptr.push_back(static_cast<int32_t>(out.column.size()));
       columns.clear();
-      for (std::vector<int32_t>& queue : queues) queue.clear();
     }
     visit_group(view, out.order, rows, g, [&](int64_t slot, const View::Entry& e) {
       out.place[e.value] = static_cast<int32_t>(position[column_of(e)] * rows + slot);
@@ -96,8 +131,6 @@ Ints gather_index(
                                     {"stride", stride[1]}, {"dilation", dilation[0]}, {"dilation", dilation[1]}})
     if (value < 1 || value > INT32_MAX)
       throw std::invalid_argument(std::string(name) + ": expected 1 to 2**31 - 1, got " + std::to_string(value));
-  if (chunk % kBanks != 0)
-    throw std::invalid_argument("chunk: expected a multiple of " + std::to_string(kBanks) + ", got " + std::to_string(chunk));
   const int32_t* data = index.data();
   const int64_t packed_length = index.size();
   std::optional<Order> asked = to_order(order), t_asked = to_order(t_order);

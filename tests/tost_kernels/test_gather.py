@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.tost_kernels.masks import MASKS, SHAPES
-from tost_kernels.gather import GatherSections, gather_reference, offsets
+from tost_kernels.gather import GatherSections, gather_reference, offsets, read_order
 from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
 
@@ -46,10 +46,10 @@ def test_by_hand() -> None:
     assert at.phases == 2
     assert order == [0, 1, 2, -1]
     assert ptr == [0, 4, 6, 8, 8]  # channels below 16 and from 16, of rows 0 and 1, then of row 2
-    # channels 0, 9 (first of their rest mod 8), 0 again, 8: columns 0, 18, 1, 16; then channel 17 at tap 1 and channel 3 at tap 0
-    assert column[:8] == [0, 18, 1, 16, 35, 35, 6, 6]
+    # channel 0 at both taps, channels 8 and 9 at the first; then channel 17 at tap 1 and channel 3 at tap 0
+    assert column[:8] == [0, 1, 16, 18, 35, 35, 6, 6]
     # values by row: (0, 0, tap 1), (0, 8), (0, 9); (1, 0, tap 0), (1, 9), (1, 17, tap 1); (2, 3)
-    assert place == [2 * 2, 3 * 2, 1 * 2, 0 * 2 + 1, 1 * 2 + 1, 4 * 2 + 1, 6 * 2]
+    assert place == [1 * 2, 2 * 2, 3 * 2, 0 * 2 + 1, 3 * 2 + 1, 4 * 2 + 1, 6 * 2]
     assert t_order == [*range(18)]
     # rows 0 and 1: tap 0 of output 1, tap 1 of output 0; rows 2 and 3: tap 0 of output 2; 8 and 9: tap 0 of outputs 0 and 1;
     # 16 and 17: tap 1 of output 1
@@ -60,10 +60,34 @@ def test_by_hand() -> None:
     assert t_place == [2 * 2, 6 * 2, 6 * 2 + 1, 0 * 2, 7 * 2 + 1, 8 * 2 + 1, 4 * 2 + 1]
 
 
-def in_turn(columns: set[int], taps: int) -> list[int]:
-    """Columns in ascending order out of eight queues, one for each channel mod 8, in turn."""
-    queues = [[column for column in sorted(columns) if column // taps % 8 == bank] for bank in range(8)]
-    return [queue[turn] for turn in range(len(columns)) for queue in queues if turn < len(queue)]
+@pytest.mark.parametrize(
+    ("bank", "banks", "order"),
+    [
+        ([], 4, []),
+        ([0, 0, 0], 1, [0, 1, 2]),
+        ([0, 1, 2, 3, 0, 1, 2, 3], 4, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([3, 3, 2, 2, 1, 1, 0, 0], 4, [6, 4, 2, 0, 7, 5, 3, 1]),  # within a read by bank
+        ([0, 0, 0, 1, 1, 2, 2, 3], 4, [0, 3, 5, 7, 1, 2, 4, 6]),  # no conflict, then one
+        ([0, 0, 0, 0, 1, 2], 4, [0, 1, 4, 5, 2, 3]),  # a bank must give two: the fullest does
+    ],
+)
+def test_read_order_by_hand(bank: list[int], banks: int, order: list[int]) -> None:
+    assert read_order(bank, banks) == order
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.sampled_from([2, 4, 8]), st.lists(st.integers(0, 7), max_size=60))
+def test_a_read_has_one_column_of_each_bank_while_all_have_some(banks: int, chosen: list[int]) -> None:
+    bank = [one % banks for one in chosen]
+    order = read_order(bank, banks)
+    assert sorted(order) == [*range(len(bank))]
+    fewest = min(bank.count(one) for one in range(banks))
+    reads = [[bank[k] for k in order[start : start + banks]] for start in range(0, len(order), banks)]
+    assert reads[:fewest] == [[*range(banks)]] * fewest
+    assert all(read == sorted(read) for read in reads)
+    most = [max(read.count(one) for one in read) for read in reads]
+    assert most[:-1] == sorted(most[:-1]), "conflicts are not made sooner than they must"
+    assert sum(most) >= max([bank.count(one) for one in range(banks)])
 
 
 def check_view(
@@ -100,7 +124,9 @@ def check_view(
         found.append((order[group * rows + slot], column[position]))
         kept[segment_of[position]].add(column[position])
     for segment in range(len(ptr) - 1):
-        expected = in_turn(kept[segment], taps)
+        ascending = sorted(kept[segment])
+        banks = max(1, depth // 2)
+        expected = [ascending[k] for k in read_order([column // taps % banks for column in ascending], banks)]
         padding = expected[-1:] * (-len(expected) % depth)
         assert column[ptr[segment] : ptr[segment + 1]] == expected + padding, "what the segment keeps, and no more"
     assert not any(column[ptr[-1] :])
@@ -155,12 +181,14 @@ def test_every_value_has_its_place(shape: str, mask: str, way: str) -> None:
     check(pattern, rows, chunk, depth, groups, stride, dilation, index)
 
 
-def test_neighbours_lie_in_different_banks_where_that_is_possible() -> None:
+@pytest.mark.parametrize("depth", [8, 16])
+def test_what_is_read_at_once_lies_in_different_banks_where_that_is_possible(depth: int) -> None:
     pattern = Pattern(torch.ones(16, 32, 3, 3))
-    _, (_, ptr, column, _, *_) = sections(pattern, 16, 16, 1, (1, 1), pattern.gathered(16, 16, 8))
+    _, (_, ptr, column, _, *_) = sections(pattern, 16, 16, 1, (1, 1), pattern.gathered(16, 16, depth))
     assert ptr == [0, 144, 288]
-    channels = torch.tensor(column).view(-1, 8) // 9
-    assert (channels % 8 == torch.arange(8)).all()
+    banks = depth // 2
+    channels = torch.tensor(column).view(-1, banks) // 9
+    assert (channels % banks == torch.arange(banks)).all()
 
 
 @pytest.mark.parametrize(
@@ -224,9 +252,9 @@ def test_places_are_32_bits() -> None:
 
 
 @compiled
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
-    st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 3), st.integers(1, 3)),
     st.sampled_from([0.01, 0.1, 0.5]),
     st.sampled_from([1, 2, 16, 32]),
     st.sampled_from([8, 16, 64]),
@@ -258,7 +286,7 @@ def test_compiled_equals_numpy(
     ("change", "message"),
     [
         ({"rows": 0}, "rows: expected 1 to"),
-        ({"chunk": 12}, "chunk: expected a multiple of 8, got 12"),
+        ({"chunk": 0}, "chunk: expected 1 to"),
         ({"stride": (1, 2**31)}, "stride: expected 1 to"),
         ({"groups": 3}, "groups: expected a divisor of the 4 output channels, got 3"),
         ({"order": np.array([0, 1, 1, 3], np.int32)}, "order: expected each of 4 rows once"),

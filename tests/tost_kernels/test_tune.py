@@ -593,7 +593,8 @@ def test_cuda_plans_are_searched_in_their_frames(fake_triton):
     assert report.plan_of("", training=False) == Plan("cuda", "algo=gather,rows=16,chunk=32,warps=16")
     looks = {trial.plan.options for trial in made if trial.which == "forward" and "forward" not in trial.plan.options}
     gather = {f"algo=gather,rows={rows},chunk={chunk}" for rows in (16, 32) for chunk in (16, 32, 64)}
-    assert looks == {"algo=direct,rows=1", "algo=direct,rows=2,chunk=16", "algo=direct,rows=4,chunk=16", *gather}
+    direct = {f"algo=direct,rows={sizes}" for sizes in ("1", "1,chunk=8", "1,chunk=32", "2,chunk=16", "4,chunk=16")}
+    assert looks == direct | gather
     assert {cuda_frame(t.plan.options) for t in made if "forward.warps" in t.plan.options} == {"algo=gather,rows=16,chunk=32"}
 
 
@@ -601,8 +602,7 @@ def test_where_rows_share_nothing_cuda_has_one_frame(monkeypatch):
     case, *_ = cases_of(lambda: tk.SparseConv2d(8, 8, 3, groups=8, mask=torch.ones(8, 1, 3, 3))(torch.randn(4, 8, 6, 6)))
     assert candidates.FRAMES["cuda"](case) == ("algo=direct,rows=1",)
     case, *_ = cases_of(lambda: tk.SparseConv2d(3, 8, 3, mask=torch.ones(8, 3, 3, 3))(torch.randn(4, 3, 6, 6)))
-    few = candidates.FRAMES["cuda"](case)
-    assert few[3:] == ()  # 16 rows of 8 outputs
+    assert candidates.FRAMES["cuda"](case) == ("algo=direct,rows=1", "algo=direct,rows=1,chunk=8")  # 8 outputs are no 16 rows
     wide = case._replace(weight=(64, 64, 3, 3), precision="tf32")
     assert any("gather" in frame for frame in candidates.FRAMES["cuda"](wide))
     assert not any("gather" in frame for frame in candidates.FRAMES["cuda"](wide._replace(precision="ieee")))
@@ -611,7 +611,7 @@ def test_where_rows_share_nothing_cuda_has_one_frame(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "searched"),
     [
-        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=2,chunk=16")}),
+        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=4,chunk=16")}),
         (0.9, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.2, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
         (1.4, {("triton", "algo=tiles,rows=32"), ("triton", "algo=tiles,rows=64")}),
@@ -621,7 +621,7 @@ def test_the_fastest_frames_of_all_backends_are_searched(cuda, searched, fake_tr
     """Two at most; another backend's before a second one of the same."""
 
     def ms(trial: Trial) -> float:
-        frames = {"algo=direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
+        frames = {"rows=1,chunk": 1.1, "direct,rows=4": 1.07, "direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
         frame = next((factor for frame, factor in frames.items() if frame in trial.plan.options), 1.08)
         return frame * {"cuda": cuda, "triton": 1.0, "dense": 6.0}[trial.plan.backend]
 
@@ -674,6 +674,7 @@ def test_the_tiles_of_the_candidates_do_not_stay(fake_triton):
         (OutOfResources("registers"), "triton"),
         (RuntimeError("PassManager::run failed"), "triton"),
         (RuntimeError("masked_conv2d_cuda: the kernel does not fit this device: invalid argument"), "cuda"),
+        (RuntimeError("masked_conv2d_cuda: plan: expected chunk=64 to fit into shared memory, but ..."), "cuda"),
     ],
 )
 def test_where_no_candidate_fits_dense_is_taken(error, name, fake_triton):
@@ -695,13 +696,20 @@ def test_other_errors_of_a_candidate_are_errors(fake_triton):
         tk.tune(*gpu_layer(), timer=FakeTimer(lambda trial: 1.0), cache=False)
 
 
-def test_every_plan_of_the_search_is_one_that_triton_takes(fake_triton):
+@pytest.mark.parametrize(
+    ("module", "name", "algorithms"),
+    [
+        ("tost_kernels.triton.options", "triton", ("direct", "tiles", "blocks")),
+        ("tost_kernels.cuda_options", "cuda", ("direct", "gather")),
+    ],
+)
+def test_every_plan_of_the_search_is_one_that_the_kernels_take(module, name, algorithms, fake_triton):
     """Whatever is the fastest, each string tried names a variant that the kernels have."""
-    options = pytest.importorskip("tost_kernels.triton.options", reason="there are no Triton kernels")
-    made = fake_triton(lambda trial: None)
-    linear = tk.SparseLinear(40, 20, mask=torch.rand(20, 40) < 0.3)
-    for wish in ("direct", "tiles", "blocks"):
-        for layer, x in (gpu_layer(), (linear, torch.randn(8, 40, requires_grad=True))):
+    options = pytest.importorskip(module, reason="there are no such kernels")
+    made = fake_triton(lambda trial: None, name)
+    linear = tk.SparseLinear(40, 20, mask=torch.rand(20, 40) < 0.3).bfloat16()
+    for wish in algorithms:
+        for layer, x in (gpu_layer(), (linear, torch.randn(8, 40, dtype=torch.bfloat16, requires_grad=True))):
             forget()
             tk.tune(layer, x, timer=FakeTimer(lambda t, wish=wish: 2.0 - (wish in t.plan.options)), cache=False)
             op, geometry = ("masked_conv2d", (1, 1, 1, 1, 1, 1, 1)) if x.dim() == 4 else ("masked_linear", ())

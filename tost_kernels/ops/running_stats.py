@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tost_kernels.backend import forced, pick, why_not_for
+from tost_kernels.backend import COMPILED, forced, pick, why_not_for
 from tost_kernels.register import define, op
 
 _SCHEMA = (
@@ -52,7 +52,7 @@ def _fake(*args: Any) -> None:
     return None
 
 
-define("running_stats", _SCHEMA, _fake, backends=("cpu", "triton"))
+define("running_stats", _SCHEMA, _fake)
 
 
 def _backend_for(mean: Tensor, var: Tensor, stats: Tensor, alpha: Tensor | None) -> str:
@@ -62,8 +62,8 @@ def _backend_for(mean: Tensor, var: Tensor, stats: Tensor, alpha: Tensor | None)
         return "reference"
     chosen = forced()
     if chosen is None:
-        return pick("ghost_skip_add", ("cpu", "triton", "reference"), stats)
-    usable = chosen in ("cpu", "triton") and why_not_for("ghost_skip_add", chosen, stats) is None
+        return pick("ghost_skip_add", ("cpu", "cuda", "triton", "reference"), stats)
+    usable = chosen in COMPILED and why_not_for("ghost_skip_add", chosen, stats) is None
     return chosen if usable else "reference"
 
 

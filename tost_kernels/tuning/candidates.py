@@ -109,16 +109,16 @@ def _cuda_frames(case: Case) -> Sequence[str]:
     channels, most = case.weight[1], max(case.weight[0], case.weight[1] * _groups(case))
     if channels == 1:  # no two rows read the same channel
         return (BASE["cuda"],)
-    shared = [f"algo=direct,rows={rows},chunk=16" for rows in (2, 4) if rows <= most]
+    direct = [f"algo=direct,rows={rows},chunk={chunk}" for rows, chunk in ((1, 8), (1, 32), (2, 16), (4, 16)) if chunk < 2 * most]
     if case.precision == "ieee":  # tensor cores have no such products
-        return (BASE["cuda"], *shared)
+        return (BASE["cuda"], *direct)
     sizes = itertools.product((16, 32), (16, 32, 64))
     gather = [f"algo=gather,rows={rows},chunk={chunk}" for rows, chunk in sizes if max(rows, chunk) < 2 * most]
-    return (BASE["cuda"], *shared, *gather)
+    return (BASE["cuda"], *direct, *gather)
 
 
 def _cuda_pixels(case: Case, which: str, chosen: str) -> Sequence[str]:
-    return () if len(case.weight) == 2 else ("4", "8", "16")  # a linear layer's image is one
+    return ("8", "16") if _algo_of(chosen) == "direct" else ("4", "8", "16")
 
 
 def _cuda_warps(case: Case, which: str, chosen: str) -> Sequence[str]:

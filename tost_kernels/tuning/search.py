@@ -185,8 +185,8 @@ def _is_about_the_device(error: Exception) -> bool:
     """Whether it says that the kernel does not compile here, or needs more registers or memory than there are.
 
     Triton's own errors are told by where they are defined, as triton may not be installed; but where its passes give up, what
-    they raise is a RuntimeError, as are the errors of the CUDA kernels (csrc/cuda/launch.h).
+    they raise is a RuntimeError, as are the errors of the CUDA kernels (csrc/cuda/launch.h, conv_patch.h).
     """
     home = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    said = any(text in str(error) for text in ("PassManager::run failed", "does not fit this device"))
-    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError) or said
+    too_large = ("PassManager::run failed", "does not fit this device", "to fit into shared memory")
+    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in too_large)

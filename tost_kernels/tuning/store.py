@@ -65,8 +65,9 @@ def environment(device: str) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         found["triton"] = _version("triton")
-        found["triton_kernels"] = _sources("triton/*.py", "tiles.py", "row_groups.py")
-        found["cuda_plans"] = _sources("cuda_options.py", "gather.py", "row_groups.py")
+        shared = ("row_groups.py", "plan_options.py")
+        found["triton_kernels"] = _sources("triton/*.py", "tiles.py", *shared)
+        found["cuda_plans"] = _sources("cuda_options.py", "gather.py", *shared)
     return found
 
 
