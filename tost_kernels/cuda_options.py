@@ -37,7 +37,7 @@ The static rule (`tune` knows better: it measures) is arithmetic on an H200, of 
 - chunk: large chunks have less padding and fewer conflicts, small ones leave room for two stages of two blocks in an SM's 228 KB:
   the largest whose patch is no more than 56 KB. That is 16 for 3x3, 32 for 1x1, 8 for 5x5. 32 for 3x3 would read 6 to 16% less.
 - pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where blocks of 8
-  pixels and 128 output channels would be fewer than the 132 SMs.
+  pixels and 128 output channels would be fewer than the 132 SMs. A lane of direct holds the sums of 8, so it has no fewer.
 - stages 2, unless one chunk is all there is.
 """
 

@@ -188,3 +188,10 @@ def test_compiles_as_a_constant(plan: str) -> None:
 
     x = torch.zeros(16, 64, 2, 2)
     assert torch.compile(function, fullgraph=True, backend="eager")(x) == function(x)
+
+
+def test_a_direct_pass_has_8_pixels_or_more() -> None:
+    few = images(batch=1)  # so few blocks that gather would take 4
+    assert {o.pixels for o in plans("algo=direct", few, pattern_of(0.05))} == {8}
+    with pytest.raises(ValueError, match=r"expected forward.pixels=8 or forward.pixels=16 with algo=direct, got 4"):
+        plans("algo=direct,pixels=4", few, pattern_of(0.05))
