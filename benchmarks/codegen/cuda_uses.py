@@ -18,9 +18,22 @@ class Use(NamedTuple):
     wide: tuple[str, ...] = ()
 
 
+# What the static rule of tost_kernels/cuda_options.py asks for in a 3x3 layer: 8 pixels, whose patch is 4 x 6 rows of 128 bytes;
+# 16 channels at once, 32 bytes between one and the next (bfloat16: 16); two stages, a table of 4 bytes a pixel; 8 warps.
+_PATCH = 2 * 16 * (4 * 6 * 128 + 32) + 4 * 6 * 4
+_THREADS = 256
+
 # The first that fits a kernel's name counts. A kernel that none fits is an error.
 USES = (
-    Use(r"pswish_(forward|backward)<(float, 4|bf16, 8), \w+>", wide=("LDG", "STG")),
-    Use(r"pswish_(forward|backward)<\w+, 1, \w+>"),  # sizes that 16 bytes do not divide
-    Use(r"sum_splits"),
+    Use(r"gather_kernel<Tf32Product, .*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDS")),
+    Use(r"gather_kernel<Bf16Product, .*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDSM")),
+    Use(r"values_grad_kernel<.*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "LDGSTS", "LDS")),
+    Use(r"multiply<\w+, \d+>", _THREADS, _PATCH, wide=("STG", "LDGSTS", "LDS")),
+    Use(r"correlate<\w+>", _THREADS, _PATCH, wide=("LDG", "LDGSTS", "LDS")),
+    Use(r"(clear_and_tabulate|put_values|place_weights|decode_kept|decode_columns|add_parts)<.*>"),  # a few weights or sums each
+    # Elementwise: <type, elements a move, channels of a move>.
+    Use(r"\w+_kernel<\w+, 1, 1>"),  # sizes that 16 bytes do not divide
+    Use(r"ghost_moments_kernel<(float, 4|bf16, 8), \d>", wide=("LDG",)),
+    Use(r"(pswish|ghost)_\w+_kernel<(float, 4|bf16, 8), \d>", wide=("LDG", "STG")),
+    Use(r"sum_splits|running_stats_kernel"),
 )

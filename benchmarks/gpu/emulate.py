@@ -15,11 +15,11 @@ def emulate_cuda() -> str | None:
         return None
     if library.reason("cuda") is None:
         return "the kernels themselves are loaded"
-    from tests.cuda_host.build import COMPILER, build_library, shared_folder
+    from tests.cuda_host.build import COMPILER, shared_library
 
     if shutil.which(COMPILER[0]) is None:
         return f"the compiler {COMPILER[0]!r} is not there"
-    torch.ops.load_library(str(build_library(shared_folder("plain"))))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(shared_library()))  # type: ignore[no-untyped-call]
     library.EMULATED = True
     backend.survey()
     return None

@@ -134,8 +134,12 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = cuda_library()
-    narrow, wide = "pswish_forward<float, 1, true>", "pswish_forward<float, 4, true>"
-    uses = (Use(narrow, matrix=True, wide=("STG",)), Use(wide, dynamic_shared=8), Use("pswish_forward<bf16.*", threads=512))
+    narrow, wide = "pswish_forward_kernel<float, 1, 1>", "pswish_forward_kernel<float, 4, 1>"
+    uses = (
+        Use(narrow, matrix=True, wide=("STG",)),
+        Use(wide, dynamic_shared=8),
+        Use("pswish_forward_kernel<bf16.*", threads=512),
+    )
     monkeypatch.setattr(codegen, "USES", uses)
     limits = {name: {"90": {"registers": 255, "shared": 0}} for name in (narrow, wide)}
     limits[narrow]["90"]["registers"] = 1
@@ -149,15 +153,12 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     assert row is not None
     stores = re.search(r"STG 0/(\d+)", out)
     assert stores is not None
-    nobody = "expected a line for it in benchmarks/codegen/cuda_uses.py, found none"
     assert err.splitlines() == [
         *(
-            f"pswish_forward<bf16, {v}, {p}>: threads: expected at most 256, its __launch_bounds__, got 512"
-            for v in (1, 8)
-            for p in ("false", "true")
+            f"pswish_forward_kernel<bf16, {sizes}>: threads: expected at most 256, its __launch_bounds__, got 512"
+            for sizes in ("1, 1", "8, 1", "8, 8")
         ),
-        f"pswish_forward<float, 1, false>: {nobody}",
-        f"pswish_forward<float, 4, false>: {nobody}",
+        "pswish_forward_kernel<float, 4, 4>: expected a line for it in benchmarks/codegen/cuda_uses.py, found none",
         f"{narrow} on sm_90: expected tensor-core instructions, got none",
         f"{narrow} on sm_90: expected STG of 16 bytes a thread, got none, and {stores[1]} of fewer",
         f"{narrow} on sm_90: registers: budget 1, got {row[1]}",

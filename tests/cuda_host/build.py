@@ -18,7 +18,10 @@ CSRC = ROOT / "csrc"
 TORCH = Path(torch.__file__).parent
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
-THREADS, ADDRESSES = ["-fsanitize=thread"], ["-fsanitize=address,undefined"]
+SANITIZERS = {
+    "thread": ["-fsanitize=thread"],
+    "address": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],  # -O0: in half of the time
+}
 
 NINJA = """\
 rule compile
@@ -40,9 +43,11 @@ def _run(command: list[str], **options: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def build_library(folder: Path, *flags: str, csrc: Path = CSRC) -> Path:
+def build_library(folder: Path, sanitizer: str = "", *, csrc: Path = CSRC, only: str = "") -> Path:
     """csrc/cuda as one library in `folder`, whose ops take CPU tensors. Compiles, on all cores, what has changed since the last
-    call; another process that asks for the same meanwhile waits."""
+    call; another process that asks for the same meanwhile waits. only: a single file is compiled, the other objects are those of
+    the library of every test process."""
+    flags = SANITIZERS.get(sanitizer, [])
     abi = ["-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-isystem{TORCH / 'include'}"]
     rules = NINJA.format(
         compiler=shlex.join(COMPILER),
@@ -50,8 +55,14 @@ def build_library(folder: Path, *flags: str, csrc: Path = CSRC) -> Path:
         libraries=shlex.join([f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]),
     )
     sources = sorted((csrc / "cuda").glob("*.cu"))
-    steps = [f"build {source.stem}.o: compile {source}" for source in sources]
-    steps.append(f"build cuda_host.so: link {' '.join(f'{source.stem}.o' for source in sources)}\n")
+    objects, steps = [], []
+    for source in sources:
+        if only and source.stem != only:
+            objects.append(str(shared_library(sanitizer).parent / f"{source.stem}.o"))
+            continue
+        objects.append(f"{source.stem}.o")
+        steps.append(f"build {objects[-1]}: compile {source}")
+    steps.append(f"build cuda_host.so: link {' '.join(objects)}\n")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -60,9 +71,18 @@ def build_library(folder: Path, *flags: str, csrc: Path = CSRC) -> Path:
     return folder / "cuda_host.so"
 
 
-def shared_folder(name: str) -> Path:
-    """Where a library of every test process lies, from one session to the next."""
-    return ROOT / "build" / "cuda_host" / name
+def shared_library(sanitizer: str = "") -> Path:
+    """The library of every test process, which stays from one session to the next."""
+    return build_library(ROOT / "build" / "cuda_host" / (sanitizer or "plain"), sanitizer)
+
+
+def exercise(library: Path, sanitizer: str, *names: str) -> subprocess.CompletedProcess[str]:
+    """Run exercise.py on a library that was built with a sanitizer, whose runtime must come before everything else."""
+    runtimes = {"thread": ["libtsan.so"], "address": ["libasan.so", "libstdc++.so"]}[sanitizer]
+    files = (subprocess.check_output([*COMPILER, f"-print-file-name={name}"], text=True).strip() for name in runtimes)
+    environment = {"LD_PRELOAD": ":".join(files), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.cuda_host.exercise", str(library), *names]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | environment)
 
 
 def build_program(folder: Path, name: str, *flags: str) -> Path:

@@ -1,11 +1,12 @@
 """What tests of the CUDA kernels run on: the kernels themselves where there is a GPU, else the shim that runs them on the CPU."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from tests.cuda_host.build import build_library, shared_folder
+from tests.cuda_host.build import shared_library
 from tost_kernels import backend, library
 
 
@@ -17,7 +18,7 @@ def kernels_are_loaded() -> bool:
 @pytest.fixture(scope="session")
 def cuda_library() -> None:
     """The kernels compiled for CPU tensors."""
-    torch.ops.load_library(str(build_library(shared_folder("plain"))))
+    torch.ops.load_library(str(os.environ.get("TOST_CUDA_HOST_LIBRARY") or shared_library()))
 
 
 @pytest.fixture
