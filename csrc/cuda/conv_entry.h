@@ -81,8 +81,8 @@ inline void check_precision_and_index(const ConvCall& call) {
   }
   const int64_t base = base_index_length(call.shape);
   TOST_CHECK(
-      call.index_length >= base, call.op, "index: expected at least ", base, " numbers for this weight shape and ", call.shape.nnz,
-      " values, got ", call.index_length);
+      call.index_length >= base, call.op, "index: expected at least ", base, " numbers for this weight shape and ",
+      call.shape.nnz, " values, got ", call.index_length);
 }
 
 // The call whose input has `input_shape`. Its output's shape goes to `output`.
@@ -96,7 +96,8 @@ inline ConvCall conv_call(
     output = conv_output_shape(a.op, input, a.weight_shape[0], a.weight_shape[1], kh, kw, a.geometry);
   } else {
     TOST_CHECK(
-        input[1] == a.weight_shape[1], a.op, "input: expected shape (N, ", a.weight_shape[1], "), got ", shape_string(input_shape));
+        input[1] == a.weight_shape[1], a.op, "input: expected shape (N, ", a.weight_shape[1], "), got ",
+        shape_string(input_shape));
     output = {input[0], a.weight_shape[0], 1, 1};
   }
   ConvCall call{};

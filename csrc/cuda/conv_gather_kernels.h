@@ -6,12 +6,11 @@
 // 64 or 128 sums a lane in registers. Source channels come in chunks, `stages` of them at once on their way from L2 to shared
 // memory by cp.async; chunks of which no group of the block keeps anything are left out. A k-step, 8 columns of TF32 or 16 of
 // bfloat16:
-//   A  the weights, one 16-byte load a lane for each 16 rows, from L2 or L1, a k-step ahead; and the columns' offsets, 4 or 8 bytes
-//   B  from the patch. TF32: one 16-byte load has four images of a column for each lane, one for each of four mma (so these take
-//      every fourth image): 8 bytes of shared memory an mma and lane, the least there is. bfloat16: ldmatrix.trans, each lane of
-//      which names the row of one column.
+//   weights  one 16-byte load a lane for each 16 rows, from L2 or L1, a k-step ahead; with them the columns' offsets
+//   images   from the patch, 2 clocks of shared memory an mma. TF32: an 8-byte load has two images of a column, which are half of
+//            operand A of an mma in the order of its registers. bfloat16: ldmatrix.trans, each lane naming the row of one column
 // The columns of a load lie in different banks (conv_patch.h), as far as the index could order them so. 32 rows take twice the
-// products out of each load of B, and need more columns for it: see docs/notes/cuda-gather.md for which wins where.
+// products out of each load, and need more columns for it: docs/notes/cuda-gather.md says which should win where.
 //
 // The sums leave through shared memory, 16 rows of 128 bytes a warp and pixel, padded by 16 bytes against bank conflicts, so that
 // global memory gets whole rows of 128 bytes.
@@ -181,7 +180,8 @@ __global__ void __launch_bounds__(kMostThreads) gather_kernel(GatherArguments g)
     ahead = chunks.next(ahead, unused);
     if (ahead < chunks.count()) {
       const int64_t first = int64_t{ahead} * patch.chunk;
-      stage_patch<T>(patch, tile, table, source, shared + stage * patch.stage_bytes(), patch.chunk, [&](int i) { return first + i; });
+      char* to = shared + stage * patch.stage_bytes();
+      stage_patch<T>(patch, tile, table, source, to, patch.chunk, [&](int i) { return first + i; });
       ++ahead;
     }
     commit_copies();

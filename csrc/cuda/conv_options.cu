@@ -88,7 +88,7 @@ ConvOptions parse_options(const char* op, std::string_view plan, ConvPass pass) 
     int key = 0;
     while (key < kKeys && name != kNames[key]) ++key;
     if (equals == std::string_view::npos || key == kKeys) {
-      read.fail("key=value with algo, rows, chunk, pixels, warps, stages, split or precision, after a pass and a point or alone", item);
+      read.fail("key=value with algo, rows, chunk, pixels, warps, stages, split or precision, alone or after a pass", item);
     }
     if (which && kWholePlan[key]) read.fail("one " + std::string(kNames[key]) + " for all passes", item);
     if (asked[which][key] != kOpen) read.fail("each key once", item);

@@ -87,15 +87,16 @@ struct Patch {
   int chunk;              // channels
   int64_t channel_bytes;  // from one channel to the next
   int64_t channels, batch;  // of the source
+  int64_t channel_elements;
   int64_t image_tiles;
   bool wide;  // 16 bytes divide the rows of the batch
 
   __host__ __device__ int pixel_bytes() const { return kRowBytes << row_bits; }
-  __host__ __device__ int pixels() const { return y.extent * x.extent; }
+  __host__ __device__ int64_t pixels() const { return int64_t{y.extent} * x.extent; }  // what fits shared memory is 32 bits
   __host__ __device__ int tile_pixels() const { return y.tile * x.tile << row_bits; }  // rows of images: target pixels, or more
   __host__ __device__ int64_t stage_bytes() const { return chunk * channel_bytes; }
   // Beside the stages: the source pixel of each pixel of the patch, an int32 each.
-  __host__ __device__ int table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
+  __host__ __device__ int64_t table_bytes() const { return (pixels() * 4 + 15) / 16 * 16; }
   __host__ __device__ int64_t tiles() const {
     return image_tiles * y.lattices * x.lattices * y.tiles * x.tiles;
   }
@@ -154,7 +155,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
     a.tile = 1;
     return a;
   };
-  Patch p{axis(0), axis(1), 0, chunk, 0, transposed ? shape.outputs : shape.channels, shape.batch, 0, false};
+  Patch p{axis(0), axis(1), 0, chunk, 0, transposed ? shape.outputs : shape.channels, shape.batch, 0, 0, false};
   const int element = bf16 ? 2 : 4, images = kRowBytes / element;
   const int height = ceil_divide(p.y.target, p.y.lattices), width = ceil_divide(p.x.target, p.x.lattices);
   while (p.tile_pixels() < pixels) {
@@ -175,6 +176,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   }
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
   p.image_tiles = (shape.batch + (int64_t{images} << p.row_bits) - 1) / (int64_t{images} << p.row_bits);
+  p.channel_elements = int64_t{p.y.source} * p.x.source * p.batch;
   p.wide = on_16_bytes(shape.batch, element, source);
   return p;
 }
@@ -201,11 +203,11 @@ Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, i
 // With the stages and one table, as forward and input gradient have them. What fits changes no bit of their results.
 inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages) {
   return fitting_patch(call, transposed, source, stages, [](const Patch& p, int count) {
-    return static_cast<size_t>(count) * p.stage_bytes() + p.table_bytes();
+    return static_cast<size_t>(count * p.stage_bytes() + p.table_bytes());
   });
 }
 
-// Host: a patch of the pixels of the tiles of `like` themselves, forward: what the values' gradient reads of the output's gradient.
+// Host: a patch of the pixels of the tiles of `like` themselves: what the values' gradient reads of the output's gradient.
 inline Patch patch_of_targets(const Patch& like, int64_t channels, bool bf16, int chunk, const void* source) {
   Patch p = like;
   for (PatchAxis* a : {&p.y, &p.x}) {
@@ -216,6 +218,7 @@ inline Patch patch_of_targets(const Patch& like, int64_t channels, bool bf16, in
   p.chunk = chunk;
   p.channels = channels;
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
+  p.channel_elements = int64_t{p.y.source} * p.x.source * p.batch;
   p.wide = on_16_bytes(p.batch, bf16 ? 2 : 4, source);
   return p;
 }
@@ -258,33 +261,39 @@ __device__ inline void write_target_table(const Patch& p, const PatchTile& t, in
 }
 
 // Begins to copy `count` channels to `to`, a stage in shared memory; channel i is channel_of(i) of the source, none if that is
-// negative or too large. All threads of the block; ends with no commit_copies.
+// negative or too large. All threads of the block; ends with no commit_copies. Eight threads have a row of images of a pixel, and
+// go through the channels with it: what they do for each is little more than the copy.
 template <class T, class ChannelOf>
 __device__ inline void stage_patch(
     const Patch& p, const PatchTile& t, const int* table, const T* source, char* to, int count, const ChannelOf& channel_of) {
   constexpr int kPieces = kRowBytes / 16, kElements = 16 / sizeof(T);
-  const int rows = p.pixels() << p.row_bits, mask = (1 << p.row_bits) - 1;
-  const int lanes = blockDim.x / kPieces;  // rows at once
-  const int next_channel = lanes / rows, next_row = lanes % rows;
-  const int piece = threadIdx.x % kPieces, begin = threadIdx.x / kPieces;
-  const int64_t plane = int64_t{p.y.source} * p.x.source;
-  int channel = begin / rows, row = begin % rows;
-  while (channel < count) {
-    const int64_t c = channel_of(channel);
+  const int rows = static_cast<int>(p.pixels()) << p.row_bits, lanes = blockDim.x / kPieces;  // there are, and at once
+  const int piece = threadIdx.x % kPieces, lane = threadIdx.x / kPieces;
+  const int abreast = rows < lanes ? lanes / rows : 1, first = rows < lanes ? lane / rows : 0;  // channels at once
+  if (first >= abreast) return;
+  for (int row = lane - first * rows; row < rows; row += lanes) {
     const int pixel = table[row >> p.row_bits];
-    const int64_t image = t.image + (((row & mask) * kPieces + piece) * kElements);
-    const bool inside = c >= 0 && c < p.channels && pixel >= 0 && image < p.batch;
-    const T* from = inside ? source + (c * plane + pixel) * p.batch + image : source;
-    char* at = to + channel * p.channel_bytes + row * kRowBytes + piece * 16;
+    const int64_t image = t.image + ((row & ((1 << p.row_bits) - 1)) * kPieces + piece) * kElements;
+    const int64_t left = pixel < 0 ? 0 : p.batch - image;
+    const int images = left < 0 ? 0 : left < kElements ? static_cast<int>(left) : kElements;
+    const T* from = images > 0 ? source + pixel * p.batch + image : source;
+    char* at = to + row * kRowBytes + piece * 16;
+    const auto walk = [&](const auto& copy) {
+      for (int channel = first; channel < count; channel += abreast) {
+        const int c = static_cast<int>(channel_of(channel));
+        const bool none = c < 0 || c >= static_cast<int>(p.channels);
+        T* channel_at = reinterpret_cast<T*>(at + channel * static_cast<int>(p.channel_bytes));
+        copy(channel_at, from + (none ? 0 : c * p.channel_elements), none ? 0 : images);
+      }
+    };
     if (p.wide) {
-      copy_async<16>(at, from, inside ? 16 : 0);
+      walk([](T* channel_at, const T* channel_from, int some) { copy_async<16>(channel_at, channel_from, some > 0 ? 16 : 0); });
     } else {
+      walk([](T* channel_at, const T* channel_from, int some) {
 #pragma unroll 1  // seldom, and of no use to hold registers for
-      for (int e = 0; e < kElements; ++e) reinterpret_cast<T*>(at)[e] = inside && image + e < p.batch ? from[e] : T{};
+        for (int e = 0; e < kElements; ++e) channel_at[e] = e < some ? channel_from[e] : T{};
+      });
     }
-    channel += next_channel;
-    row += next_row;
-    if (row >= rows) row -= rows, ++channel;
   }
 }
 

@@ -44,7 +44,8 @@ struct PreparedWeight {
 };
 
 template <class Step>
-__global__ void __launch_bounds__(kPrepareThreads) clear_and_tabulate(Patch patch, GatherView view, PreparedWeight to, int64_t words) {
+__global__ void __launch_bounds__(kPrepareThreads)
+clear_and_tabulate(Patch patch, GatherView view, PreparedWeight to, int64_t words) {
   const int64_t i = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
   if (i < words) to.packed[i] = make_uint4(0, 0, 0, 0);
   if (i < view.columns) {
@@ -72,10 +73,11 @@ PreparedWeight prepare(const ConvCall& call, const Patch& patch, const GatherVie
   using T = typename Step::T;
   const int rows = call.options.rows;
   const int64_t columns = view.columns + Step::kDepth, words = columns * rows * static_cast<int64_t>(sizeof(T)) / 16;
-  const PreparedWeight to{
-      static_cast<uint4*>(call.scratch(static_cast<size_t>(words) * 16)),
-      static_cast<int32_t*>(call.scratch(static_cast<size_t>(columns) * 4))};
-  const auto blocks = [](int64_t count) { return Grid{{static_cast<unsigned>((count + kPrepareThreads - 1) / kPrepareThreads)}, {kPrepareThreads}}; };
+  auto* const memory = static_cast<uint4*>(call.scratch(static_cast<size_t>(words * 16 + columns * 4)));
+  const PreparedWeight to{memory, reinterpret_cast<int32_t*>(memory + words)};
+  const auto blocks = [](int64_t count) {
+    return Grid{{static_cast<unsigned>(divide_up(count, kPrepareThreads))}, {kPrepareThreads}};
+  };
   launch(call.op, clear_and_tabulate<Step>, blocks(words), call.stream, patch, view, to, words);
   if (call.shape.nnz > 0) {
     launch(

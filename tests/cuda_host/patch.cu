@@ -88,7 +88,8 @@ void check(const ConvShape& shape, bool transposed, int pixels, int off) {
   const Patch p = patch_of(shape, transposed, sizeof(T) == 2, pixels, 8, source);
   const size_t bytes = static_cast<size_t>(p.stage_bytes() + p.table_bytes());
   bool right = p.channel_bytes % 128 == (sizeof(T) == 4 ? 32 : 16) && (p.y.tile * p.x.tile << p.row_bits) == pixels;
-  launch("patch", look_up<T>, {{static_cast<unsigned>(p.tiles())}, {64}, bytes}, nullptr, p, shape, source, Seen{seen.data(), &wrong});
+  const Grid grid{{static_cast<unsigned>(p.tiles())}, {64}, bytes};
+  launch("patch", look_up<T>, grid, nullptr, p, shape, source, Seen{seen.data(), &wrong});
   for (const int32_t times : seen) right = right && times == 1;
   if (right && wrong == 0) return;
   std::printf(
@@ -99,7 +100,8 @@ void check(const ConvShape& shape, bool transposed, int pixels, int off) {
   std::exit(1);
 }
 
-ConvShape conv(int batch, int channels, int outputs, int height, int width, int kh, int kw, int sy, int sx, int py, int px, int dy, int dx) {
+ConvShape conv(
+    int batch, int channels, int outputs, int height, int width, int kh, int kw, int sy, int sx, int py, int px, int dy, int dx) {
   const auto out = [](int in, int k, int s, int p, int d) { return (in + 2 * p - d * (k - 1) - 1) / s + 1; };
   return {batch, channels, height, width, outputs, out(height, kh, sy, py, dy), out(width, kw, sx, px, dx),
           {kh, kw}, {sy, sx}, {py, px}, {dy, dx}, 1, 0};
