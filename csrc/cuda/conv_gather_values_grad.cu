@@ -30,7 +30,7 @@ void run(
   const int warps = std::min(call.options.warps, kMostWarps<kTiles>);
   w.row_blocks = ceil_divide(w.row_tiles, warps);
   w.across = ceil_divide(w.row_tiles, w.row_blocks);
-  w.shares = std::min(warps / w.across, tile_pixels(w.patch));
+  w.shares = std::min(warps / w.across, w.pixels);
   const int64_t dense = std::min<int64_t>(w.patch.chunk, call.shape.channels) * w.taps;
   const int64_t most = std::min(divide_up(dense, kDepthBf16) * kDepthBf16, view.columns);  // columns of a segment
   w.passes = static_cast<int>(divide_up(most, kTiles * kProductColumns));
@@ -58,6 +58,8 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   const GatherView view = gather_view(call, false, sizeof(T) == 4 ? kDepthTf32 : kDepthBf16);
   ValuesGradArguments w{};
   w.patch = fitting_patch(call, false, x, w.stages, shared_bytes);
+  w.stage_bytes = static_cast<int>(w.patch.stage_bytes()), w.table_bytes = static_cast<int>(table_bytes(w.patch));
+  w.pixels = tile_pixels(w.patch);
   if (w.patch.tiles() > INT32_MAX) throw std::runtime_error(std::string(call.op) + ": more than 2^31 tiles of pixels and images");
   w.steps = static_cast<int>(w.patch.tiles());
   w.order = view.order, w.ptr = view.ptr, w.column = view.column;
@@ -65,7 +67,7 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   w.row_tiles = static_cast<int>(view.groups) * (w.rows / kProductRows);
   w.size = view.columns * w.rows;
   w.row_size = targets * s.batch;
-  w.wide = s.batch * static_cast<int64_t>(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
+  w.wide = on_16_bytes(s.batch, sizeof(T), grad);
   // Registers for nearly every segment of a random mask at once: those of more columns take another pass over dY and x.
   const double mean = static_cast<double>(view.columns) / kProductColumns / static_cast<double>(view.groups * view.chunks);
   const auto fits = [&](int tiles) { return mean * 1.2 + 1 <= tiles; };

@@ -34,7 +34,7 @@ constexpr int kProductRows = 16, kProductColumns = 8;
 
 // Warps of a block whose sums are of kTiles * 8 columns, and who have that many registers.
 template <int kTiles>
-constexpr int kMostWarps = kTiles <= 8 ? 16 : 8;
+constexpr int kMostWarps = kTiles <= 8 ? 12 : 8;
 
 struct ValuesGradArguments {
   Patch patch;
@@ -43,6 +43,7 @@ struct ValuesGradArguments {
   int row_tiles, row_blocks, across;  // 16 rows are a tile: all of them, blocks that these take, tiles of such a block
   int shares;                         // warps that share the pixels of a tile
   int split, passes, stages;
+  int stage_bytes, table_bytes, pixels;  // of the patch, a TileTable, a tile
   int steps, per_part;  // tiles of pixels and images: all, and of a part
   int64_t size;         // of a part
   int64_t row_size;     // of dY: target pixels times images
@@ -56,13 +57,13 @@ struct TileTable {
   __device__ int* target() const { return reinterpret_cast<int*>(memory + 16); }  // [pixel of the tile], -1: none
 };
 
-__host__ __device__ inline int tile_pixels(const Patch& p) { return p.y.tile * p.x.tile << p.row_bits; }
-__host__ __device__ inline int pixels_bytes(const Patch& p) { return (tile_pixels(p) * 4 + 15) / 16 * 16; }
-__host__ __device__ inline int table_bytes(const Patch& p) { return 16 + pixels_bytes(p) + p.table_bytes(); }
+inline int tile_pixels(const Patch& p) { return p.y.tile * p.x.tile << p.row_bits; }
+inline int64_t pixels_bytes(const Patch& p) { return (tile_pixels(p) * 4 + 15) / 16 * 16; }
+inline int64_t table_bytes(const Patch& p) { return 16 + pixels_bytes(p) + p.table_bytes(); }
 
 // Of a block: the stages, the tables, and where in the patch the window of each pixel of a tile begins.
 inline size_t shared_bytes(const Patch& p, int stages) {
-  return static_cast<size_t>(stages) * p.stage_bytes() + static_cast<size_t>(stages + 1) * table_bytes(p) + pixels_bytes(p);
+  return static_cast<size_t>(stages * p.stage_bytes() + (stages + 1) * table_bytes(p) + pixels_bytes(p));
 }
 
 // Which of 8 neighbours in the index the lanes 4 g .. 4 g + 3 read: pairs of g get columns 2 (float32) or 4 (bfloat16) apart.
@@ -192,11 +193,11 @@ values_grad_kernel(const T* grad, const T* x, float* parts, ValuesGradArguments 
   for (int r = 0; r < 2; ++r) row[r] = tiles > 0 ? w.order[row_tile * kProductRows + g + 8 * r] : -1;
 
   const int first = part * w.per_part, count = std::min(w.per_part, w.steps - first);
-  const int pixels = tile_pixels(patch);
-  char* const tables = shared + w.stages * patch.stage_bytes();
-  int* const window = reinterpret_cast<int*>(tables + (w.stages + 1) * table_bytes(patch));
-  const auto stage_of = [&](int i) { return shared + i % w.stages * patch.stage_bytes(); };
-  const auto table_of = [&](int i) { return TileTable{tables + i % (w.stages + 1) * table_bytes(patch)}; };
+  const int pixels = w.pixels;
+  char* const tables = shared + w.stages * w.stage_bytes;
+  int* const window = reinterpret_cast<int*>(tables + (w.stages + 1) * w.table_bytes);
+  const auto stage_of = [&](int i) { return shared + i % w.stages * w.stage_bytes; };
+  const auto table_of = [&](int i) { return TileTable{tables + i % (w.stages + 1) * w.table_bytes}; };
   const auto source_of = [&](const TileTable& table) { return table.target() + pixels; };  // [pixel of the patch]
   const auto write_table = [&](int i) {
     if (i >= count) return;
