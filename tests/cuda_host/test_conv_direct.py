@@ -28,14 +28,14 @@ def index_of(p: Problem, rows: int, chunk: int) -> Tensor:
     if rows == 1:
         return p.pattern.index
     g = p.geometry
-    return p.pattern.gathered(rows, chunk, 1, groups=g.groups, stride=g.stride, dilation=g.dilation)
+    return p.pattern.gathered(
+        rows, chunk, 1, groups=g.groups, stride=(g.stride[0], g.stride[1]), dilation=(g.dilation[0], g.dilation[1])
+    )
 
 
 def run(p: Problem, index: Tensor, plan: str) -> list[Tensor]:
     out = op("masked_conv2d", "cuda")(p.x, p.values, p.bias, index, *geometry(p), plan)
-    grad = op("masked_conv2d_input_grad", "cuda")(
-        p.grad, p.values, index, list(p.x.shape), "batch_last", *geometry(p), plan
-    )
+    grad = op("masked_conv2d_input_grad", "cuda")(p.grad, p.values, index, list(p.x.shape), "batch_last", *geometry(p), plan)
     if "rows=4" in plan:  # the same as with rows=2
         return [out, grad]
     return [out, grad, op("masked_conv2d_values_grad", "cuda")(p.grad, p.x, index, p.pattern.nnz, *geometry(p), plan)]
