@@ -28,7 +28,8 @@ def index_of(p: Problem, rows: int, chunk: int) -> Tensor:
     if rows == 1:
         return p.pattern.index
     g = p.geometry
-    return p.pattern.gathered(rows, chunk, 1, groups=g.groups, stride=g.stride, dilation=g.dilation)
+    stride, dilation = (g.stride[0], g.stride[1]), (g.dilation[0], g.dilation[1])
+    return p.pattern.gathered(rows, chunk, 1, groups=g.groups, stride=stride, dilation=dilation)
 
 
 def run(p: Problem, index: Tensor, plan: str) -> list[Tensor]:
