@@ -1,5 +1,5 @@
 """Runs the CUDA kernels of a library made by build.py on a few small odd shapes. In a process of its own, for the sanitizers:
-LD_PRELOAD=<their runtime> python -m tests.cuda_host.exercise LIBRARY [pswish | direct | gather ...]"""
+LD_PRELOAD=<their runtime> python -m tests.cuda_host.exercise LIBRARY [pswish | ghost_skip_add | direct | gather ...]"""
 
 import sys
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 import tost_kernels as tk
 from tests.cuda_host.conv_ops import forward, gather_plan, gathered, input_grad, tf32_problem, values_grad
+from tests.tost_kernels.ops.tails import make
 from tests.tost_kernels.triton.cases import CASES, Case, Problem, assert_close, problem
 from tost_kernels import backend, library
 from tost_kernels.layout import as_layout
@@ -20,6 +21,11 @@ def pswish() -> None:
     for dtype, layout in TENSORS:
         x = as_layout(torch.randn(3, 5, 2, 4).to(dtype), layout).requires_grad_()
         tk.pswish(x, torch.rand(5, requires_grad=True)).sum().backward()
+
+
+def ghost_skip_add() -> None:
+    for dtype, layout in TENSORS:
+        make((3, 5, 2, 4), "all batch", layout).to(dtype).results(torch.randn(3, 5, 2, 4).to(dtype), "cuda")
 
 
 def direct() -> None:
@@ -46,7 +52,7 @@ def conv(p: Problem, index: Tensor, plan: str) -> None:
         assert_close(mine, exact)
 
 
-KERNELS = {"pswish": pswish, "direct": direct, "gather": gather}
+KERNELS = {"pswish": pswish, "ghost_skip_add": ghost_skip_add, "direct": direct, "gather": gather}
 
 if __name__ == "__main__":
     torch.manual_seed(0)
