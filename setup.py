@@ -85,9 +85,12 @@ def extensions() -> tuple[list, dict]:
     stable["extra_link_args"] = link
     cpu = CppExtension("tost_kernels._cpu", sources("cpu", "cpp"), extra_compile_args=[*optimise, STABLE_ABI], **stable)
     modules = [pattern, cpu]
-    toolkit = cpp_extension.CUDA_HOME or cuda_toolkit()
+    toolkit = cuda_toolkit()
     if toolkit:
         cpp_extension.CUDA_HOME = toolkit  # a torch without CUDA looks for none
+        # Torch refuses, and with it every part, an nvcc of another major version than its own CUDA. Ours may be: the library
+        # brings its own CUDA runtime, and shares with torch what is the driver's (streams, the primary context).
+        cpp_extension._check_cuda_version = lambda *_: None
         nvcc = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", STABLE_ABI]
         nvcc += architectures(str(Path(toolkit, "bin", "nvcc")))
         cuda = CUDAExtension("tost_kernels._cuda", sources("cuda", "cu"), extra_compile_args={"nvcc": nvcc}, **stable)
@@ -118,17 +121,22 @@ def extensions() -> tuple[list, dict]:
 
 
 def cuda_toolkit() -> str | None:
-    """The folder of a CUDA toolkit, or None. (An nvcc with no headers beside it may only call another one.)"""
-    named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    """The folder of a CUDA toolkit whose nvcc runs, or None, having said why."""
     nvcc = shutil.which("nvcc")
-
-    def whole(toolkit: Path) -> bool:
-        return (toolkit / "bin" / "nvcc").exists() and any(
-            any(toolkit.glob(f"{at}include/cuda_runtime.h")) for at in ("", "targets/*/")
-        )
-
-    found = [nvcc and str(Path(nvcc).resolve().parents[1]), "/usr/local/cuda"]
-    return next((folder for folder in [*named, *found] if folder and whole(Path(folder))), None)
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [named] if named else [nvcc and str(Path(nvcc).resolve().parents[1]), "/usr/local/cuda"]
+    why_not = f"no CUDA toolkit in {named}" if named else "no CUDA toolkit found (the variable CUDA_HOME names one)"
+    for folder in (Path(place) for place in places if place):
+        # (An nvcc with no headers beside it may only call another one.)
+        if not any(any(folder.glob(f"{at}include/cuda_runtime.h")) for at in ("", "targets/*/")):
+            continue
+        try:
+            subprocess.run([str(folder / "bin" / "nvcc"), "--version"], check=True, capture_output=True)
+            return str(folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why_not = f"the nvcc of the CUDA toolkit in {folder} does not run ({error})"
+    say_not_built(f"no CUDA kernels: {why_not}", PACKAGE)
+    return None
 
 
 def architectures(nvcc: str) -> list[str]:
@@ -153,7 +161,7 @@ def skip(reason: str) -> tuple[list, dict]:
 
 def say_not_built(reason: str, folder: Path) -> None:
     """pip hides what a build prints: `python -m tost_kernels.info` reads this file instead."""
-    print(f"tost-sparse: installing without compiled kernels: {reason}")
+    print(f"tost-sparse: not all compiled parts are installed: {reason}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WHY_NOT_BUILT).write_text(" ".join(reason.split()))
 

@@ -15,8 +15,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from tests.cuda_host.fixtures import cuda_library, emulated_cuda, kernels_are_loaded  # noqa: F401 (fixtures; the variable)
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if kernels_are_loaded():
+        for item in items:
+            if "emulated_cuda" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

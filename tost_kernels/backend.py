@@ -13,6 +13,10 @@ from tost_kernels import library
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "dense")
 COMPILED = ("cpu", "cuda", "triton")
+# Where an elementwise op looks for its kernel: `tune` does not choose it. A GPU has CUDA's and Triton's. CUDA's come first: they
+# are compiled ahead, where Triton's take seconds when a training first meets them, and a call of them takes the host less time.
+# `python -m benchmarks.gpu --only fused` measures the ones beside the others.
+PREFERRED = (*COMPILED, "reference")
 OPS = ("masked_conv2d", "masked_linear", "pswish", "ghost_skip_add", "max_pool2d", "avg_pool2d")
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -52,7 +56,12 @@ def has_kernel(op: str, backend: str) -> bool:
     if backend not in COMPILED:
         return True
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return any(has(f"tost::{op}_{backend}", device.upper()) for device in _devices(backend))
+    return _is_defined(op, backend) and any(has(f"tost::{op}_{backend}", device.upper()) for device in _devices(backend))
+
+
+def _is_defined(op: str, backend: str) -> bool:
+    """Whether this version has such a kernel, loaded here or not."""
+    return hasattr(torch.ops.tost, f"{op}_{backend}")
 
 
 def only_when_forced(backend: str) -> bool:
@@ -64,7 +73,8 @@ def _why_absent(op: str, backend: str) -> str | None:
     if backend not in COMPILED:
         return None
     if not has_kernel(op, backend):
-        return library.reason(backend) or f"this version has no {backend} kernel for {op}"
+        absent = library.reason(backend) if _is_defined(op, backend) else None
+        return absent or f"this version has no {backend} kernel for {op}"
     if "cpu" not in _devices(backend) and not torch.cuda.is_available():
         return "no CUDA device is available"
     return None

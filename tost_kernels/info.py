@@ -17,7 +17,10 @@ import torch
 from tost_kernels import backend, library
 from tost_kernels.tuning import store
 
-_INTERPRETED = "interpreted on the CPU, only when forced: slow, for tests"
+_ONLY_WHEN_FORCED = {
+    "triton": "interpreted on the CPU, only when forced: slow, for tests",
+    "cuda": "emulated on the CPU, only when forced: slow, for tests",
+}
 
 
 def report() -> dict[str, Any]:
@@ -33,7 +36,7 @@ def report() -> dict[str, Any]:
         for name in backend.BACKENDS:
             reason = backend.why_not(op, name)
             installed = name not in backend.COMPILED or backend.has_kernel(op, name)
-            note = _INTERPRETED if reason is None and backend.only_when_forced(name) else None
+            note = _ONLY_WHEN_FORCED[name] if reason is None and backend.only_when_forced(name) else None
             row = {"op": op, "backend": name, "installed": installed, "usable": reason is None, "reason": reason, "note": note}
             ops.append(row)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

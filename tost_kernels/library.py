@@ -22,16 +22,18 @@ _HERE = Path(__file__).parent
 _REASONS: dict[str, str | None] = {}
 
 
-def _why_not_built() -> str:
-    """What setup.py left behind when it could not build."""
+def _why_not_built(name: str) -> str:
+    """What setup.py left behind when it could not build; it passes the CUDA library over in silence where there is no nvcc."""
     file = _HERE / "why_not_built.txt"
-    return file.read_text() if file.exists() else "it was never built"
+    if file.exists():
+        return file.read_text()
+    return "it was never built" + (": installing it needs the nvcc of a CUDA toolkit" if name == "cuda" else "")
 
 
 def _load(name: str) -> str | None:
     files = sorted(_HERE.glob(f"_{name}.*so"))
     if not files:
-        return f"the compiled library '{name}' is not in this installation: {_why_not_built()}"
+        return f"the compiled library '{name}' is not in this installation: {_why_not_built(name)}"
     try:
         torch.ops.load_library(str(files[0]))
     except OSError as error:
@@ -56,12 +58,7 @@ def load_all() -> None:
     """Load every compiled library this torch can use. Called once, when `tost_kernels` is imported."""
     _REASONS["cpu"] = _load("cpu")
     # The CUDA library refers to symbols that only a torch built with CUDA has.
-    if not torch.version.cuda:
-        _REASONS["cuda"] = "this torch is built without CUDA"
-    elif not list(_HERE.glob("_cuda.*so")):
-        _REASONS["cuda"] = "this version has no CUDA kernels"
-    else:
-        _REASONS["cuda"] = _load("cuda")
+    _REASONS["cuda"] = _load("cuda") if torch.version.cuda else "this torch is built without CUDA: its kernels are not loaded"
     _REASONS["triton"] = _load_triton()
 
 

@@ -18,7 +18,8 @@ plan may choose its channel block without the pattern being compiled again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,13 @@ VERSION = 1
 HEADER = 16
 BLOCK = 8
 
-_Compile = Callable[[npt.NDArray[np.bool_], int], npt.NDArray[np.int32]]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def packed_length(shape: Sequence[int], nnz: int) -> int:
+    """How many numbers the packed index of a weight of `shape`, (O, I) or (O, I / groups, kh, kw), has."""
+    outputs, inputs = shape[:2]
+    return HEADER + outputs * -(-inputs // BLOCK) + 1 + inputs * -(-outputs // BLOCK) + 1 + 3 * nnz
 
 
 def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.int32]:
@@ -59,12 +66,13 @@ def compile_reference(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np
     return np.concatenate([np.asarray(header), *sections]).astype(np.int32)
 
 
-def _compiler() -> _Compile:
+def compiled(name: str, stand_in: _Function) -> _Function:
+    """The function of the compiled module with this name, or `stand_in` where the package was built without a compiler."""
     try:
-        from tost_kernels._pattern import compile_mask as compiled  # type: ignore[import-not-found,unused-ignore]
+        from tost_kernels import _pattern  # type: ignore[attr-defined,unused-ignore]
     except ImportError:
-        return compile_reference
-    return compiled  # type: ignore[no-any-return,unused-ignore]
+        return stand_in
+    return getattr(_pattern, name)  # type: ignore[no-any-return,unused-ignore]
 
 
-compile_mask = _compiler()
+compile_mask = compiled("compile_mask", compile_reference)

@@ -1,5 +1,5 @@
 """Pattern: everything that the mask alone decides, compiled once for a mask: its packed index (tost_kernels/packed_index.py), and
-on demand its tiles (tost_kernels/tiles.py).
+on demand its tiles (tost_kernels/tiles.py) and its gathered index (tost_kernels/gather.py).
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from tost_kernels.compact import Compact, compact, live_parts
+from tost_kernels.gather import check_gathering, gather
 from tost_kernels.packed_index import BLOCK, HEADER, compile_mask
+from tost_kernels.row_groups import Index, row_orders
 from tost_kernels.tiles import check_tiling, tile
 
 # From a random start: an index that came from another process must not pass for one of this process.
@@ -42,7 +44,8 @@ class Pattern:
         self._fingerprint = hashlib.sha256(str(shape).encode() + np.packbits(mask).tobytes()).hexdigest()
         self._index = torch.from_numpy(packed).to(device)
         self._positions = torch.from_numpy(np.flatnonzero(mask)).to(device)
-        self._tiled: dict[tuple[int, int, int], Tensor] = {}
+        self._grouped: dict[tuple[Any, ...], Tensor] = {}  # ("tiled" or "gathered", *its arguments) -> index
+        self._orders: dict[tuple[int, int, int], tuple[Index, Index]] = {}  # rows, groups, block -> of the rows in both views
         # Plain numbers, for torch.compile to see through.
         self._nnz = len(self._positions)
         self._density = self._nnz / mask.size
@@ -82,28 +85,58 @@ class Pattern:
         rows: of a group, a power of two from 16. groups: of the convolution. block: 1, or the channels of a dense tile, a power
         of two from 16. Raises TypeError or ValueError otherwise, or where 32 bits are too few.
         """
+        return self._of_groups("tiled", rows, groups, block)
+
+    def gathered(
+        self,
+        rows: int,
+        chunk: int,
+        depth: int,
+        groups: int = 1,
+        stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> Tensor:
+        """The packed index followed by its gathered one (tost_kernels/gather.py); made once, then kept. Do not write to it.
+
+        rows: of a group. chunk: source channels of a segment. depth: of which a segment's columns are a multiple. groups, stride,
+        dilation: of the convolution. Raises TypeError or ValueError where they cannot be, or where 32 bits are too few.
+        """
+        return self._of_groups("gathered", rows, chunk, depth, groups, tuple(stride), tuple(dilation))
+
+    def _of_groups(self, kind: str, *arguments: Any) -> Tensor:
         if torch.compiler.is_compiling():
             # What is constant is not guarded on: the arguments that it does not need say whose constant it is.
-            return self._constant_tiled(rows, groups, block, self._fingerprint, str(self.device))  # type: ignore[no-any-return]
-        return self._known_tiled(rows, groups, block)
+            return self._constant(self._fingerprint, str(self.device), kind, *arguments)  # type: ignore[no-any-return]
+        return self._known(kind, *arguments)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _constant_tiled(self, rows: int, groups: int, block: int, _fingerprint: str, _device: str) -> Tensor:
-        return self._known_tiled(rows, groups, block)
+    def _constant(self, _fingerprint: str, _device: str, *key: Any) -> Tensor:
+        return self._known(*key)
 
-    def _known_tiled(self, rows: int, groups: int, block: int) -> Tensor:
-        key = (rows, groups, block)
-        if key not in self._tiled:
-            check_tiling(self._shape[0], rows, groups, block)
+    def _known(self, *key: Any) -> Tensor:
+        if key not in self._grouped:
             # In a thread of its own: the tensor outlives the inference mode, transform or fake mode that its first user is in.
             with ThreadPoolExecutor(1) as thread:
-                packed = thread.submit(lambda: tile(self._index.cpu().numpy(), *key))
-                self._tiled[key] = thread.submit(lambda: torch.from_numpy(packed.result()).to(self.device)).result()
-        return self._tiled[key]
+                packed = thread.submit(lambda: self._group(*key))
+                self._grouped[key] = thread.submit(lambda: torch.from_numpy(packed.result()).to(self.device)).result()
+        return self._grouped[key]
+
+    def _group(self, kind: str, *arguments: Any) -> npt.NDArray[np.int32]:
+        rows, groups, block = arguments if kind == "tiled" else (arguments[0], arguments[3], 1)
+        check: Callable[..., None] = check_tiling if kind == "tiled" else check_gathering
+        make: Callable[..., Index] = tile if kind == "tiled" else gather
+        check(self._shape[0], *arguments)
+        index = self._index.cpu().numpy()
+        if (rows, groups, block) not in self._orders:
+            self._orders[rows, groups, block] = row_orders(index, rows, groups, block)
+        return make(index, *arguments, *self._orders[rows, groups, block])
 
     def forget_tiles(self) -> None:
-        """Free what `tiled` keeps here; who asks again pays again. Each takes several times the memory of the values."""
-        self._tiled.clear()
+        """Free what `tiled` and `gathered` keep here; who asks again pays again. Each takes several times the memory of the
+        values.
+        """
+        self._grouped.clear()
+        self._orders.clear()
 
     @property
     def positions(self) -> Tensor:
@@ -152,7 +185,7 @@ class Pattern:
         moved = object.__new__(Pattern)
         moved.__dict__.update(self.__dict__)
         moved._index, moved._positions = index, self._positions.to(device)
-        moved._tiled = {key: tiled.to(device) for key, tiled in self._tiled.items()}
+        moved._grouped = {key: grouped.to(device) for key, grouped in self._grouped.items()}
         moved._compact = self._compact and self._compact.to(device)
         return moved
 

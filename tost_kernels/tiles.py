@@ -4,12 +4,11 @@ A matrix unit multiplies whole tiles, so rows of the weight that are computed to
 form a group; a column that any of them keeps is a column of the group, and the others hold a zero there. Rows are permuted so
 that rows with similar columns meet: fewer columns, less work (docs/notes/gpu-tiles.md has what this gains).
 
-There are two views of a weight. In the forward one a row is an output channel; in the transposed one, by which the gradient
-of the input is computed, it is an input channel. Here input channels are absolute, I * groups of them, unlike those of the
-packed index, which count within their group. A column is a tap, dy * kw + dx in both views, and a channel: an input channel in
-the forward view, an output channel in the transposed one. With T = kh * kw taps, G = ceil(O / rows) groups of rows in the
-forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is the packed index
-(tost_kernels/packed_index.py), unchanged, followed by
+There are two views of a weight (tost_kernels/row_groups.py): in the forward one a row is an output channel; in the transposed
+one, by which the gradient of the input is computed, it is an input channel, absolute. A column is a tap, dy * kw + dx in both
+views, and a channel: an input channel in the forward view, an output channel in the transposed one. With T = kh * kw taps,
+G = ceil(O / rows) groups of rows in the forward view and H = ceil(I * groups / rows) in the transposed one, the tiled index is
+the packed index (tost_kernels/packed_index.py), unchanged, followed by
 
     order      G * rows    the row in each slot of each group; -1: an empty slot, which only the last group has, at its end
     ptr        G * T + 1   the columns of group g at tap t are those from ptr[g * T + t] up to ptr[g * T + t + 1]: a multiple of
@@ -37,20 +36,26 @@ Bytes: 4 * (2 K + 2 nnz + (G + H) * (rows + T) + 2) beside the packed index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tost_kernels.packed_index import BLOCK, HEADER
+from tost_kernels.packed_index import compiled, packed_length
+from tost_kernels.row_groups import (
+    Index,
+    Integers,
+    Kept,
+    check_groups,
+    check_lengths,
+    group_and_slot,
+    kept_weights,
+    natural_order,
+)
 
 SEGMENT = 16  # columns of a group at a tap are a multiple of this: the depth of a matrix instruction
 LARGEST = 1024  # rows of a group, channels of a block
-_INT32 = np.iinfo(np.int32).max
-
-_Index = npt.NDArray[np.int32]
-_Integers = npt.NDArray[np.int64]
 
 
 class TileSections(NamedTuple):
@@ -77,7 +82,7 @@ def offsets(shape: Sequence[int], groups: int, nnz: int, rows: int, numel: int) 
     outputs, inputs, *kernel = shape
     taps = int(np.prod(kernel, dtype=np.int64))
     forward, transposed = -(-outputs // rows), -(-inputs * groups // rows)
-    packed = HEADER + outputs * -(-inputs // BLOCK) + 1 + inputs * -(-outputs // BLOCK) + 1 + 3 * nnz
+    packed = packed_length(shape, nnz)
     fixed = [forward * rows, forward * taps + 1, nnz, transposed * rows, transposed * taps + 1, nnz]
     columns, odd = divmod(numel - packed - sum(fixed), 2)
     if columns < 0 or odd or columns % SEGMENT:
@@ -88,54 +93,39 @@ def offsets(shape: Sequence[int], groups: int, nnz: int, rows: int, numel: int) 
 
 
 def tile_reference(
-    index: _Index, rows: int, groups: int = 1, block: int = 1, order: _Index | None = None, t_order: _Index | None = None
-) -> _Index:
+    index: Index, rows: int, groups: int = 1, block: int = 1, order: Index | None = None, t_order: Index | None = None
+) -> Index:
     """The tiled index of the packed `index`, in numpy: the specification of the compiled one, and its stand-in.
 
-    order, t_order: the two permutations; by default rows stay where they are. Raises ValueError where 32 bits are too few.
+    order, t_order: the two permutations, by default rows stay where they are. Raises ValueError where 32 bits are too few.
     """
-    outputs, inputs, kh, kw, _nnz, _block, blocks = index[1:8].tolist()
-    at_ptr, at_col, at_t_ptr = index[9:12].tolist()
-    taps = kh * kw
-    row = np.repeat(np.arange(outputs), np.diff(index[at_ptr:at_col:blocks]))
-    channel, tap = np.divmod(index[at_col:at_t_ptr].astype(np.int64), taps)
-    channel += row // (outputs // groups) * inputs
+    taps = int(index[3]) * int(index[4])
+    kept = kept_weights(index, groups)
 
-    def view(
-        row: _Integers, channel: _Integers, count: int, channels: int, order: _Index | None
-    ) -> tuple[_Index, _Integers, _Integers, _Integers]:
-        group_count = -(-count // rows)
+    def view(kept: Kept, order: Index | None) -> tuple[Index, Integers, Integers, Integers]:
         if order is None:
-            order = np.full(group_count * rows, -1, np.int32)
-            order[:count] = np.arange(count)
-        slots = np.empty(count, np.int64)
-        slots[order[order >= 0]] = np.flatnonzero(order >= 0)
-        group, slot = np.divmod(slots[row], rows)
+            order = natural_order(kept.rows, rows)
+        group, slot = group_and_slot(kept.row, order, rows)
         # every block of channels that a segment, which is a group at a tap, keeps anything of; ascending
-        units = -(-channels // block)
-        kept, which = np.unique((group * taps + tap) * units + channel // block, return_inverse=True)
-        segment, unit = np.divmod(kept, units)
-        lengths = np.bincount(segment, minlength=group_count * taps)
+        units = -(-kept.channels // block)
+        blocks, which = np.unique((group * taps + kept.tap) * units + kept.channel // block, return_inverse=True)
+        segment, unit = np.divmod(blocks, units)
+        lengths = np.bincount(segment, minlength=len(order) // rows * taps)
         padded = -(-lengths * block // SEGMENT) * SEGMENT
         ptr, starts = (np.concatenate([[0], np.cumsum(n)]) for n in (padded, lengths))
         place_in_segment = np.arange(ptr[-1]) - np.repeat(ptr[:-1], padded)
         within = np.minimum(place_in_segment // block, np.repeat(lengths - 1, padded))  # padding repeats the last
         channel_of = unit[np.repeat(starts[:-1], padded) + within] * block + place_in_segment % block
-        column = (ptr[segment] + (np.arange(len(kept)) - starts[segment]) * block)[which] + channel % block
+        column = (ptr[segment] + (np.arange(len(blocks)) - starts[segment]) * block)[which] + kept.channel % block
         begin, end = ptr[group * taps], ptr[(group + 1) * taps]
         return order, ptr, channel_of, rows * begin + slot * (end - begin) + column - begin
 
-    forward = view(row, channel, outputs, inputs * groups, order)
-    transposed = view(channel, row, inputs * groups, outputs, t_order)
+    forward, transposed = view(kept, order), view(kept.transposed(), t_order)
     columns = max(len(forward[2]), len(transposed[2]))
     sections: list[npt.NDArray[Any]] = [index]
     for order, ptr, channel_of, place in (forward, transposed):
         sections += [order, ptr, np.pad(channel_of, (0, columns - len(channel_of))), place]
-    length = sum(map(len, sections))
-    if max(length, rows * columns) > _INT32:
-        raise ValueError(
-            f"pattern: expected its tiled index and its packed weight below 2**31 numbers, got {length} and {rows * columns}"
-        )
+    check_lengths("tiled", sum(map(len, sections)), columns, rows)
     return np.concatenate(sections).astype(np.int32)
 
 
@@ -146,8 +136,7 @@ def check_tiling(outputs: int, rows: int, groups: int, block: int) -> None:
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not _is_size(rows):
         raise ValueError(f"rows: expected a power of two from {SEGMENT} to {LARGEST}, got {rows}")
-    if groups < 1 or outputs % groups:
-        raise ValueError(f"groups: expected a divisor of the {outputs} output channels, got {groups}")
+    check_groups(groups, outputs)
     if block != 1 and not _is_size(block):
         raise ValueError(f"block: expected 1 or a power of two from {SEGMENT} to {LARGEST}, got {block}")
 
@@ -156,12 +145,4 @@ def _is_size(value: int) -> bool:
     return SEGMENT <= value <= LARGEST and value & (value - 1) == 0
 
 
-def _tiler() -> Callable[[_Index, int, int, int], _Index]:
-    try:
-        from tost_kernels._pattern import tile_index  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return tile_reference
-    return tile_index  # type: ignore[no-any-return,unused-ignore]
-
-
-tile = _tiler()
+tile = compiled("tile_index", tile_reference)

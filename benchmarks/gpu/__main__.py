@@ -59,7 +59,11 @@ def main(arguments: list[str]) -> int:
     built = build()
 
     from benchmarks.gpu import run_suite
+    from benchmarks.gpu.emulate import emulate_cuda
     from benchmarks.gpu.suite import DeviceLost
+
+    if options.dry_run and not {"checks", "layers", "fused"}.isdisjoint(options.only) and (reason := emulate_cuda()) is not None:
+        print(f"the CUDA kernels are not emulated: {reason}")
 
     try:
         return run_suite.run(options, built, _STARTED)

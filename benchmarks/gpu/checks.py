@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.build import ROOT
@@ -24,6 +25,7 @@ from benchmarks.gpu.suite import Suite
 FILE = "checks.txt"  # what they wrote
 _LONGEST = 4 << 20  # characters of each, from its end
 TESTS, SANITIZER, COMPILE = "tests", "sanitizer", "compile"
+RACES = ("racecheck", "synccheck")  # of the CUDA kernels: shared memory and barriers are the compiler's business in Triton's
 _WORKERS = 6  # of pytest, where pytest-xdist is there: Triton compiles on the CPU
 
 
@@ -46,17 +48,22 @@ def jobs(suite: Suite) -> dict[str, Job]:
         tests += ["-n", str(_WORKERS)]
     small = [*python, "benchmarks.gpu.small_shapes", *dry]
     tool = shutil.which("compute-sanitizer")
-    checker = [tool, "--tool", "memcheck", "--error-exitcode", "9"] if tool is not None and not dry else []
+    sanitize = [tool, "--error-exitcode", "9", "--tool"] if tool is not None and not dry else []
     # torch's caching allocator would hide reads beyond the end of a tensor
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    if sanitize:
+        checks = {SANITIZER: Job([*sanitize, "memcheck", *small], partial(judge_sanitizer, "memcheck"), uncached)}
+        checks |= {name: Job([*sanitize, name, *small, "cuda"], partial(judge_sanitizer, name)) for name in RACES}
+    else:
+        checks = {SANITIZER: Job(small, judge_small_shapes, uncached)}
     return {
         TESTS: Job(tests, judge_tests),
-        SANITIZER: Job([*checker, *small], judge_sanitizer if checker else judge_small_shapes, uncached),
         COMPILE: Job([*python, "benchmarks.gpu.compile_ahead", *dry], judge_plain),
-    } | {
-        f"{COMPILE} {kind}": Job([*python, "benchmarks.gpu.compile_ahead", kind, *dry], judge_plain)
-        for kind in suite.settings.precisions
-        if kind != "fp32"  # of which nothing is promised
+        **{
+            f"{COMPILE} {kind}": Job([*python, "benchmarks.gpu.compile_ahead", kind, *dry], judge_plain)
+            for kind in suite.settings.precisions
+        },
+        **checks,
     }
 
 
@@ -132,14 +139,14 @@ def judge_stopped(suite: Suite, output: str) -> None:
         raise ArithmeticError(f"{failed} tests failed before the others were stopped: see {FILE}")
 
 
-def judge_sanitizer(status: int, output: str) -> tuple[str | None, str]:
-    """Errors it found are failures; a sandbox that does not let it work is not."""
-    summary = re.search(r"ERROR SUMMARY: (\d+) error", output)
+def judge_sanitizer(tool: str, status: int, output: str) -> tuple[str | None, str]:
+    """Errors (races: hazards) it found are failures; a sandbox that does not let it work is not."""
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", output)
     if "Device not supported" in output or summary is None:
-        return None, f"memcheck refused here: {_end(output)}"
+        return None, f"{tool} refused here: {_end(output)}"
     if int(summary[1]) or status:
-        return f"memcheck: {summary[1]} errors, status {status}: see {FILE}", "found errors"
-    return None, f"memcheck found no errors; {_end(output, without='=====')}"
+        return f"{tool}: {summary[1]} errors, status {status}: see {FILE}", "found errors"
+    return None, f"{tool} found no errors; {_end(output, without='=====')}"
 
 
 def judge_small_shapes(status: int, output: str) -> tuple[str | None, str]:

@@ -25,7 +25,8 @@ OPS = {
     "bn-skip-relu": "ghost_skip_add",
     "bn-relu": "ghost_skip_add",
 }
-OURS, EAGER, COMPILED, CHANNELS = "ours", "eager", "torch.compile", "torch.compile channels_last"
+OURS = ("cuda", "triton")  # backends
+EAGER, COMPILED, CHANNELS = "eager", "torch.compile", "torch.compile channels_last"
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # ||ours - eager in float32|| / ||eager||
 
@@ -61,11 +62,12 @@ def _measure(suite: Suite, case: str, name: str, layer: Layer, kind: str) -> Non
         COMPILED: (compile_it(tail.eager), "contiguous"),
         CHANNELS: (compile_it(tail.eager), "channels_last"),
     }
-    reason = why_not(OPS[name], "triton")
-    if reason is None:
-        sides[OURS] = (tail.ours, "batch_last")
-    else:
-        suite.note(f"{OPS[name]}: no Triton kernel: {reason}")
+    for backend in OURS:
+        reason = why_not(OPS[name], backend)
+        if reason is None:
+            sides[backend] = (tail.ours, "batch_last")
+        else:
+            suite.note(f"{OPS[name]}: no {backend} kernel: {reason}")
 
     def leaves_of(layout: str, tensors: list[Tensor]) -> tuple[list[Tensor], Parameters, list[Tensor], Tensor]:
         """Inputs, parameters, what is differentiated, incoming gradient: beta and alpha are learnt here, unlike on the CPU."""
@@ -81,11 +83,11 @@ def _measure(suite: Suite, case: str, name: str, layer: Layer, kind: str) -> Non
     }
     exact = [[t.float() for t in plain[0]]]
     right = _calls(tail.eager, [leaves_of("contiguous", t) for t in exact], {FORWARD: {}, BACKWARD: {}, BOTH: {}}, EAGER)
-    if OURS in results:
-        for ours, wanted in zip(results[OURS], right, strict=True):
+    for backend in (backend for backend in OURS if backend in results):
+        for ours, wanted in zip(results[backend], right, strict=True):
             error = float((ours.float() - wanted).norm() / wanted.norm().clamp_min(1e-30))
             if not error <= TOLERANCE[kind]:
-                raise ArithmeticError(f"{case}: expected eager's result, got one {error:.1e} away")
+                raise ArithmeticError(f"{case}, {backend}: expected eager's result, got one {error:.1e} away")
     for part, each in variants.items():
         times = timed(suite, each)
         moved = size * _passes(tail, part)
@@ -113,9 +115,9 @@ def _calls(
     first: list[Tensor] = []
 
     def run(x: list[Tensor], parameters: Parameters) -> Tensor:
-        if side != OURS:
+        if side not in OURS:
             return function(x, parameters)
-        with tk.use_backend("triton"):
+        with tk.use_backend(side):
             return function(x, parameters)
 
     with torch._functorch.config.patch(donated_buffer=False):  # backward runs many times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 
@@ -26,7 +26,15 @@ from tost_kernels.layout import as_layout
 from tost_kernels.plan import Plan
 
 DENSE, MASKED, COMPILED, CSR, CHOSEN = "dense", "masked-dense eager", "torch.compile dense", "cuSPARSE CSR", "chosen"
-LAYOUTS = {"tiles": "batch_last", "direct": "batch_last", "blocks": "channels_last"}
+# Our kernels, by backend and algorithm, and the layout each is measured in.
+LAYOUTS = {
+    "cuda gather": "batch_last",
+    "cuda direct": "batch_last",
+    "triton tiles": "batch_last",
+    "triton blocks": "channels_last",
+    "triton direct": "batch_last",
+}
+BACKENDS = ("cuda", "triton")
 
 _Built = Callable[[], tuple[dict[str, Calls], str]]  # with the options that it runs by
 _Rival = tuple[dict[str, Calls] | None, str]
@@ -49,7 +57,7 @@ class Case:
 
 
 def cases(settings: Settings) -> list[Case]:
-    """All of them, those that targets are about first: random masks at 95 and 98%, tensor cores, the wide 3x3 layers."""
+    """All of them, those of targets first: random masks at 95 and 98%, the wide 3x3 layers; tensor cores before fp32."""
     layers = [(network, layer) for network, of in settings.layers.items() for layer in of]
     rows = [
         Case(network, layer, mask, sparsity, kind)
@@ -60,7 +68,7 @@ def cases(settings: Settings) -> list[Case]:
 
     def rank(case: Case) -> tuple[int, int]:
         wide = case.layer.kernel == 3 and case.layer.channels >= 128 and case.layer.stride == 1
-        doubts = (case.sparsity < 0.95) + (case.mask != "random") + 2 * (case.precision == "fp32") + (not wide)
+        doubts = 2 * ((case.sparsity < 0.95) + (case.mask != "random") + (not wide)) + (case.precision == "fp32")
         return doubts, layers.index((case.network, case.layer))
 
     return sorted(rows, key=rank)
@@ -68,9 +76,10 @@ def cases(settings: Settings) -> list[Case]:
 
 def run(suite: Suite) -> None:
     """Measure the cases in their order, as far as the time allows."""
-    reason = why_not("masked_conv2d", "triton")
-    if reason is not None:
-        suite.note(f"no Triton kernels: {reason}")
+    for name in BACKENDS:
+        reason = why_not("masked_conv2d", name)
+        if reason is not None:
+            suite.note(f"no {name} kernels: {reason}")
     for case in cases(suite.settings):
         if suite.wants(case.name):
             with suite.attempt(case.name), precision(case.precision):
@@ -145,14 +154,23 @@ def _ours(suite: Suite, case: Case, problem: ways.Problem, pattern: tk.Pattern) 
         return ways.ours(problem, pattern, plan, layout), f"{plan.backend} {plan.options}".strip() + f" on {layout}"
 
     yield CHOSEN, "", chosen
-    if why_not("masked_conv2d", "triton") is None:
-        for name, choices in suite.settings.options.items():
-            for choice in choices:
-                yield name, choice, partial(_by_options, problem, pattern, name, choice)
+    for name, choices in kernels(suite.settings, case.precision).items():
+        for choice in choices:
+            yield name, choice, lambda name=name, choice=choice: (by_options(problem, pattern, name, choice), choice)  # type: ignore[misc]
 
 
-def _by_options(problem: ways.Problem, pattern: tk.Pattern, name: str, choice: str) -> tuple[dict[str, Calls], str]:
-    return ways.ours(problem, pattern, Plan("triton", choice), LAYOUTS[name]), choice
+def kernels(settings: Settings, precision: str) -> dict[str, tuple[str, ...]]:
+    """Those of `Settings.options` that run here and have products of this precision."""
+    return {
+        name: choices
+        for name, choices in settings.options.items()
+        if why_not("masked_conv2d", name.split()[0]) is None and (name, precision) != ("cuda gather", "fp32")
+    }
+
+
+def by_options(problem: ways.Problem, pattern: tk.Pattern, name: str, choice: str) -> dict[str, Calls]:
+    """The calls of a kernel, a key of LAYOUTS."""
+    return ways.ours(problem, pattern, Plan(name.split()[0], choice), LAYOUTS[name])
 
 
 def tuned(layer: Layer, problem: ways.Problem, pattern: tk.Pattern, cache: bool = True) -> tuple[Plan, str]:

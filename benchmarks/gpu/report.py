@@ -128,11 +128,11 @@ def _fused_rows(results: Results) -> Rows:
         record = next(iter(variants.values()))
         floor = f"{1e6 * record.case['bytes'] / (1e9 * copy):.1f}" if copy else "-"
         cells = [us(variants[name].value) if name in variants else "-" for name in _SIDES]
-        ours = variants.get(fused.OURS)
-        yield *key, floor, *cells, f"{ours.ratio.median:.2f}x" if ours is not None and ours.ratio is not None else "-"
+        ratios = [r.ratio.median for name, r in variants.items() if name in fused.OURS and r.ratio is not None]
+        yield *key, floor, *cells, f"{max(ratios):.2f}x" if ratios else "-"
 
 
-_SIDES = (fused.EAGER, fused.COMPILED, fused.CHANNELS, fused.OURS)
+_SIDES = (fused.EAGER, fused.COMPILED, fused.CHANNELS, *fused.OURS)
 
 
 def _step_rows(results: Results) -> Rows:
@@ -176,7 +176,16 @@ TABLES: tuple[tuple[str, Sequence[str], Callable[[Results], Rows]], ...] = (
     ),
     (
         "Fused ops: microseconds [quartiles]",
-        ("op", "output of", "batch", "precision", "part", "memory floor", *_SIDES, "ours against the faster torch.compile"),
+        (
+            "op",
+            "output of",
+            "batch",
+            "precision",
+            "part",
+            "memory floor",
+            *_SIDES,
+            "our faster, against the faster torch.compile",
+        ),
         _fused_rows,
     ),
     (

@@ -57,14 +57,14 @@ def run(suite: Suite) -> None:
 def _is_kernel(record: Record) -> bool:
     if record.question == "layers":
         return record.case["part"] != ALL and record.variant in (DENSE, *LAYOUTS)
-    return record.question == "fused" and record.case["part"] != BOTH and record.variant in (OURS, COMPILED)
+    return record.question == "fused" and record.case["part"] != BOTH and record.variant in (*OURS, COMPILED)
 
 
 def judge(ceilings: Ceilings, record: Record) -> Record:
     """How many times its bound a kernel takes; what it reaches of both ceilings."""
     case = record.case
     # the direct kernels have no use for tensor cores: one FMA a kept weight
-    unit = "fp32" if record.variant == "direct" or "precision" not in case else case["precision"]
+    unit = "fp32" if record.variant.endswith("direct") or "precision" not in case else case["precision"]
     moved, flops = case["bytes"], case.get("flops", 0)
     least, what = bound(ceilings, moved, flops, unit)
     seconds = 1e-3 * record.value.median
@@ -92,10 +92,10 @@ def reason(record: Record) -> str:
         return "too little work to fill the device: launches and latency"
     if max(memory, arithmetic) >= 0.6:
         return f"near its {case['bound']} ceiling"
-    if record.variant in ("tiles", "blocks"):
+    if record.variant in ("cuda gather", "triton tiles", "triton blocks"):
         return (
             "columns shared by a row group are multiplied for every row: most of what tensor cores do is not in the FLOPs counted"
         )
-    if record.variant == "direct":
+    if record.variant.endswith("direct"):
         return "each FMA loads its activation: operand delivery, not the FMA units"
     return "far from both ceilings: latency, or more bytes moved than counted"

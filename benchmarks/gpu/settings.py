@@ -21,7 +21,7 @@ class Settings:
         networks: that the layers are of: name -> (network of tost.models, side of its images).
         masks, sparsities, precisions: of the layers, the most important first.
         csr: layers measured with cuSPARSE, whose input must be unfolded.
-        options: algorithm of our kernels -> plan options tried; the fastest is reported.
+        options: backend and algorithm of our kernels -> plan options tried; the fastest is reported.
         copied, cached: bytes of the large copy and of the one that stays in the L2.
         product: side of the matrices of the arithmetic peaks, by precision.
         fused_ops, fused: names of `benchmarks.fused.TAILS`, the most important first, on the outputs of these layers.
@@ -49,9 +49,11 @@ class Settings:
     precisions: tuple[str, ...] = ("tf32", "bf16", "fp32")
     options: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
-            "tiles": ("algo=tiles,rows=64", "algo=tiles,rows=32", "algo=tiles,rows=128"),
-            "blocks": ("algo=blocks,rows=64,block=32", "algo=blocks,rows=64,block=16"),
-            "direct": ("algo=direct",),
+            "cuda gather": ("algo=gather,rows=16", "algo=gather,rows=32"),
+            "cuda direct": ("algo=direct,rows=1", "algo=direct,rows=2", "algo=direct,rows=4"),
+            "triton tiles": ("algo=tiles,rows=64", "algo=tiles,rows=32", "algo=tiles,rows=128"),
+            "triton blocks": ("algo=blocks,rows=64,block=32", "algo=blocks,rows=64,block=16"),
+            "triton direct": ("algo=direct",),
         }
     )
     copied: int = 1 << 30
@@ -65,7 +67,7 @@ class Settings:
     image: tuple[int, ...] = (3, 32, 32)
     compiler: dict[str, str] = field(default_factory=dict)
     modes: tuple[str, ...] = ("default", "reduce-overhead")
-    tests: tuple[str, ...] = ("tests/tost_kernels", "tests/tost", "tests/benchmarks")
+    tests: tuple[str, ...] = ("tests/cuda_host", "tests/tost_kernels", "tests/tost", "tests/benchmarks")
 
 
 def tiny() -> Settings:
@@ -80,7 +82,13 @@ def tiny() -> Settings:
         compiled_layers=_layers("16-32@2s2"),
         sparsities=(0.95,),
         precisions=("bf16", "fp32"),
-        options={"tiles": ("algo=tiles,rows=16",), "blocks": ("algo=blocks,rows=16,block=16",), "direct": ("algo=direct",)},
+        options={
+            "cuda gather": ("algo=gather,rows=16",),
+            "cuda direct": ("algo=direct,rows=1", "algo=direct,rows=2"),
+            "triton tiles": ("algo=tiles,rows=16",),
+            "triton blocks": ("algo=blocks,rows=16,block=16",),
+            "triton direct": ("algo=direct",),
+        },
         copied=1 << 16,
         cached=1 << 12,
         product={"fp32": 16, "tf32": 16, "bf16": 16},

@@ -73,10 +73,10 @@ def _chosen(results: Results, long: bool) -> Iterable[Found]:
             yield _label(record), _ratio(record)
 
 
-def _wide(results: Results, sparsity: float) -> Iterable[Found]:
-    """The best of ours on each 3x3 layer of 128 channels or more."""
+def _wide(results: Results, sparsity: float, precision: str) -> Iterable[Found]:
+    """The best of ours on each 3x3 layer of 128 channels or more; against dense of the same precision."""
     best: dict[str, float] = {}
-    for record in results.of("layers", part=ALL, sparsity=sparsity, precision="tf32"):
+    for record in results.of("layers", part=ALL, sparsity=sparsity, precision=precision):
         layer = Layer.parse(record.case["layer"])
         if record.variant in (CHOSEN, *LAYOUTS) and layer.kernel == 3 and layer.channels >= 128:
             best[_label(record)] = max(best.get(_label(record), 0.0), _ratio(record))
@@ -84,9 +84,12 @@ def _wide(results: Results, sparsity: float) -> Iterable[Found]:
 
 
 def _fused(results: Results, op: str, part: str) -> Iterable[Found]:
+    """The faster of our kernels."""
+    best: dict[str, float] = {}
     for record in results.of("fused", op=op, part=part):
-        if record.variant == fused.OURS:
-            yield _label(record), _ratio(record)
+        if record.variant in fused.OURS:
+            best[_label(record)] = max(best.get(_label(record), 0.0), _ratio(record))
+    return best.items()
 
 
 def _step(results: Results, network: str, against: str) -> Iterable[Found]:
@@ -109,11 +112,21 @@ def _against_default(results: Results) -> Iterable[Found]:
             yield _label(record), _ratio(record)
 
 
+def _wide_target(precision: str, sparsity: float, bar: float, stretch: float | None = None) -> Target:
+    against = {"tf32": "TF32", "fp32": "IEEE fp32", "bf16": "bf16"}[precision]
+    name = f"3x3 of 128 channels or more at {100 * sparsity:g}% against {against}, forward and backward"
+    return Target(name, bar, lambda results: _wide(results, sparsity, precision), stretch)
+
+
 TARGETS = (
     Target("chosen against dense, layers of 100 us or more", 0.97, lambda r: _chosen(r, True)),
     Target("chosen against dense, shorter layers", 0.9, lambda r: _chosen(r, False)),
-    Target("3x3 of 128 channels or more at 95% against TF32, forward and backward", 1.05, lambda r: _wide(r, 0.95), 1.3),
-    Target("3x3 of 128 channels or more at 98% against TF32, forward and backward", 1.6, lambda r: _wide(r, 0.98), 2.0),
+    _wide_target("tf32", 0.95, 1.1, 1.5),
+    _wide_target("tf32", 0.98, 1.8, 2.5),
+    _wide_target("fp32", 0.95, 2.0),
+    _wide_target("fp32", 0.98, 4.0),
+    _wide_target("bf16", 0.95, 0.9),
+    _wide_target("bf16", 0.98, 1.5),
     Target("pswish backward with dbeta against torch.compile", 1.3, lambda r: _fused(r, "pswish", fused.BACKWARD)),
     Target(
         "ghost_skip_add forward and backward against torch.compile", 1.15, lambda r: _fused(r, "bn-ghost-skip-pswish", fused.BOTH)

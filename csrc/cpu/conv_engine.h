@@ -1,20 +1,15 @@
 // The masked convolution on raw views: what masked_conv2d and masked_linear (a 1x1 convolution) have in common.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
+#include "../conv_geometry.h"
 #include "conv_plan.h"
 #include "packed_index.h"
 #include "tensor.h"
 
 namespace tost {
-
-struct ConvGeometry {
-  std::array<int64_t, 2> stride{1, 1}, padding{0, 0}, dilation{1, 1};
-  int64_t groups = 1;
-};
 
 // A 1-D tensor; null for an absent bias.
 template <class T>

@@ -4,13 +4,13 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 
 #include "../checks.h"
+#include "../conv_geometry.h"
 #include "conv_arguments.h"
 #include "conv_blocks.h"
 #include "conv_engine.h"
@@ -25,40 +25,8 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-ConvGeometry read_geometry(
-    const char* op, const PackedIndex& index, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  const auto pair = [op](const char* name, const Ints& numbers, int64_t least) {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // sums and products of these stay in 64 bits
-    TOST_CHECK(
-        numbers.size() == 2 && std::min(numbers[0], numbers[1]) >= least && std::max(numbers[0], numbers[1]) <= kMost,
-        op, name, ": expected two numbers, each at least ", least, " and below 2^31, got ", shape_string(numbers));
-    return std::array<int64_t, 2>{numbers[0], numbers[1]};
-  };
-  ConvGeometry geometry{pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1), groups};
-  TOST_CHECK(
-      groups >= 1 && index.outputs % groups == 0,
-      op, "groups: expected a divisor of the ", index.outputs, " output channels, got ", groups);
-  return geometry;
-}
-
-// (N, O, H_out, W_out)
 Ints output_shape(const char* op, const Ints& input, const PackedIndex& index, const ConvGeometry& geometry) {
-  TOST_CHECK(
-      input[1] == index.inputs * geometry.groups,
-      op, "input: expected ", index.inputs * geometry.groups, " channels (", index.inputs, " a group, groups ",
-      geometry.groups, "), got shape ", shape_string(input));
-  Ints shape{input[0], index.outputs};
-  const int64_t kernel[2] = {index.kh, index.kw};
-  for (int axis = 0; axis < 2; ++axis) {
-    const int64_t room = input[2 + axis] + 2 * geometry.padding[axis] - geometry.dilation[axis] * (kernel[axis] - 1) - 1;
-    const int64_t size = room < 0 ? 0 : room / geometry.stride[axis] + 1;
-    TOST_CHECK(
-        size > 0, op, "input: expected it to be large enough for a ", index.kh, "x", index.kw, " kernel with padding ",
-        shape_string(geometry.padding), " and dilation ", shape_string(geometry.dilation), ", got shape ",
-        shape_string(input));
-    shape.push_back(size);
-  }
-  return shape;
+  return conv_output_shape(op, input, index.outputs, index.inputs, index.kh, index.kw, geometry);
 }
 
 ConvGeometry without_padding(ConvGeometry geometry) {
@@ -73,7 +41,7 @@ Tensor masked_conv2d(
   check_activation(op, "input", input, 4);
   check_numbers(op, "values", values, "input", input);
   const PackedIndex packed = read_index(op, index, weight_shape, 4, values.numel());
-  const ConvGeometry geometry = read_geometry(op, packed, stride, padding, dilation, groups);
+  const ConvGeometry geometry = read_geometry(op, packed.outputs, stride, padding, dilation, groups);
   if (bias.has_value()) {
     check_numbers(op, "bias", *bias, "input", input);
     check_shape(op, "bias", *bias, {packed.outputs});
@@ -114,10 +82,8 @@ Tensor masked_conv2d_input_grad(
   check_activation(op, "grad_output", grad_output, 4);
   check_numbers(op, "values", values, "grad_output", grad_output);
   const PackedIndex packed = read_index(op, index, weight_shape, 4, values.numel());
-  const ConvGeometry geometry = read_geometry(op, packed, stride, padding, dilation, groups);
-  TOST_CHECK(
-      input_shape.size() == 4 && *std::min_element(input_shape.begin(), input_shape.end()) >= 0,
-      op, "input_shape: expected four sizes, got ", shape_string(input_shape));
+  const ConvGeometry geometry = read_geometry(op, packed.outputs, stride, padding, dilation, groups);
+  check_input_shape(op, input_shape);
   check_shape(op, "grad_output", grad_output, output_shape(op, input_shape, packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::input_grad);
   const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);
@@ -162,7 +128,7 @@ Tensor masked_conv2d_values_grad(
   check_activation(op, "grad_output", grad_output, 4);
   check_same_dtype(op, "grad_output", grad_output, "input", input);
   const PackedIndex packed = read_index(op, index, weight_shape, 4, nnz);
-  const ConvGeometry geometry = read_geometry(op, packed, stride, padding, dilation, groups);
+  const ConvGeometry geometry = read_geometry(op, packed.outputs, stride, padding, dilation, groups);
   check_shape(op, "grad_output", grad_output, output_shape(op, sizes_of(input), packed, geometry));
   const ConvOptions options = parse_options(op, plan, ConvPass::values_grad);
   const bool pointwise = plan.empty() && is_dense_pointwise(packed, geometry);

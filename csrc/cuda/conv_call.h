@@ -28,6 +28,7 @@ struct ConvCall {
   ConvOptions options;  // of this pass
   cudaStream_t stream;
   int processors;                              // of the device
+  size_t shared_bytes;                         // that a block may have at most
   std::function<void*(size_t bytes)> scratch;  // device memory until the call ends, aligned to 256 bytes, uninitialised
 };
 

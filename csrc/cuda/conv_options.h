@@ -1,9 +1,12 @@
 // What a cuda plan asks of one pass. tost_kernels/cuda_options.py says what the keys mean, and completes every plan.
 #pragma once
 
+#include <string_view>
+
 namespace tost {
 
 enum class ConvAlgorithm { direct, gather };
+enum class ConvPass { forward, input_grad, values_grad };
 
 struct ConvOptions {
   ConvAlgorithm algo = ConvAlgorithm::direct;
@@ -15,5 +18,9 @@ struct ConvOptions {
   int split = 0;   // parts of the sum (values_grad); 0: enough to fill the device
   bool tf32 = false;
 };
+
+// What the complete plan `plan` asks of `pass`; "": all defaults. In a plan of row groups a direct pass has rows = 1. Throws
+// std::runtime_error naming what is wrong.
+ConvOptions parse_options(const char* op, std::string_view plan, ConvPass pass);
 
 }  // namespace tost

@@ -48,8 +48,11 @@ void launch(
   const auto check = [&](cudaError_t error) {
     if (error == cudaSuccess) return;
     cudaGetLastError();  // or the next launch would report it again
+    // more shared memory or registers than there are: `tost_kernels.tune` leaves such a variant out, other errors it raises
+    const bool fits = error != cudaErrorInvalidValue && error != cudaErrorLaunchOutOfResources;
     throw std::runtime_error(
-        std::string(op) + ": the kernel could not be launched: " + cudaGetErrorString(error) + " (" +
+        std::string(op) + ": the kernel " + (fits ? "could not be launched" : "does not fit this device") + ": " +
+        cudaGetErrorString(error) + " (" +
         std::to_string(grid.blocks.x) + " x " + std::to_string(grid.blocks.y) + " x " + std::to_string(grid.blocks.z) +
         " blocks of " + std::to_string(grid.threads.x * grid.threads.y * grid.threads.z) + " threads, " +
         std::to_string(grid.shared_bytes) + " bytes of shared memory)");

@@ -6,6 +6,10 @@
 //   TF32, K = 8        a[0..3]: rows g, g + 8, g, g + 8; columns t, t, t + 4, t + 4.      b[0..1]: rows t, t + 4; column g
 //   bfloat16, K = 16   a[0..3]: rows g, g + 8, g, g + 8; columns from 2 t, 2 t, 2 t + 8, 2 t + 8, two in a word, the first low
 //                      b[0..1]: rows from 2 t, 2 t + 8, two in a word; column g
+//
+// ldmatrix fetches four 8x8 matrices of 16-bit elements from shared memory: lane 8 i + j gives the address of row j of matrix i, 16
+// bytes, aligned to them.  r[i] is matrix i's row g, columns 2 t, 2 t + 1; with _trans its column g, rows 2 t, 2 t + 1. So of memory
+// with a row for each k, four matrices at (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8) are b of two neighbours by _trans.
 #pragma once
 
 #include <cstdint>
@@ -54,6 +58,32 @@ inline void mma_bf16(
   }, where);
 }
 
+// Each lane reads what it gets, so the sanitizers see every byte read once.
+template <bool kTrans>
+void ldmatrix_emulated(uint32_t (&r)[4], const void* row, const cuda_host::Where& where) {
+  cuda_host::check_shared(row, 16, "ldmatrix");
+  uint32_t given[2];
+  std::memcpy(given, &row, sizeof(row));
+  const cuda_host::Table all = cuda_host::exchange(cuda_host::kAll, given, 2, where);
+  const int g = cuda_host::lane() / 4, t = cuda_host::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const auto element = [&](int j, int column) -> uint32_t {
+      const uint16_t* from;
+      std::memcpy(&from, all.words + (8 * i + j) * 2, sizeof(from));
+      return from[column];
+    };
+    r[i] = kTrans ? element(2 * t, g) | element(2 * t + 1, g) << 16 : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+  }
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, const cuda_host::Where where = cuda_host::Where::current()) {
+  ldmatrix_emulated<false>(r, row, where);
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, const cuda_host::Where where = cuda_host::Where::current()) {
+  ldmatrix_emulated<true>(r, row, where);
+}
+
 // Until its copy is done, the target is NaN: who reads it too early sees that.
 template <int kBytes>
 void copy_async(void* to_shared, const void* from_global, int read = kBytes) {
@@ -92,6 +122,20 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 
 // kBytes from global to shared memory, both aligned to them; only the first `read` are read, zeros follow. They are there for

@@ -32,13 +32,14 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
       other.get_device_index(), ", got one on device ", tensor.get_device_index());
 }
 
-// Makes the device of a tensor the current one for as long as it lives; its current stream, and how many SMs it has.
+// Makes the device of a tensor the current one for as long as it lives; its current stream, and what it has.
 class OnDeviceOf {
  public:
 #ifdef TOST_CUDA_HOST
   explicit OnDeviceOf(const Tensor&) {}
   cudaStream_t stream() const { return nullptr; }
   int processors() const { return 4; }
+  size_t shared_bytes() const { return 227 << 10; }
 #else
   explicit OnDeviceOf(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
   cudaStream_t stream() const {
@@ -46,13 +47,17 @@ class OnDeviceOf {
     if (aoti_torch_get_current_cuda_stream(index_, &stream) != 0) throw std::runtime_error("no current CUDA stream");
     return static_cast<cudaStream_t>(stream);
   }
-  int processors() const {
-    int count = 1;
-    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index_) != cudaSuccess) cudaGetLastError();
-    return count;
-  }
+  int processors() const { return attribute(cudaDevAttrMultiProcessorCount, 1); }
+  // Of shared memory, that a block may have at most.
+  size_t shared_bytes() const { return static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 48 << 10)); }
 
  private:
+  int attribute(cudaDeviceAttr which, int otherwise) const {
+    int value = otherwise;
+    if (cudaDeviceGetAttribute(&value, which, index_) != cudaSuccess) cudaGetLastError();
+    return value;
+  }
+
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 #endif

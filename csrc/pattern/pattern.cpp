@@ -6,13 +6,18 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "gather.h"
+#include "packed_view.h"
+#include "row_order.h"
 #include "tiles.h"
 #include "view.h"
 
@@ -101,13 +106,34 @@ py::array_t<int32_t> compile_mask(py::array_t<bool, py::array::c_style> mask, in
   return packed;
 }
 
+std::pair<tost::Ints, tost::Ints> row_orders(const tost::Ints& index, int64_t rows, int64_t groups, int64_t block) {
+  if (rows < 1 || block < 1)
+    throw std::invalid_argument("rows, block: expected at least 1, got " + std::to_string(rows) + " and " + std::to_string(block));
+  const int32_t* data = index.data();
+  tost::Order order, t_order;
+  {
+    py::gil_scoped_release release;
+    const tost::View view = tost::forward_view(data, index.size(), groups);
+    order = tost::search_order(view, rows, block);
+    t_order = tost::search_order(tost::transposed(view), rows, block);
+  }
+  const auto array = [](const tost::Order& order) { return tost::Ints(static_cast<py::ssize_t>(order.size()), order.data()); };
+  return {array(order), array(t_order)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_pattern, m) {
-  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.pattern, "
-            "that one the tiles of tost_kernels.tiles.";
+  m.doc() = "Pattern compiler: a mask becomes the packed index of tost_kernels.packed_index, "
+            "that one the tiles of tost_kernels.tiles and the gathered index of tost_kernels.gather.";
   m.def("compile_mask", &compile_mask, py::arg("mask").noconvert(), py::arg("block"),
         "Pack a bool mask (O, I, kh, kw) into its int32 index; the GIL is released.");
+  m.def("row_orders", &row_orders, py::arg("index").noconvert(), py::arg("rows"), py::arg("groups"), py::arg("block"),
+        "The two orders of the rows of a packed index that let groups of them share columns; the GIL is released.");
   m.def("tile_index", &tost::tile_index, py::arg("index").noconvert(), py::arg("rows"), py::arg("groups"), py::arg("block"),
-        "The tiled index of a packed one, its rows permuted so that groups share columns; the GIL is released.");
+        py::arg("order") = py::none(), py::arg("t_order") = py::none(),
+        "The tiled index of a packed one; rows stay where they are by default. The GIL is released.");
+  m.def("gather_index", &tost::gather_index, py::arg("index").noconvert(), py::arg("rows"), py::arg("chunk"), py::arg("depth"),
+        py::arg("groups"), py::arg("stride"), py::arg("dilation"), py::arg("order") = py::none(), py::arg("t_order") = py::none(),
+        "The gathered index of a packed one; rows stay where they are by default. The GIL is released.");
 }

@@ -19,6 +19,8 @@
 #include <bit>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 namespace tost {
 
@@ -63,9 +65,9 @@ class Search {
       : rows_(view.rows),
         size_(size),
         block_(block),
-        taps_(view.taps),
+        taps_(view.taps()),
         tap_words_(ceil_div(ceil_div(view.channels, block), 64)),
-        words_(view.taps * tap_words_),
+        words_(view.taps() * tap_words_),
         groups_(ceil_div(view.rows, size)),
         bits_(view.rows * words_),
         counts_(view.rows) {
@@ -86,12 +88,6 @@ class Search {
     for (int64_t g = 0; g < groups_; ++g)
       std::sort(order.begin() + g * size_, order.begin() + std::min((g + 1) * size_, rows_));
     return cost(order) < cost(natural) ? order : natural;
-  }
-
-  static Order natural_order(int64_t rows, int64_t size) {
-    Order order(ceil_div(rows, size) * size, -1);
-    std::iota(order.begin(), order.begin() + rows, 0);
-    return order;
   }
 
  private:
@@ -262,9 +258,28 @@ class Search {
 
 }  // namespace
 
+Order natural_order(int64_t rows, int64_t size) {
+  Order order(ceil_div(rows, size) * size, -1);
+  std::iota(order.begin(), order.begin() + rows, 0);
+  return order;
+}
+
+void check_order(const Order& order, int64_t rows, int64_t size) {
+  bool good = static_cast<int64_t>(order.size()) == ceil_div(rows, size) * size;
+  std::vector<bool> seen(rows, false);
+  for (size_t slot = 0; good && slot < order.size(); ++slot) {
+    const int64_t row = order[slot];
+    good = static_cast<int64_t>(slot) < rows ? row >= 0 && row < rows && !seen[row] : row == -1;
+    if (good && row >= 0) seen[row] = true;
+  }
+  if (!good)
+    throw std::invalid_argument("order: expected each of " + std::to_string(rows) + " rows once, in groups of " +
+                                std::to_string(size) + ", then -1");
+}
+
 Order search_order(const View& view, int64_t size, int64_t block) {
-  const int64_t words = view.taps * ceil_div(ceil_div(view.channels, block), 64);
-  if (view.rows <= size || words > kMostWords / view.rows) return Search::natural_order(view.rows, size);
+  const int64_t words = view.taps() * ceil_div(ceil_div(view.channels, block), 64);
+  if (size == 1 || view.rows <= size || words > kMostWords / view.rows) return natural_order(view.rows, size);
   return Search(view, size, block).run();
 }
 

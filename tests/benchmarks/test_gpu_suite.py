@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.cases import Layer
-from benchmarks.gpu import checks, figures, layer_variants, layers, memory, report, roofline, run_suite, step, targets
+from benchmarks.gpu import checks, figures, fused, layer_variants, layers, memory, report, roofline, run_suite, step, targets
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.budget import Budget, share_of
 from benchmarks.gpu.build import Build, missing
@@ -74,7 +75,8 @@ def test_every_section_runs_and_everything_is_written(tmp_path: Path) -> None:
     assert {r["case"]["precision"] for r in data["records"] if r["question"] == "layers"} == {"fp32"}
     assert {r["case"]["precision"] for r in data["records"] if r["question"] == "step"} == {"fp32", "tf32", "bf16"}
     variants = {r["variant"] for r in data["records"] if r["question"] == "layers"}
-    assert variants == {layers.DENSE, layers.MASKED, layers.COMPILED, layers.CSR, layers.CHOSEN, *layers.LAYOUTS}
+    ours = {name for name in layers.LAYOUTS if name.startswith("triton")}  # CUDA's: tests/cuda_host/test_dry_run.py
+    assert variants == {layers.DENSE, layers.MASKED, layers.COMPILED, layers.CSR, layers.CHOSEN, *ours}
     text = (tmp_path / "report.md").read_text()
     assert "A dry run" in text
     assert {row["state"] for row in data["targets"]} <= {targets.NOT_MEASURED, targets.DRY_RUN}
@@ -248,24 +250,44 @@ def states(records: list[Record]) -> dict[str, tuple[str, object]]:
 
 def test_targets_are_met_missed_or_not_measured() -> None:
     assert {state for state, _ in states([]).values()} == {targets.NOT_MEASURED}
-    wide95, wide98 = (f"3x3 of 128 channels or more at {n}% against TF32, forward and backward" for n in (95, 98))
+
+    def wide(sparsity: int, against: str = "TF32") -> str:
+        return f"3x3 of 128 channels or more at {sparsity}% against {against}, forward and backward"
+
     long, short = "chosen against dense, layers of 100 us or more", "chosen against dense, shorter layers"
     found = states(
         [
             layer_record(layers.DENSE, 0.2, 1.0),
             layer_record(layers.CHOSEN, 0.2, 0.98),
-            layer_record("tiles", 0.2, 1.2),
-            layer_record("direct", 0.2, 0.4),
+            layer_record("triton tiles", 0.2, 1.2),
+            layer_record("triton direct", 0.2, 0.4),
+            layer_record("cuda direct", 0.2, 1.05),
+            layer_record("cuda direct", 0.2, 2.1, precision="fp32"),
+            layer_record("cuda gather", 0.2, 0.8, precision="bf16"),
+            layer_record("cuda gather", 0.2, 1.6, precision="bf16", sparsity=0.98),
             layer_record(layers.DENSE, 0.05, 1.0, sparsity=0.98),
             layer_record(layers.CHOSEN, 0.06, 0.85, sparsity=0.98),
-            layer_record("tiles", 0.06, 9.0, sparsity=0.98, precision="bf16"),  # not the precision of the target
-            layer_record("tiles", 0.06, 9.0, sparsity=0.98, layer="64@32"),  # nor its layers
+            layer_record("cuda gather", 0.06, 9.0, sparsity=0.98, layer="64@32"),  # not a layer of the target
         ]
     )
     assert found[long] == (targets.MET, 0.98)
     assert found[short] == (targets.MISSED, 0.85)
-    assert found[wide95] == (targets.MET, 1.2)
-    assert found[wide98] == (targets.MISSED, 0.85)
+    assert found[wide(95)] == (targets.MET, 1.2)  # by the best of ours
+    assert found[wide(98)] == (targets.MISSED, 0.85)
+    assert found[wide(95, "IEEE fp32")] == (targets.MET, 2.1)
+    assert found[wide(98, "IEEE fp32")] == (targets.NOT_MEASURED, None)
+    assert found[wide(95, "bf16")] == (targets.MISSED, 0.8)
+    assert found[wide(98, "bf16")] == (targets.MET, 1.6)
+
+
+def test_the_faster_of_our_fused_kernels_counts() -> None:
+    def record(variant: str, ratio: float, layer: str = "64@32") -> Record:
+        case = {"op": "pswish", "part": fused.BACKWARD, "layer": layer, "precision": "fp32"}
+        return Record("fused", case, variant, 1, Summary(1, 1, 1), Summary(ratio, ratio, ratio), "torch.compile")
+
+    ours = [record("cuda", 1.4), record("triton", 1.2), record("cuda", 1.1, "4@4"), record("triton", 1.5, "4@4")]
+    found = states([*ours, record(fused.COMPILED, 0.1)])
+    assert found["pswish backward with dbeta against torch.compile"] == (targets.MET, 1.4)
 
 
 def test_the_worst_case_decides() -> None:
@@ -307,6 +329,8 @@ def test_the_cases_that_targets_are_about_come_first() -> None:
     assert {c.sparsity for c in first} == {0.95, 0.98}
     assert {c.precision for c in first} == {"tf32", "bf16"}
     assert all(c.layer.channels >= 128 for c in first)
+    assert [c.precision for c in order[16:24]] == ["fp32"] * 8  # of the same layers, masks and sparsities
+    assert {(c.layer, c.mask, c.sparsity) for c in order[16:24]} == {(c.layer, c.mask, c.sparsity) for c in order[:16]}
     assert len(order) == len(set(order)) == 10 * 2 * 4 * 3
     for case in order:  # SynFlow's masks are those of a layer that the network has
         network, side = Settings().networks[case.network]
@@ -318,13 +342,14 @@ def test_the_roofline_by_hand() -> None:
     assert roofline.bound(ceilings, 1e9, 1e10, "tf32") == (1e-3, "memory")
     assert roofline.bound(ceilings, 1e6, 1e12, "tf32") == (1e-2, "arithmetic")
     assert roofline.bound(ceilings, 10, 10, "tf32") == (2e-6, "launch")
-    record = layer_record("tiles", 4.0, 1.0, part="forward", bytes=1e9, flops=2e10)
+    record = layer_record("cuda gather", 4.0, 1.0, part="forward", bytes=1e9, flops=2e10)
     judged = roofline.judge(ceilings, record)
     assert judged.value.median == pytest.approx(4.0)
     assert judged.case["bytes_per_second"] == pytest.approx(0.25e12)
     assert judged.case["of_arithmetic"] == pytest.approx(0.05)
     # a direct kernel has no tensor cores to use
-    assert roofline.judge(ceilings, replace(record, variant="direct")).case["unit"] == "fp32"
+    for backend in layers.BACKENDS:
+        assert roofline.judge(ceilings, replace(record, variant=f"{backend} direct")).case["unit"] == "fp32"
     with pytest.raises(LookupError, match="one kernel in a graph"):
         roofline.Ceilings.of(Results({}))
 
@@ -364,7 +389,9 @@ def test_a_wrong_kernel_is_not_timed() -> None:
         layer_variants.check("off", "fp32", off, right)
 
 
-MEMCHECK = "========= COMPUTE-SANITIZER\n24 calls of Triton kernels\n========= ERROR SUMMARY: {} errors\n"
+MEMCHECK = "========= COMPUTE-SANITIZER\ncalls of kernels: 24 cuda\n========= ERROR SUMMARY: {} errors\n"
+RACECHECK = "========= COMPUTE-SANITIZER\n24 cuda\n========= RACECHECK SUMMARY: {} hazards displayed ({} errors, 0 warnings)\n"
+memcheck, racecheck = (partial(checks.judge_sanitizer, tool) for tool in ("memcheck", "racecheck"))
 
 
 @pytest.mark.parametrize(
@@ -373,10 +400,12 @@ MEMCHECK = "========= COMPUTE-SANITIZER\n24 calls of Triton kernels\n========= E
         (checks.judge_tests, 0, "...\n==== 3 passed, 1 skipped in 2.50s ====\n", None, "3 passed, 1 skipped in 2.50s"),
         (checks.judge_tests, 1, "==== 1 failed, 2 passed in 2.50s ====", "pytest ended with 1: 1 failed", "ended with 1"),
         (checks.judge_tests, 4, "usage: pytest", "pytest ended with 4: usage: pytest", "ended with 4"),
-        (checks.judge_sanitizer, 0, MEMCHECK.format(0), None, "memcheck found no errors; 24 calls of Triton kernels"),
-        (checks.judge_sanitizer, 9, MEMCHECK.format(2), "memcheck: 2 errors, status 9", "found errors"),
-        (checks.judge_sanitizer, 1, "Device not supported", None, "memcheck refused here: Device not supported"),
-        (checks.judge_sanitizer, 1, "no such thing", None, "memcheck refused here: no such thing"),
+        (memcheck, 0, MEMCHECK.format(0), None, "memcheck found no errors; calls of kernels: 24 cuda"),
+        (memcheck, 9, MEMCHECK.format(2), "memcheck: 2 errors, status 9", "found errors"),
+        (memcheck, 1, "Device not supported", None, "memcheck refused here: Device not supported"),
+        (memcheck, 1, "no such thing", None, "memcheck refused here: no such thing"),
+        (racecheck, 0, RACECHECK.format(0, 0), None, "racecheck found no errors; 24 cuda"),
+        (racecheck, 9, RACECHECK.format(3, 3), "racecheck: 3 errors, status 9", "found errors"),
         (checks.judge_small_shapes, 1, "ArithmeticError: x", "ended with 1: ArithmeticError: x", "ArithmeticError: x"),
         (checks.judge_plain, 0, "", None, "no output"),
     ],
@@ -422,6 +451,21 @@ def test_tests_that_are_stopped_say_how_far_they_came(tmp_path: Path, monkeypatc
     assert section.failures == ({"tests": wanted} if failed else {})
 
 
+def test_every_sanitizer_looks_at_the_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "is_gpu", True)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: f"/bin/{name}")
+    found = {
+        name: job.command for name, job in checks.jobs(suite_in(tmp_path)).items() if "/bin/compute-sanitizer" in job.command
+    }
+    tools = {name: command[command.index("--tool") + 1] for name, command in found.items()}
+    assert tools == {"sanitizer": "memcheck", "racecheck": "racecheck", "synccheck": "synccheck"}
+    assert {name: command[-1] for name, command in found.items()} == {
+        "sanitizer": "benchmarks.gpu.small_shapes",  # Triton's kernels, too
+        "racecheck": "cuda",
+        "synccheck": "cuda",
+    }
+
+
 def test_the_jobs_of_a_dry_run_need_no_gpu(tmp_path: Path) -> None:
     for job in checks.jobs(suite_in(tmp_path)).values():
         assert job.command[0] == sys.executable
@@ -432,6 +476,9 @@ def test_parts_built_for_another_python_are_missing(tmp_path: Path) -> None:
     (tmp_path / "_cpu.abi3.so").touch()
     (tmp_path / "_pattern.cpython-27-x86_64-linux-gnu.so").touch()
     assert missing(tmp_path) == ("_pattern",)
+    assert missing(tmp_path, cuda=True) == ("_pattern", "_cuda")
+    (tmp_path / "_cuda.abi3.so").touch()  # carried from another machine: it serves every Python
+    assert missing(tmp_path, cuda=True) == ("_pattern",)
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tost_kernels as tk
-from benchmarks import csr, fused, growth, kernels, layer_calls, layer_times, memory, odd, plot, rate, run, scaling, step
+from benchmarks import csr, fused, growth, kernels, layer_calls, layer_times, memory, odd, plot, rate, run, scaling, step, tiles
 from benchmarks import ledger as ledger_module
 from benchmarks.cases import Layer
 from benchmarks.layer_calls import Problem, check, dense_calls, plan_of, sparse_calls
@@ -210,9 +210,30 @@ def test_growth_and_its_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = ("--widths", "16", "32", "--sparsity", "0.9", "--rows", "16", "--network", "resnet20", "--steps", "1")
-    records = answer("tiles", *chosen, "--masks", "random", "magnitude")
-    rows = table_rows(capsys.readouterr().out)
+    chosen = (
+        "--widths",
+        "16",
+        "32",
+        "--sparsity",
+        "0.9",
+        "--rows",
+        "16",
+        "--network",
+        "resnet20",
+        "--steps",
+        "1",
+        "--chunks",
+        "8",
+        "32",
+    )
+    answers = answer("tiles", *chosen, "--masks", "random", "magnitude")
+    records = [record for record in answers if "chunk" not in record.case]
+    shown = table_rows(capsys.readouterr().out)
+    rows, of_chunks = shown[:4], shown[5:]  # between them a head
+    assert [row[3] for row in of_chunks] == ["float32", "bfloat16"] * 4
+    counts = [(record.variant, record.value.median) for record in answers if "chunk" in record.case]
+    assert [name for name, _ in counts] == ["kept", "padded", "read"] * 32
+    assert all(0 < kept <= padded <= read for (_, kept), (_, padded), (_, read) in zip(*[iter(counts)] * 3, strict=True))
     assert [(row[0], row[1]) for row in rows] == [
         *(("random", f"{width}x{width}x3x3") for width in (16, 32)),
         *(("magnitude", f"{layer}.2.conv2, {width}x{width}x3x3") for layer, width in (("layer1", 16), ("layer2", 32))),
@@ -326,3 +347,14 @@ def test_a_table_row_has_as_many_cells_as_columns(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "\n### t\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     with pytest.raises(ValueError, match="cells: expected 2, got 1"):
         table.row("1")
+
+
+def test_gathered_columns() -> None:
+    """Worked out by hand: 16 rows, two of which keep channels 0, 4 and 8, and channel 1 at a second tap."""
+    mask = torch.zeros(16, 16, 1, 2)
+    mask[0, [0, 4, 8], 0, 0] = mask[3, 8, 0, 0] = mask[3, 1, 0, 1] = 1
+    forward, transposed = tiles.gathered_columns(tk.Pattern(mask), 16, 8, 1)
+    # channels 0, 4 and 8 are of the same bank, so the read of the four takes three; the padding is a read
+    assert forward == (4 / 32, 8 / 32, (3 + 1) * 4 / 32)
+    # outputs 0 and 3 at tap 0, 3 at tap 1
+    assert transposed == (3 / 32, 8 / 32, (2 + 1) * 4 / 32)

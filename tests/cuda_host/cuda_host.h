@@ -1,6 +1,6 @@
 // CUDA on the CPU: compiles a .cu file with g++ (-x c++ -std=c++20 -DTOST_CUDA_HOST) and runs its kernels, for tests.
 //
-// The threads of a block are fibers (ucontext) of one OS thread; a fiber runs until it has to wait for others: at a barrier, a
+// The threads of a block are fibers of one OS thread; a fiber runs until it has to wait for others: at a barrier, a
 // shuffle, a vote, an mma. Blocks run one after the other. So every run is the same run, and a debugger can follow it.
 // The sanitizers know of the fibers:
 // - TSan takes each for a thread. Barriers order what their threads do; a shuffle, as in the CUDA manual, does not, and neither
@@ -18,15 +18,16 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <source_location>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_THREAD__
@@ -121,9 +122,13 @@ struct Copy {
 
 struct Block;
 
+// Where to go on: what __builtin_setjmp leaves. (swapcontext would do as well, with two system calls each time.)
+using Place = void* [5];
+
 // A thread. What changes while it runs is written and read by functions that no sanitizer sees.
 struct Fiber {
-  ucontext_t context;
+  Place at;  // where it waits
+  bool started = false;
   Block* block = nullptr;
   char* stack = nullptr;
   dim3 thread, index, size, grid;
@@ -148,13 +153,11 @@ struct Array {
 };
 
 struct Block {
-  HOST_TSAN(~Block() {
-    __tsan_acquire(&finish);
-    for (const auto& fiber : fibers) __tsan_destroy_fiber(fiber->tsan);
-  })
+  HOST_TSAN(~Block();)
   std::function<void()> body;
+  std::exception_ptr* failure = nullptr;  // of the thread that ran last
   std::vector<std::unique_ptr<Fiber>> fibers;
-  ucontext_t scheduler;
+  Place scheduler;
   std::unique_ptr<Pages> stacks, arena;
   char* shared = nullptr;          // the arena's memory
   Fiber* members[kThreads] = {};  // the fibers, as fibers may read them
@@ -162,46 +165,98 @@ struct Block {
   Array arrays[kArrays];
   int count = 0;
   char barrier[2] = {};  // TSan's names of the last two __syncthreads
-  char finish = 0;       // and of the end of the launch
+  char begin = 0, finish = 0;  // and of the begin of a block, and the end of the launch
   HOST_TSAN(void* tsan = nullptr; std::vector<std::unique_ptr<Fiber>> finished;)
   HOST_ASAN(const void* stack = nullptr; size_t stack_size = 0; void* fake = nullptr;)
 };
 
 inline thread_local Fiber* running = nullptr;
 
+#ifdef __SANITIZE_THREAD__
+// TSan's threads that wait for another launch: to make one takes half a millisecond.
+constexpr size_t kIdle = 512;
+inline thread_local std::vector<void*> idle;
+
+inline void* new_thread() {
+  if (idle.empty()) return __tsan_create_fiber(0);
+  void* thread = idle.back();
+  idle.pop_back();
+  return thread;
+}
+
+inline Block::~Block() {
+  __tsan_acquire(&finish);
+  for (auto& fiber : fibers) finished.push_back(std::move(fiber));
+  for (const auto& fiber : finished) {
+    if (!fiber->tsan) continue;
+    if (fiber->wait == Wait::done && idle.size() < kIdle) {
+      idle.push_back(fiber->tsan);
+    } else {
+      __tsan_destroy_fiber(fiber->tsan);
+    }
+  }
+}
+#endif
+
 HOST_UNSEEN inline Fiber& self() { return *running; }
+
+[[noreturn]] HOST_UNSEEN inline void go_to(Place place) { __builtin_longjmp(place, 1); }
+
+void enter();
+
+[[noreturn]] HOST_UNSEEN inline void start(Fiber& fiber) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  fiber.started = true;
+  setcontext(&context);
+  std::abort();
+}
 
 HOST_UNSEEN inline void resume(Fiber& fiber) {
   Block& block = *fiber.block;
   running = &fiber;
   HOST_TSAN(__tsan_switch_to_fiber(fiber.tsan, 1);)
   HOST_ASAN(__sanitizer_start_switch_fiber(&block.fake, fiber.stack, kStack);)
-  swapcontext(&block.scheduler, &fiber.context);
+  if (__builtin_setjmp(block.scheduler) == 0) fiber.started ? go_to(fiber.at) : start(fiber);
   HOST_ASAN(__sanitizer_finish_switch_fiber(block.fake, nullptr, nullptr);)
   running = nullptr;
 }
 
-HOST_UNSEEN inline void back_to_scheduler(Fiber& fiber, [[maybe_unused]] bool last) {
+HOST_UNSEEN inline void back_to_scheduler(Fiber& fiber) {
   Block& block = *fiber.block;
   HOST_TSAN(__tsan_switch_to_fiber(block.tsan, 1);)
-  HOST_ASAN(__sanitizer_start_switch_fiber(last ? nullptr : &fiber.fake, block.stack, block.stack_size);)
-  swapcontext(&fiber.context, &block.scheduler);
+  HOST_ASAN(__sanitizer_start_switch_fiber(&fiber.fake, block.stack, block.stack_size);)
+  if (__builtin_setjmp(fiber.at) == 0) go_to(block.scheduler);
   HOST_ASAN(__sanitizer_finish_switch_fiber(fiber.fake, &block.stack, &block.stack_size);)
 }
 
-inline void die(const std::string& why) {
-  std::fprintf(stderr, "cuda_host: %s\n", why.c_str());
-  std::abort();
+[[noreturn]] inline void die(const std::string& why) { throw std::runtime_error("cuda_host: " + why); }
+
+// Runs a thread. Returns what it threw, or null.
+inline std::exception_ptr* run(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (...) {
+    return new std::exception_ptr(std::current_exception());
+  }
+  return nullptr;
 }
 
+// A fiber runs one thread of a block after the other, in the same place of each.
 HOST_UNSEEN inline void enter() {
   Fiber& fiber = self();
   HOST_ASAN(__sanitizer_finish_switch_fiber(nullptr, &fiber.block->stack, &fiber.block->stack_size);)
-  fiber.block->body();
-  if (fiber.pending) die("a thread ends before its asynchronous copies");
-  HOST_TSAN(__tsan_release(&fiber.block->finish);)
-  fiber.wait = Wait::done;
-  back_to_scheduler(fiber, true);
+  for (;;) {
+    HOST_TSAN(__tsan_acquire(&fiber.block->begin);)
+    fiber.block->failure = run(fiber.block->body);
+    HOST_TSAN(__tsan_release(&fiber.block->finish);)
+    fiber.wait = Wait::done;
+    back_to_scheduler(fiber);
+  }
 }
 
 HOST_UNSEEN inline void wait_for(Wait what, unsigned mask, const volatile uint32_t* words, int count, const Where& where) {
@@ -212,7 +267,7 @@ HOST_UNSEEN inline void wait_for(Wait what, unsigned mask, const volatile uint32
   fiber.words = count;
   HOST_TSAN(__tsan_release(&fiber.block->finish);)  // should it never go on
   for (int w = 0; w < count; ++w) fiber.given[w] = words[w];
-  back_to_scheduler(fiber, false);
+  back_to_scheduler(fiber);
 }
 
 [[noreturn]] inline void stuck(const Block& block, const std::string& why) {
@@ -282,6 +337,13 @@ inline bool release(Block& block) {
   return any;
 }
 
+// Throws what a thread has thrown.
+[[noreturn]] inline void end_with(Block& block) {
+  HOST_TSAN(__tsan_acquire(&block.finish);)
+  const std::unique_ptr<std::exception_ptr> failure(block.failure);
+  std::rethrow_exception(*failure);
+}
+
 // Room for a shared array, NaN, with guards that ASan watches at both ends.
 HOST_UNSEEN inline char* shared_array(const void* site, size_t bytes, size_t align) {
   Block& block = *self().block;
@@ -311,7 +373,7 @@ inline void begin_block(Block& block, dim3 index, dim3 size, dim3 grid, bool fir
 #ifdef __SANITIZE_THREAD__
   // No order between blocks, so nothing of this one may lie where something of another one lay.
   for (auto& fiber : block.fibers) {
-    __tsan_destroy_fiber(fiber->tsan);
+    if (block.finished.size() >= kIdle) __tsan_destroy_fiber(std::exchange(fiber->tsan, nullptr));
     block.finished.push_back(std::move(fiber));
   }
   block.fibers.clear();
@@ -343,13 +405,9 @@ inline void begin_block(Block& block, dim3 index, dim3 size, dim3 grid, bool fir
     fiber.wait = Wait::none;
     fiber.pending = fiber.group = 0;
     fiber.barriers = fiber.warp_barriers = 0;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-    HOST_TSAN(fiber.tsan = __tsan_create_fiber(0);)
+    HOST_TSAN(fiber.tsan = new_thread();)
   }
+  HOST_TSAN(__tsan_release(&block.begin);)
 }
 
 template <class... Parameters>
@@ -370,6 +428,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_
       for (const auto& fiber : block.fibers) {
         if (fiber->wait != Wait::none) continue;
         resume(*fiber);
+        if (block.failure) end_with(block);
+        if (fiber->wait == Wait::done && fiber->pending) die("a thread ends before its asynchronous copies");
         done += fiber->wait == Wait::done;
       }
       if (done < threads && !release(block)) stuck(block, "threads wait for others that never come");
@@ -417,10 +477,24 @@ HOST_UNSEEN inline char* warp_barrier(unsigned of_lane, unsigned turn) {
   return &fiber.block->members[fiber.place / kLanes * kLanes + of_lane]->barrier[turn];
 }
 
+HOST_UNSEEN inline bool in_shared_memory(const void* address) {
+  const char* begin = self().block->shared;
+  return static_cast<const char*>(address) >= begin && static_cast<const char*>(address) < begin + kArena;
+}
+
+// Instructions of aligned `bytes` in shared memory; ASan sees whether they are in bounds.
+inline void check_shared(const void* address, unsigned bytes, const char* what) {
+  if (!in_shared_memory(address)) die(std::string(what) + ": an address outside of shared memory");
+  if (reinterpret_cast<uintptr_t>(address) % bytes) die(std::string(what) + ": an address off its alignment");
+}
+
 HOST_UNSEEN inline void start_copy(void* to, const void* from, unsigned bytes, unsigned read) {
   Fiber& fiber = self();
   if (fiber.pending == kCopies) die("too many asynchronous copies on their way");
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) die("an asynchronous copy off its alignment");
+  check_shared(to, bytes, "an asynchronous copy");
+  if (in_shared_memory(from)) die("an asynchronous copy: its source is shared memory");
+  if (reinterpret_cast<uintptr_t>(from) % bytes) die("an asynchronous copy: a source off its alignment");
+  if (read > bytes) die("an asynchronous copy: more bytes read than copied");
   fiber.copies[fiber.pending++] = {static_cast<char*>(to), static_cast<const char*>(from), bytes, read, fiber.group};
 }
 HOST_UNSEEN inline void commit_copies() { ++self().group; }
@@ -514,6 +588,7 @@ inline float __expf(float x) { return std::exp(x); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline int __popc(unsigned x) { return std::popcount(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 
 // Rounds to nearest even; any NaN becomes 0x7fff, as on the GPU.

@@ -15,6 +15,18 @@ void expect(bool holds, const char* what) {
   ++failures;
 }
 
+template <class... Parameters>
+void check_throws(
+    const char* what, void (*kernel)(Parameters...), const Grid& grid, std::type_identity_t<Parameters>... arguments) {
+  try {
+    launch("planted", kernel, grid, nullptr, arguments...);
+  } catch (const std::runtime_error& error) {
+    expect(std::string(error.what()).find(what) != std::string::npos, error.what());
+    return;
+  }
+  expect(false, what);
+}
+
 __global__ void warps(int* out) {
   const int t = threadIdx.x, lane = t % 32;
   int sum = t;
@@ -70,6 +82,70 @@ void check_product() {
   }
 }
 
+// A 32x8 matrix of numbers of 16 bits: four 8x8 matrices, one below the other.
+__global__ void matrices(const uint16_t* x, uint32_t* rows, uint32_t* columns, int off) {
+  SHARED_DYNAMIC(uint16_t, matrix);
+  for (int i = 0; i < 8; ++i) matrix[threadIdx.x * 8 + i] = x[threadIdx.x * 8 + i];
+  __syncwarp();
+  uint32_t words[4];
+  ldmatrix_x4(words, matrix + threadIdx.x * 8 + off);
+  for (int i = 0; i < 4; ++i) rows[threadIdx.x * 4 + i] = words[i];
+  ldmatrix_x4_trans(words, matrix + threadIdx.x * 8);
+  for (int i = 0; i < 4; ++i) columns[threadIdx.x * 4 + i] = words[i];
+}
+
+void check_matrices() {
+  uint16_t x[256];
+  for (int i = 0; i < 256; ++i) x[i] = static_cast<uint16_t>(i * 77);
+  uint32_t rows[128], columns[128];
+  launch("matrices", matrices, {{1}, {32}, 512}, nullptr, x, rows, columns, 0);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const uint16_t* m = x + 64 * i;
+      const int g = lane / 4, t = lane % 4;
+      expect(rows[lane * 4 + i] == (m[g * 8 + 2 * t] | uint32_t{m[g * 8 + 2 * t + 1]} << 16), "ldmatrix_x4");
+      expect(columns[lane * 4 + i] == (m[2 * t * 8 + g] | uint32_t{m[(2 * t + 1) * 8 + g]} << 16), "ldmatrix_x4_trans");
+    }
+  }
+  check_throws("ldmatrix: an address off its alignment", matrices, {{1}, {32}, 1024}, x, rows, columns, 4);
+  check_throws("ldmatrix: an address outside of shared memory", matrices, {{1}, {32}, 1024}, x, rows, columns, 1 << 20);
+}
+
+template <int kBytes>
+__global__ void padded_copy(const char* x, char* y, int read) {
+  SHARED(uint4, to, 2);
+  copy_async<kBytes>(reinterpret_cast<char*>(to) + kBytes, x, read);
+  commit_copies();
+  wait_for_copies<0>();
+  for (int i = 0; i < kBytes; ++i) y[i] = reinterpret_cast<const char*>(to)[kBytes + i];
+}
+
+template <int kBytes>
+void check_padded_copy() {
+  alignas(16) char x[2 * kBytes];
+  char y[kBytes];
+  for (int i = 0; i < kBytes; ++i) x[i] = static_cast<char>(i + 1);
+  for (int read = 0; read <= kBytes; ++read) {
+    launch("padded_copy", padded_copy<kBytes>, {{1}, {1}}, nullptr, x, y, read);
+    for (int i = 0; i < kBytes; ++i) expect(y[i] == (i < read ? i + 1 : 0), "a copy with zeros behind it");
+  }
+  check_throws("a source off its alignment", padded_copy<kBytes>, {{1}, {1}}, x + kBytes / 2, y, kBytes);
+  check_throws("more bytes read than copied", padded_copy<kBytes>, {{1}, {1}}, x, y, kBytes + 1);
+}
+
+__global__ void copy_to_nowhere(float* x) { copy_async<4>(x, x); }
+
+__global__ void copy_of_shared() {
+  SHARED(float, a, 4);
+  copy_async<4>(a, a + 1);
+}
+
+__global__ void never_waited_for(const float* x) {
+  SHARED(float, a, 4);
+  copy_async<4>(a, x);
+  commit_copies();
+}
+
 __global__ void copies(const float* x, float* y, int bytes_read) {
   SHARED_DYNAMIC(float, to);
   copy_async<16>(to, x, 16);
@@ -94,16 +170,6 @@ __global__ void different_barriers() {
   }
 }
 
-void check_throws(void (*kernel)(), const char* what) {
-  try {
-    launch("planted", kernel, {{1}, {32}}, nullptr);
-  } catch (const std::runtime_error& error) {
-    expect(std::string(error.what()).find(what) != std::string::npos, error.what());
-    return;
-  }
-  expect(false, what);
-}
-
 }  // namespace
 
 int main() {
@@ -126,7 +192,15 @@ int main() {
     expect(i < 4 ? y[i] == want[i] : y[i] != y[i], "a copy that nobody waited for is not done");
     expect(y[8 + i] == want[i], "a copy");
   }
-  check_throws(never_joined, "threads wait for others that never come");
-  check_throws(different_barriers, "threads wait at different barriers");
+  check_padded_copy<4>();
+  check_padded_copy<8>();
+  check_padded_copy<16>();
+  check_matrices();
+  const Grid warp{{1}, {32}};
+  check_throws("threads wait for others that never come", never_joined, warp);
+  check_throws("threads wait at different barriers", different_barriers, warp);
+  check_throws("an address outside of shared memory", copy_to_nowhere, warp, x);
+  check_throws("its source is shared memory", copy_of_shared, warp);
+  check_throws("a thread ends before its asynchronous copies", never_waited_for, warp, x);
   return failures != 0;
 }

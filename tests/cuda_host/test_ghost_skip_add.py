@@ -1,16 +1,14 @@
-"""ghost_skip_add in CUDA C++, run by the shim on the CPU: the cases of the op's own tests, and what only its kernels can get wrong."""
+"""ghost_skip_add in CUDA C++, run by the shim on the CPU: the op's own cases, and what only its kernels can get wrong."""
 
 import pytest
 import torch
 from torch import Tensor
 
-import tost_kernels as tk
-from tests.tost_kernels.ops.tails import CASES, PARTS, SHAPES_IN_LAYOUTS, Case, close, make
-from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.register import op
+from tests.tost_kernels.ops import tail_contract
+from tests.tost_kernels.ops.tails import CASES, PARTS, SHAPES_IN_LAYOUTS, Case, close, make, make_mixed
+from tost_kernels.layout import layout_of
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
-NAN, INF = float("nan"), float("inf")
 LAYOUTS = ["contiguous", "channels_last", "batch_last"]
 KINDS_IN_LAYOUTS = [(kind, LAYOUTS[i % 3]) for i, kind in enumerate(CASES)]
 
@@ -46,115 +44,81 @@ def test_moves_of_16_bytes_several_blocks_a_channel_and_the_same_bits(kind: str,
     assert all(torch.equal(again[key], got[key]) for key in got)
 
 
+@pytest.mark.parametrize("kind", ["all batch", "all running"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unaligned_memory_is_moved_element_by_element(kind: str, dtype: torch.dtype) -> None:
+    shape = (4, 3, 4, 8)
+    case, dy = make(shape, kind).to(dtype, torch.float32), torch.randn(shape).to(dtype)
+    aligned = case.results(dy, "cuda")
+    case.tensors["ghost"] = torch.cat((case.tensors["ghost"].flatten()[:1], case.tensors["ghost"].flatten()))[1:].reshape(shape)
+    got = case.results(dy, "cuda")
+    for key, value in aligned.items():  # sums are taken in another order
+        assert torch.allclose(got[key].float(), value.float(), rtol=2**-7 if dtype == torch.bfloat16 else 1e-5, atol=1e-4), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alpha", [0.6, 0.0])
+def test_bfloat16_in_moves_of_16_bytes(layout: str, alpha: float) -> None:
+    shape = (16, 24, 2, 4)
+    case, dy = make(shape, "all batch", layout, alpha=alpha).to(torch.bfloat16, torch.float32), torch.randn(shape).bfloat16()
+    got = case.results(dy, "cuda")
+    exact = case.to(torch.float64).results(dy.double(), "reference")
+    for key, want in exact.items():
+        size = want.abs().max() + (dy.double().abs().sum() / shape[1] if want.dim() < 2 else 1.0)
+        assert (got[key].double() - want).abs().max() <= 2**-8 * size, key
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "pswish"])
+@pytest.mark.parametrize("present", [("u",), ("u", "ghost"), ("u", "shortcut"), ("u", "ghost", "shortcut")])
+def test_every_combination_of_parts_and_activations(present: tuple[str, ...], act: str) -> None:
+    """With norms that take turns, so that each part has each kind, live and switched off."""
+    shape, norms = (2, 4, 2, 4), ("none", "running", "batch")
+    for turn in range(3):
+        kinds = {part: norms[(turn + i) % 3] for i, part in enumerate(PARTS)}
+        case = make_mixed(shape, {part: kinds[part] for part in present}, act, LAYOUTS[turn], alpha=0.5 if turn else 0.0)
+        check(case, torch.randn(shape))
+
+
+def test_an_infinite_input_spoils_its_own_gradient_at_most() -> None:
+    case, dy = make((2, 4, 2, 2), "all running"), torch.rand(2, 4, 2, 2)
+    case.act = "none"
+    del case.tensors["beta"]
+    case.tensors["u"][0, 0, 0, 0] = float("inf")
+    got = case.results(dy, "cuda")
+    assert all(got[part].isfinite().all() for part in PARTS)
+
+
 def test_a_large_mean_does_not_drown_the_variance() -> None:
-    u = torch.randn(64, 2, 8, 8) + 3000.0
-    with tk.use_backend("cuda"):
-        out, stats = tk.ghost_skip_add(u, norm=tk.Norm(batch_stats=True))
-    var, mean = torch.var_mean(u.double(), (0, 2, 3), correction=0)
-    assert torch.allclose(stats[0].double(), torch.stack((mean, var)), rtol=1e-6)
-    want = (u.double() - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
-    assert (out.double() - want).abs().max() < 1e-5
+    tail_contract.a_large_mean_does_not_drown_the_variance("cuda")
 
 
 def test_mixed_layouts_and_strides() -> None:
-    shape = (4, 3, 6, 2)
-    case = make(shape, layout="channels_last")
-    case.tensors["ghost"] = as_layout(case.tensors["ghost"], "batch_last")
-    case.tensors["shortcut"] = torch.randn(8, 3, 6, 5)[::2, :, :, 1::2]
-    for dy in (torch.ones(()).expand(shape), torch.randn(2, 6, 3, 4).permute(3, 2, 1, 0)):
-        got = case.results(dy, "cuda")
-        close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
-        assert [layout_of(got[k]) for k in ("out", *PARTS)] == ["channels_last", "channels_last", "batch_last", "contiguous"]
+    tail_contract.mixed_layouts_and_strides("cuda")
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("all batch", "batch_last"), ("all running", "channels_last")])
 def test_bfloat16_is_computed_in_float32(kind: str, layout: str) -> None:
-    """All that is lost is the last rounding of a stored number. (The interpreter cuts it off: a whole unit in the last place.)"""
-    shape = (6, 4, 5, 6)
-    case, dy = make(shape, kind, layout).to(torch.bfloat16, torch.float32), torch.randn(shape).bfloat16()
-    got = case.results(dy, "cuda")
-    exact = case.to(torch.float64).results(dy.double(), "reference")
-    for key in ("out", *PARTS):
-        assert got[key].dtype == torch.bfloat16
-        want = exact.pop(key)
-        got[key] = got.pop(key).double()
-        assert ((got[key] - want).abs() <= 2**-7 * want.abs() + 1e-5 * want.abs().max()).all(), key
-        del got[key]
-    close(got, exact, dy)
+    tail_contract.bfloat16_is_computed_in_float32("cuda", kind, layout, 2**-8)
 
 
-# ---- alpha == 0
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize(
-    ("kind", "layout"), [("all batch", "batch_last"), ("all running", "contiguous"), ("no norm", "channels_last")]
-)
+@pytest.mark.parametrize("bad", [tail_contract.NAN, tail_contract.INF])
+@pytest.mark.parametrize(("kind", "layout"), tail_contract.OFF)
 def test_a_ghost_switched_off_reaches_nothing(kind: str, layout: str, bad: float) -> None:
-    case, dy = make((4, 3, 2, 2), kind, layout, alpha=0.0), torch.randn(4, 3, 2, 2)
-    want = case.without_ghost().results(dy, "cuda")
-    case.tensors["ghost"][1, 1] = bad
-    if kind == "all running":
-        case.tensors["ghost_mean"][2] = bad
-    got = case.results(dy, "cuda")
-    for key, value in want.items():
-        assert torch.equal(got[key], value), key
-    assert not got["ghost"].any()
-    assert not any(got[k].any() for k in got if k in ("ghost_weight", "ghost_bias"))
-    reference = case.to(torch.float64).results(dy.double(), "reference")
-    assert got["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4, abs=1e-5)
+    tail_contract.a_ghost_switched_off_reaches_nothing("cuda", kind, layout, bad)
 
 
 @pytest.mark.parametrize("kind", ["all batch", "all running", "no norm"])
 def test_the_gradient_of_alpha_at_zero(kind: str) -> None:
-    case, dy = make((4, 3, 5, 5), kind, "batch_last", alpha=0.0), torch.randn(4, 3, 5, 5)
-    reference = case.to(torch.float64).results(dy.double(), "reference")
-    assert case.results(dy, "cuda")["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4)
+    tail_contract.the_gradient_of_alpha_at_zero("cuda", kind)
 
 
 def test_nan_and_infinity_go_where_torch_sends_them() -> None:
-    for act in ("none", "relu", "pswish"):
-        u = torch.tensor([[1.0, NAN], [INF, -2.0], [-INF, 3.0]])
-        beta = 1.5 if act == "pswish" else None
-        with tk.use_backend("cuda"):
-            got = tk.ghost_skip_add(u, act=act, beta=beta).out
-        with tk.use_backend("reference"):
-            want = tk.ghost_skip_add(u, act=act, beta=beta).out
-        torch.testing.assert_close(got, want, equal_nan=True)
-
-
-# ---- dispatch
+    tail_contract.nan_and_infinity_go_where_torch_sends_them("cuda")
 
 
 def test_opcheck() -> None:
-    case = make((3, 4, 2, 3), "mixed", "channels_last")
-    for key, t in case.tensors.items():
-        t.requires_grad_(not key.endswith(("_mean", "_var")))
-    args = case.op_arguments()
-    torch.library.opcheck(op("ghost_skip_add", "cuda"), args)
-    args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
-    out, stats = op("ghost_skip_add", "cuda")(*args)
-    torch.library.opcheck(op("ghost_skip_add_backward", "cuda"), (torch.randn(out.shape), *args, stats))
+    tail_contract.passes_opcheck("cuda")
 
 
 def test_the_raw_op_names_what_is_wrong() -> None:
-    u = torch.ones(2, 3)
-    nothing = [None] * 11
-
-    def call(u: torch.Tensor, weight: torch.Tensor | None = None, norm: int = 0, act: str = "none", count: int = 3) -> None:
-        args = (u, weight, None, None, None, *nothing, None, act, [norm] + [0] * (count - 1), [0.0] * 3, "")
-        op("ghost_skip_add", "cuda")(*args)
-
-    for arguments, message in (
-        ({"u": u.double()}, "u: expected float32 or bfloat16, got float64"),
-        ({"u": torch.ones(3)}, r"u: expected shape \(N, C, ...\), got \(3\)"),
-        ({"u": u, "weight": torch.ones(2), "norm": 2}, r"u_weight: expected shape \(3\), got \(2\)"),
-        ({"u": u, "weight": torch.ones(3).double()}, "u_weight: expected float32, got float64"),
-        ({"u": u, "norm": 1}, "u_mean, u_var: expected tensors with norm 1"),
-        ({"u": u, "norm": 5}, "norm: expected 0, 1 or 2 for u, got 5"),
-        ({"u": u, "act": "mish"}, 'act: expected none, relu or pswish, got "mish"'),
-        ({"u": u, "act": "pswish"}, "beta: expected a tensor"),
-        ({"u": u, "count": 2}, "norm: expected 3 values, got 2"),
-    ):
-        with pytest.raises(RuntimeError, match="ghost_skip_add_cuda: " + message):
-            call(**arguments)
+    tail_contract.the_raw_op_names_what_is_wrong("cuda")

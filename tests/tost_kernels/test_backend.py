@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,35 @@ def test_report_and_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(op in text for op in backend.OPS)
 
 
+def test_an_op_that_a_backend_lacks_is_told_from_one_that_is_not_loaded() -> None:
+    for name in ("triton", "cuda"):  # not: set TRITON_INTERPRET=1, install a CUDA toolkit
+        assert backend.why_not("max_pool2d", name) == f"this version has no {name} kernel for max_pool2d"
+        assert not backend.has_kernel("avg_pool2d", name)
+    if not torch.version.cuda:
+        assert backend.why_not("pswish", "cuda") == "this torch is built without CUDA: its kernels are not loaded"
+
+
+def test_why_a_library_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.library, "_HERE", tmp_path)
+    absent = "the compiled library {!r} is not in this installation: it was never built"
+    assert backend.library._load("cuda") == absent.format("cuda") + ": installing it needs the nvcc of a CUDA toolkit"
+    assert backend.library._load("cpu") == absent.format("cpu")
+    (tmp_path / "why_not_built.txt").write_text("nvcc crashed")
+    assert backend.library._load("cuda") == "the compiled library 'cuda' is not in this installation: nvcc crashed"
+    (tmp_path / "_cuda.abi3.so").write_text("no library")
+    reason = backend.library._load("cuda")
+    assert reason is not None
+    assert reason.startswith("the compiled library 'cuda' could not be loaded: ")
+
+
+def test_kernels_that_are_loaded_without_a_device_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backend, "has_kernel", lambda op, name: True)
+    monkeypatch.setattr(backend.library, "INTERPRETED", False)
+    for name in ("cuda", "triton"):
+        assert backend._why_absent("pswish", name) == "no CUDA device is available"
+
+
 def python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh Python that finds packages in `folder` first; triton is interpreted only if `variables` say so."""
     command = [sys.executable, "-W", "error", "-c", code]
@@ -106,19 +136,30 @@ def test_an_old_triton_is_a_reason() -> None:
     assert result.stdout.endswith("ImportError: expected triton 3.6 or newer, got 3.5.1\n"), result.stderr
 
 
-def test_interpreted_kernels_run_only_when_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "how"), [("triton", "interpreted"), ("cuda", "emulated")])
+def test_kernels_for_tests_run_only_when_forced(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(2)
-    monkeypatch.setattr(backend.library, "INTERPRETED", True)
-    monkeypatch.setitem(backend._ABSENT, ("pswish", "triton"), None)
-    assert backend.pick("pswish", ("triton", "reference"), x) == "reference"
-    with tk.use_backend("triton"):
-        assert backend.pick("pswish", ("triton", "reference"), x) == "triton"
-    assert backend.why_not_for("pswish", "triton", x.double()) == "it computes in float32 and bfloat16, got torch.float64"
+    monkeypatch.setattr(backend.library, how.upper(), True)
+    monkeypatch.setitem(backend._ABSENT, ("pswish", name), None)
+    assert backend.pick("pswish", (name, "reference"), x) == "reference"
+    with tk.use_backend(name):
+        assert backend.pick("pswish", (name, "reference"), x) == name
+    assert backend.why_not_for("pswish", name, x.double()) == "it computes in float32 and bfloat16, got torch.float64"
     case = Case("pswish", (2, 2), 0, (16, 16), (2, 2), "contiguous", "float32", "", "cpu", (), False, "", 1)
-    assert "triton" not in candidates.compiled_backends(case)
+    assert name not in candidates.compiled_backends(case)
     rows = {(row["op"], row["backend"]): row for row in info.report()["ops"]}
-    assert rows["pswish", "triton"]["note"] == "interpreted on the CPU, only when forced: slow, for tests"
+    assert rows["pswish", name]["note"] == f"{how} on the CPU, only when forced: slow, for tests"
     assert rows["pswish", "cpu"]["note"] is None
+
+
+def test_elementwise_ops_prefer_kernels_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    monkeypatch.setattr(backend.library, "INTERPRETED", False)
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(backend._ABSENT, ("pswish", name), None)
+    assert backend.pick("pswish", backend.PREFERRED, x) == "cuda"
+    monkeypatch.setitem(backend._ABSENT, ("pswish", "cuda"), "it was never built")
+    assert backend.pick("pswish", backend.PREFERRED, x) == "triton"
 
 
 def test_without_compiled_parts_everything_runs_on_the_references(tmp_path: Path) -> None:

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.tost_kernels.masks import MASKS, SHAPES
 from tost_kernels import pattern as pattern_module
+from tost_kernels import row_groups
 from tost_kernels.packed_index import compile_reference
 from tost_kernels.pattern import Pattern
 from tost_kernels.tiles import TileSections, offsets, tile_reference
 
 try:
-    from tost_kernels._pattern import tile_index
+    from tost_kernels._pattern import row_orders, tile_index
 except ImportError:
     tile_index = None
 
@@ -104,26 +105,6 @@ def check(pattern: Pattern, rows: int, groups: int, block: int, tiled: torch.Ten
         assert len(set(one)) == len(one), "no two values share a place"
 
 
-SHAPES = {
-    "1x1": ((40, 33, 1, 1), 1),
-    "3x3": ((20, 24, 3, 3), 1),
-    "5x5": ((17, 3, 5, 5), 1),
-    "2x3": ((33, 5, 2, 3), 1),
-    "linear": ((50, 70), 1),
-    "one row": ((1, 1), 1),
-    "groups": ((36, 5, 3, 3), 3),
-    "depthwise": ((37, 1, 3, 3), 37),
-    "depthwise, two filters a channel": ((40, 1, 3, 1), 20),
-}
-MASKS = {
-    "empty": lambda size: torch.zeros(size, dtype=torch.bool),
-    "full": lambda size: torch.ones(size, dtype=torch.bool),
-    "random": lambda size: torch.rand(size) < 0.2,
-    "empty rows": lambda size: (torch.rand(size) < 0.3) & (torch.rand(size[0], *[1] * (len(size) - 1)) < 0.5),
-    "one weight": lambda size: torch.arange(int(np.prod(size))).view(size) == int(np.prod(size)) // 2,
-}
-
-
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("rows", "block"), [(16, 1), (32, 1), (16, 16), (16, 32)])
@@ -151,12 +132,15 @@ def test_compiled_equals_numpy_and_costs_no_more_than_the_natural_order(
     outputs, nnz = mask.shape[0], int(mask.sum())
     groups = data.draw(st.sampled_from([g for g in range(1, outputs + 1) if outputs % g == 0]))
     index = compile_reference(mask, 8)
-    tiled = tile_index(index, rows, groups, block)
-    at = offsets(mask.shape, groups, nnz, rows, len(tiled))
-    order, t_order = tiled[at.at_order : at.at_ptr], tiled[at.at_t_order : at.at_t_ptr]
+    order, t_order = row_orders(index, rows, groups, block)
+    again = row_orders(index, rows, groups, block)
+    assert (order == again[0]).all()
+    assert (t_order == again[1]).all(), "the same every time"
+    tiled = tile_index(index, rows, groups, block, order, t_order)
     assert (tiled == tile_reference(index, rows, groups, block, order, t_order)).all()
-    assert (tiled == tile_index(index, rows, groups, block)).all(), "the same every time"
     natural = tile_reference(index, rows, groups, block)
+    assert (natural == tile_index(index, rows, groups, block)).all()
+    at = offsets(mask.shape, groups, nnz, rows, len(tiled))
     was = offsets(mask.shape, groups, nnz, rows, len(natural))
     for view in ("at_channel", "at_t_channel"):  # the number before is the last of ptr
         assert tiled[getattr(at, view) - 1] <= natural[getattr(was, view) - 1]
@@ -192,46 +176,10 @@ def test_many_rows() -> None:
 
 def test_natural_order_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pattern_module, "tile", tile_reference)
+    monkeypatch.setattr(pattern_module, "row_orders", row_groups._natural_orders)
     pattern = Pattern(torch.rand(40, 20) < 0.3)
     _, (order, *_rest) = sections(pattern, 16, 1, pattern.tiled(16))
     assert order == [*range(40), *[-1] * 8]
-
-
-def test_made_once_and_moves_with_the_pattern() -> None:
-    pattern = Pattern(torch.rand(20, 30) < 0.5)
-    first = pattern.tiled(16)
-    assert pattern.tiled(16, 1, 1) is first
-    assert pattern.tiled(32) is not first
-    assert pattern.tiled(16, 2) is not first
-    elsewhere = Pattern(torch.rand(20, 30) < 0.5)
-    assert elsewhere.tiled(16) is not first
-    moved = pattern.to("cpu")
-    assert moved.tiled(16) is first
-
-
-def test_usable_anywhere_wherever_it_was_made() -> None:
-    pattern = Pattern(torch.rand(20, 30) < 0.5)
-    with torch.inference_mode():
-        assert not pattern.tiled(16).is_inference()
-    with FakeTensorMode():
-        assert type(pattern.tiled(32)) is torch.Tensor
-
-
-def test_compiles_as_a_constant_of_its_pattern() -> None:
-    class Layer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pattern = Pattern(torch.eye(20, 30))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.pattern.tiled(16).sum()
-
-    layer = Layer()
-    one = torch.ones(())
-    run = torch.compile(layer, fullgraph=True, backend="eager")
-    assert run(one) == layer(one) == layer.pattern.tiled(16).sum()
-    layer.pattern = Pattern(torch.eye(20, 30).flip(0))  # as many weights, in other places
-    assert run(one) == layer.pattern.tiled(16).sum()
 
 
 @pytest.mark.parametrize(
@@ -274,3 +222,11 @@ def test_a_damaged_index_is_refused(at: int, value: int) -> None:
     index[at] = value
     with pytest.raises(ValueError, match="index: expected the packed index of a pattern"):
         tile_index(index, 16, 1, 1)
+
+
+@compiled
+@pytest.mark.parametrize("order", [[*range(19), 18], [*range(20)], [*range(20), -1, *range(20, 31)], [*range(20), *[0] * 12], []])
+def test_what_is_no_order_is_refused(order: list[int]) -> None:
+    index = compile_reference(np.eye(20, dtype=bool).reshape(20, 20, 1, 1), 8)
+    with pytest.raises(ValueError, match="order: expected each of 20 rows once, in groups of 16, then -1"):
+        tile_index(index, 16, 1, 1, np.array(order, np.int32))

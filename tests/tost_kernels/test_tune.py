@@ -488,13 +488,13 @@ def test_torch_func_and_vmap_use_the_plan():
 
 @pytest.fixture
 def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], object]], list[Trial]]:
-    """Makes triton a candidate on the CPU; its trials do what is given, and are kept in the list returned."""
+    """Makes triton, or the backends named, candidates on the CPU; trials do what is given, and are kept in the list returned."""
 
-    def install(run: Callable[[Trial], object]) -> list[Trial]:
+    def install(run: Callable[[Trial], object], *names: str) -> list[Trial]:
         made: list[Trial] = []
 
         def trial(which: str, plan: Plan, original: Callable[[], Trial]) -> Trial:
-            if plan.backend != "triton":
+            if plan.backend not in (names or ("triton",)):
                 return original()
             made.append(Trial(which, plan, lambda: run(fake)))
             fake = made[-1]
@@ -503,7 +503,7 @@ def fake_triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], 
         one_pass, whole = bench.Bench.one_pass, bench.Bench.whole
         monkeypatch.setattr(bench.Bench, "one_pass", lambda b, which, p: trial(which, p, lambda: one_pass(b, which, p)))
         monkeypatch.setattr(bench.Bench, "whole", lambda b, plan: trial(WHOLE, plan, lambda: whole(b, plan)))
-        monkeypatch.setattr(candidates, "compiled_backends", lambda case: ["triton"])
+        monkeypatch.setattr(candidates, "compiled_backends", lambda case: [*(names or ("triton",))])
         return made
 
     return install
@@ -566,6 +566,81 @@ def test_frames_without_hope_are_not_searched(fake_triton):
     assert len([trial for trial in made if trial.which == "forward"]) == 5  # training and inference share the look
 
 
+def cuda_frame(options: str) -> str:
+    """What a plan begins with, before the options of its passes."""
+    return ",".join(item for item in options.split(",") if item.startswith(("algo=", "rows=", "chunk=")))
+
+
+def test_cuda_plans_are_searched_in_their_frames(fake_triton):
+    """Gathered rows for two passes; the values' gradient on CUDA cores, by the index that the gathered one begins with."""
+    wishes = {"forward": "warps=16", "input_grad": "pixels=16", "values_grad": "split=4"}
+
+    def ms(trial: Trial) -> float:
+        if trial.which == WHOLE:
+            return 10.0 - len(trial.plan.options) / 100 if trial.plan.backend == "cuda" else 20.0
+        frame = cuda_frame(trial.plan.options)
+        if trial.which == "values_grad":
+            best = frame == "algo=direct,rows=1" or "values_grad.algo=direct" in trial.plan.options
+        else:
+            best = frame == "algo=gather,rows=16,chunk=32"
+        return (5.0 if best else 9.0) - (wishes[trial.which] in trial.plan.options)
+
+    made = fake_triton(lambda trial: None, "cuda")
+    layer, x = gpu_layer()
+    report = tk.tune(layer, x, timer=FakeTimer(ms), cache=False)
+    parts = "forward.warps=16,input_grad.pixels=16,values_grad.algo=direct,values_grad.split=4"
+    assert report.plan_of("", training=True) == Plan("cuda", f"algo=gather,rows=16,chunk=32,{parts}")
+    assert report.plan_of("", training=False) == Plan("cuda", "algo=gather,rows=16,chunk=32,warps=16")
+    looks = {trial.plan.options for trial in made if trial.which == "forward" and "forward" not in trial.plan.options}
+    gather = {f"algo=gather,rows={rows},chunk={chunk}" for rows in (16, 32) for chunk in (16, 32, 64)}
+    direct = {f"algo=direct,rows={sizes}" for sizes in ("1", "1,chunk=8", "1,chunk=32", "2,chunk=16", "4,chunk=16")}
+    assert looks == direct | gather
+    assert {cuda_frame(t.plan.options) for t in made if "forward.warps" in t.plan.options} == {"algo=gather,rows=16,chunk=32"}
+
+
+def test_where_rows_share_nothing_cuda_has_one_frame(monkeypatch):
+    case, *_ = cases_of(lambda: tk.SparseConv2d(8, 8, 3, groups=8, mask=torch.ones(8, 1, 3, 3))(torch.randn(4, 8, 6, 6)))
+    assert candidates.FRAMES["cuda"](case) == ("algo=direct,rows=1",)
+    case, *_ = cases_of(lambda: tk.SparseConv2d(3, 8, 3, mask=torch.ones(8, 3, 3, 3))(torch.randn(4, 3, 6, 6)))
+    assert candidates.FRAMES["cuda"](case) == ("algo=direct,rows=1", "algo=direct,rows=1,chunk=8")  # 8 outputs are no 16 rows
+    wide = case._replace(weight=(64, 64, 3, 3), precision="tf32")
+    assert any("gather" in frame for frame in candidates.FRAMES["cuda"](wide))
+    assert not any("gather" in frame for frame in candidates.FRAMES["cuda"](wide._replace(precision="ieee")))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "searched"),
+    [
+        (0.5, {("cuda", "algo=direct,rows=1"), ("cuda", "algo=direct,rows=4,chunk=16")}),
+        (0.9, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
+        (1.2, {("cuda", "algo=direct,rows=1"), ("triton", "algo=tiles,rows=32")}),
+        (1.4, {("triton", "algo=tiles,rows=32"), ("triton", "algo=tiles,rows=64")}),
+    ],
+)
+def test_the_fastest_frames_of_all_backends_are_searched(cuda, searched, fake_triton):
+    """Two at most; another backend's before a second one of the same."""
+
+    def ms(trial: Trial) -> float:
+        frames = {"rows=1,chunk": 1.1, "direct,rows=4": 1.07, "direct,rows=1": 1.0, "tiles,rows=32": 1.0, "tiles,rows=64": 1.05}
+        frame = next((factor for frame, factor in frames.items() if frame in trial.plan.options), 1.08)
+        return frame * {"cuda": cuda, "triton": 1.0, "dense": 6.0}[trial.plan.backend]
+
+    made = fake_triton(lambda trial: None, "cuda", "triton")
+    layer, x = gpu_layer()
+    tk.tune(layer, x, timer=FakeTimer(ms), cache=False)
+    tried = [t for t in made if "forward.warps=" in t.plan.options and t.which == "forward"]
+    assert {(t.plan.backend, t.plan.options.partition(",forward")[0]) for t in tried} == searched
+
+
+def test_passes_that_all_leave_the_frame_have_a_plan_without_it():
+    same = dict.fromkeys(("forward", "input_grad"), "algo=direct,pixels=4")
+    frame = "algo=gather,rows=16,chunk=32"
+    assert candidates.whole_plan("cuda", same, frame) == Plan("cuda", "algo=direct,rows=1,pixels=4")
+    same["forward"] = "algo=direct"
+    assert candidates.whole_plan("cuda", same, frame) == Plan("cuda", "algo=direct,rows=1,input_grad.pixels=4")
+    assert candidates.whole_plan("triton", {"forward": "algo=direct"}, "algo=tiles,rows=16") == Plan("triton", "algo=direct")
+
+
 def test_candidates_that_do_not_fit_the_device_are_dropped_and_told(fake_triton, capsys):
     def run(trial: Trial) -> None:
         if "rows=64" in trial.plan.options or "stages=4" in trial.plan.options:
@@ -588,17 +663,25 @@ def test_the_tiles_of_the_candidates_do_not_stay(fake_triton):
     layer, x = gpu_layer()
     fake_triton(lambda trial: layer.pattern.tiled(16 if "rows=16" in trial.plan.options else 32))
     seen = []
-    tk.tune(layer, x, timer=FakeTimer(lambda trial: seen.append(len(layer.pattern._tiled)) or 1.0), cache=False)
+    tk.tune(layer, x, timer=FakeTimer(lambda trial: seen.append(len(layer.pattern._grouped)) or 1.0), cache=False)
     assert max(seen) == 2
-    assert not layer.pattern._tiled
+    assert not layer.pattern._grouped
 
 
-@pytest.mark.parametrize("error", [OutOfResources("registers"), RuntimeError("PassManager::run failed")])
-def test_where_no_candidate_fits_dense_is_taken(error, fake_triton):
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (OutOfResources("registers"), "triton"),
+        (RuntimeError("PassManager::run failed"), "triton"),
+        (RuntimeError("masked_conv2d_cuda: the kernel does not fit this device: invalid argument"), "cuda"),
+        (RuntimeError("masked_conv2d_cuda: plan: expected chunk=64 to fit into shared memory, but ..."), "cuda"),
+    ],
+)
+def test_where_no_candidate_fits_dense_is_taken(error, name, fake_triton):
     def run(trial: Trial) -> None:
         raise error
 
-    fake_triton(run)
+    fake_triton(run, name)
     layer, x = gpu_layer()
     report = tk.tune(layer, x, timer=FakeTimer(lambda trial: 1.0), cache=False)
     assert {tuned.plan for tuned in report.cases} == {Plan("dense")}
@@ -613,13 +696,20 @@ def test_other_errors_of_a_candidate_are_errors(fake_triton):
         tk.tune(*gpu_layer(), timer=FakeTimer(lambda trial: 1.0), cache=False)
 
 
-def test_every_plan_of_the_search_is_one_that_triton_takes(fake_triton):
+@pytest.mark.parametrize(
+    ("module", "name", "algorithms"),
+    [
+        ("tost_kernels.triton.options", "triton", ("direct", "tiles", "blocks")),
+        ("tost_kernels.cuda_options", "cuda", ("direct", "gather")),
+    ],
+)
+def test_every_plan_of_the_search_is_one_that_the_kernels_take(module, name, algorithms, fake_triton):
     """Whatever is the fastest, each string tried names a variant that the kernels have."""
-    options = pytest.importorskip("tost_kernels.triton.options", reason="there are no Triton kernels")
-    made = fake_triton(lambda trial: None)
-    linear = tk.SparseLinear(40, 20, mask=torch.rand(20, 40) < 0.3)
-    for wish in ("direct", "tiles", "blocks"):
-        for layer, x in (gpu_layer(), (linear, torch.randn(8, 40, requires_grad=True))):
+    options = pytest.importorskip(module, reason="there are no such kernels")
+    made = fake_triton(lambda trial: None, name)
+    linear = tk.SparseLinear(40, 20, mask=torch.rand(20, 40) < 0.3).bfloat16()
+    for wish in algorithms:
+        for layer, x in (gpu_layer(), (linear, torch.randn(8, 40, dtype=torch.bfloat16, requires_grad=True))):
             forget()
             tk.tune(layer, x, timer=FakeTimer(lambda t, wish=wish: 2.0 - (wish in t.plan.options)), cache=False)
             op, geometry = ("masked_conv2d", (1, 1, 1, 1, 1, 1, 1)) if x.dim() == 4 else ("masked_linear", ())
@@ -695,7 +785,7 @@ def test_the_environment_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability[0])
     one = store.environment("cuda")
     assert one["gpu"] == "a GPU"
-    assert {"triton", "triton_kernels", "cudnn", "cuda", "torch"} <= one.keys()
+    assert {"triton", "triton_kernels", "cuda_plans", "libraries", "cudnn", "cuda", "torch"} <= one.keys()
     capability[0] = (8, 0)
     assert store.environment("cuda") != one
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tost_kernels.backend import pick
+from tost_kernels.backend import PREFERRED, pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
 from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
 from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op, run_below_autograd
@@ -305,7 +305,7 @@ def ghost_skip_add(
     if torch.compiler.is_compiling():  # Dynamo refuses one tensor given twice, as in shortcut=x, ghost=x
         ghost, shortcut, beta = (t if t is None else t.view_as(t) for t in (ghost, shortcut, beta))
     args = (u, *affine[0], ghost, *affine[1], alpha, shortcut, *affine[2], beta, act, list(modes), list(eps), "")
-    backend = pick("ghost_skip_add", ("cpu", "cuda", "triton", "reference"), u)
+    backend = pick("ghost_skip_add", PREFERRED, u)
     if backend in ("reference", "dense"):
         return GhostSkipAddOutput(*reference(*args))
     return GhostSkipAddOutput(*apply(_GhostSkipAdd, backend, *args))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tost_kernels import cuda_options
 from tost_kernels.layout import empty_layout, layout_of
 from tost_kernels.pattern import Pattern
 from tost_kernels.plan import Plan
@@ -91,14 +92,16 @@ def _function(name: str) -> type[torch.autograd.Function]:
 def index_and_options(plan: Plan, op_name: str, x: Tensor, pattern: Pattern, geometry: tuple[int, ...]) -> tuple[Tensor, str]:
     """The index tensor and the plan string that the op of `plan` takes, for a call whose arguments are checked and cast.
 
-    geometry: of a convolution, stride, padding, dilation (two each) and groups. Triton's options are completed here, so that
-    the backward pass repeats what the forward pass chose. Raises ValueError naming what is wrong with them.
+    geometry: of a convolution, stride, padding, dilation (two each) and groups. What cuda and triton leave open is completed
+    here, so that the backward pass repeats what the forward pass chose. Raises ValueError naming what is wrong with the options.
     """
-    if plan.backend != "triton":
-        return pattern.index, plan.options
-    from tost_kernels.triton.options import resolve  # where triton is not installed, nobody gets here
+    if plan.backend == "cuda":
+        return cuda_options.resolve(op_name, plan.options, x, pattern, geometry)
+    if plan.backend == "triton":
+        from tost_kernels.triton.options import resolve  # where triton is not installed, nobody gets here
 
-    return resolve(op_name, plan.options, x, pattern, geometry)
+        return resolve(op_name, plan.options, x, pattern, geometry)
+    return pattern.index, plan.options
 
 
 def check_types(name: str, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None) -> None:

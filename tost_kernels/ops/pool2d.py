@@ -16,6 +16,7 @@ from tost_kernels.backend import forced, why_not_for
 from tost_kernels.layout import as_layout, empty_layout, is_batch_last, layout_of
 from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op, run_below_autograd
 
+BACKENDS = ("cpu",)  # that have such kernels: on a GPU torch's own are used
 MAX_TAPS = 256  # that a byte can tell apart
 SMALLEST_BATCH = 16  # one vector: below it torch's kernel is faster
 
@@ -133,14 +134,14 @@ class _AvgPool2d(torch.autograd.Function):
         return None, backward(grad_output, ctx.shape, ctx.layout, *ctx.options), *[None] * len(ctx.options)
 
 
-define("max_pool2d", _MAX_SCHEMA, _max_fake)
-define("max_pool2d_backward", _MAX_BACKWARD_SCHEMA, _max_backward_fake)
+define("max_pool2d", _MAX_SCHEMA, _max_fake, BACKENDS)
+define("max_pool2d_backward", _MAX_BACKWARD_SCHEMA, _max_backward_fake, BACKENDS)
 define_reference("max_pool2d", _MAX_SCHEMA, max_reference)
-differentiate("max_pool2d", _MaxPool2d)
-define("avg_pool2d", _AVG_SCHEMA, _avg_fake)
-define("avg_pool2d_backward", _AVG_BACKWARD_SCHEMA, _avg_backward_fake)
+differentiate("max_pool2d", _MaxPool2d, BACKENDS)
+define("avg_pool2d", _AVG_SCHEMA, _avg_fake, BACKENDS)
+define("avg_pool2d_backward", _AVG_BACKWARD_SCHEMA, _avg_backward_fake, BACKENDS)
 define_reference("avg_pool2d", _AVG_SCHEMA, avg_reference)
-differentiate("avg_pool2d", _AvgPool2d)
+differentiate("avg_pool2d", _AvgPool2d, BACKENDS)
 
 
 def has_kernel_for(name: str, x: Tensor, windows: Windows) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tost_kernels.backend import pick
+from tost_kernels.backend import PREFERRED, pick
 from tost_kernels.layout import as_layout, empty_layout, layout_of
 from tost_kernels.ops.arguments import check_floating, compute_dtype, per_channel, scalar
 from tost_kernels.register import apply, define, define_reference, differentiate, once_differentiable, op, run_below_autograd
@@ -70,7 +70,7 @@ def pswish(x: Tensor, beta: Tensor | float) -> Tensor:
     """
     check_floating("x", x, "pswish")
     beta = scalar("beta", beta, x, channels=True, op_name="pswish")
-    backend = pick("pswish", ("cpu", "cuda", "triton", "reference"), x)
+    backend = pick("pswish", PREFERRED, x)
     if backend in ("reference", "dense"):
         return reference(x, beta)
     return apply(_PSwish, backend, x, beta, "")  # type: ignore[no-any-return]

@@ -1,7 +1,6 @@
 """What a triton plan may ask for, and the rule that fills in what it leaves open.
 
-A plan's options are `key=value` pairs with commas between them. A key holds for all three passes; with `forward.`,
-`input_grad.` or `values_grad.` before it, for that one:
+The keys (tost_kernels/plan_options.py has the grammar):
 
     algo        tiles: tensor cores on row groups with condensed columns; direct: one multiply-add a kept weight on the CUDA
                 cores; blocks: tensor cores on dense tiles of a channels_last input, empty tiles skipped
@@ -14,8 +13,7 @@ A plan's options are `key=value` pairs with commas between them. A key holds for
     split       parts that a sum over images and positions is cut into: values_grad; by default enough to fill a large GPU
     precision   of float32 products: ieee, tf32, or tf32x3 (three tf32 products, nearly ieee); all passes alike
 
-`resolve` completes the plan once, in the forward pass, so that the backward pass repeats it whatever the settings are by then.
-The ops take the complete string, or "": direct with the defaults of `Options`, all that the base index allows.
+The ops take the string that `resolve` completed, or "": direct with the defaults of `Options`, all that the base index allows.
 
 The static rule (`tune` knows better: it measures), with its reasons:
 
@@ -33,7 +31,6 @@ The static rule (`tune` knows better: it measures), with its reasons:
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,12 +39,10 @@ import torch
 from torch import Tensor
 
 from tost_kernels.layout import CHANNELS_LAST, layout_of
-from tost_kernels.plan import float32_precision
+from tost_kernels.plan_options import PASSES, Asked, Grammar, filled, product_precision
 
 if TYPE_CHECKING:
     from tost_kernels.pattern import Pattern
-
-PASSES = ("forward", "input_grad", "values_grad")
 
 
 class Geometry(NamedTuple):
@@ -74,73 +69,22 @@ class Options(NamedTuple):
     precision: str = "ieee"
 
 
-_CHOICES: dict[str, tuple[str | int, ...]] = {
+_CHOICES: dict[str, Sequence[str | int]] = {
     "algo": ("tiles", "direct", "blocks"),
     "rows": (16, 32, 64, 128),
     "block": (16, 32),
     "bn": (16, 32, 64, 128, 256, 512, 1024),
     "bk": (1, 2, 4, 8, 16, 32, 64, 128),
     "warps": (1, 2, 4, 8, 16),
-    "stages": tuple(range(1, 9)),
-    "split": tuple(range(1, 257)),
+    "stages": range(1, 9),
+    "split": range(1, 257),
     "precision": ("ieee", "tf32", "tf32x3"),
 }
-_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
-_MOST_KNOWN = 4096  # plans
 _WHOLE_PLAN = ("rows", "block", "precision")  # one for the three passes
-
-# From all that the static rule looks at to the complete plan.
-_COMPLETE: dict[tuple[object, ...], str] = {}
-
-_Asked = dict[tuple[str, str], str | int]  # (pass or "", key) -> value
+_CACHED = 160 * 1024  # bytes that a program of the direct kernel gathers from: they should stay in the L1 cache
 
 
-def parse(plan: str) -> _Asked:
-    """What a plan string asks for, as {(pass or "", key): value}. Raises ValueError naming what is wrong."""
-    asked: _Asked = {}
-    for item in plan.split(",") if plan else ():
-        name, equals, text = item.partition("=")
-        which, dot, key = name.rpartition(".")
-        if not equals or key not in _CHOICES or (dot and which not in PASSES):
-            raise ValueError(f"triton plan: expected key=value with a key of {(*_CHOICES,)}, got {item!r} in {plan!r}")
-        if which and key in _WHOLE_PLAN:
-            raise ValueError(f"triton plan: expected one {key} for all passes, got {item!r} in {plan!r}")
-        choices = _CHOICES[key]
-        value = next((choice for choice in choices if str(choice) == text), None)
-        if value is None:
-            expected = f"{choices[0]} to {choices[-1]}" if key in ("stages", "split") else f"one of {choices}"
-            raise ValueError(f"triton plan: expected {key} to be {expected}, got {text!r} in {plan!r}")
-        if (which, key) in asked:
-            raise ValueError(f"triton plan: expected each key once, got {name!r} again in {plan!r}")
-        asked[which, key] = value
-    return asked
-
-
-def of_pass(plan: str, which: str) -> Options:
-    """The options of the pass `which` ("forward", ...) of a complete plan string, checked whole. Raises ValueError."""
-    return _passes(plan)[which]
-
-
-def _passes(plan: str) -> dict[str, Options]:
-    # Every op asks, and reading the string takes longer than a small layer. torch.compile has no use for the cache.
-    return _read(plan) if torch.compiler.is_compiling() else _known_passes(plan)
-
-
-def _read(plan: str) -> dict[str, Options]:
-    asked = parse(plan)
-    return _check(plan, {name: _options(asked, name, Options()) for name in PASSES})
-
-
-_known_passes = functools.lru_cache(_MOST_KNOWN)(_read)
-
-
-def _options(asked: _Asked, which: str, default: Options) -> Options:
-    found = {key: asked.get((which, key), asked.get(("", key))) for key in _CHOICES}
-    return default._replace(**{key: value for key, value in found.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _check(plan: str, passes: dict[str, Options]) -> dict[str, Options]:
-    """`passes`, if a kernel exists for each and one index serves them all. Raises ValueError."""
+def _check(plan: str, passes: dict[str, Options]) -> None:
     algos = {options.algo for options in passes.values()}
     if {"tiles", "blocks"} <= algos:
         raise ValueError(f"triton plan: expected tiles or blocks, not both: they need different indices; got {plan!r}")
@@ -153,62 +97,21 @@ def _check(plan: str, passes: dict[str, Options]) -> dict[str, Options]:
             raise ValueError(f"triton plan: expected {name}.bk of at least 16 with algo={options.algo}, got {plan!r}")
         if options.algo == "blocks" and name != "values_grad" and options.bk != options.block:
             raise ValueError(f"triton plan: expected {name}.bk to be the block, {options.block}, got {plan!r}")
-    return passes
 
 
-def needs_tiles(plan: str) -> tuple[int, int] | None:
-    """(rows, block) of the tiled index that a complete plan string needs; None where the base index does."""
-    for options in _passes(plan).values():
+def _index(passes: dict[str, Options], x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> Tensor:
+    for options in passes.values():
         if options.algo != "direct":
-            return options.rows, options.block if options.algo == "blocks" else 1
-    return None
+            groups = geometry[-1] if geometry else 1
+            return pattern.tiled(options.rows, groups, options.block if options.algo == "blocks" else 1)
+    return pattern.index
 
 
-def resolve(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> tuple[Tensor, str]:
-    """The index that the ops take, and the complete plan string, for a call whose arguments are checked and cast.
-
-    op: "masked_conv2d" or "masked_linear". plan: the options asked for; "": the static rule alone. geometry: stride, padding,
-    dilation (two each) and groups; () for a linear layer. Raises ValueError naming what is wrong with the plan.
-    """
-    plan = complete(op, plan, x, pattern, geometry)
-    tiles = needs_tiles(plan)
-    if tiles is None:
-        return pattern.index, plan
-    rows, block = tiles
-    groups = geometry[-1] if geometry else 1
-    index = pattern.tiled(rows, groups, block)
-    # A constant of a traced graph cannot be asked whether it requires a gradient; what an op makes of it can.
-    return index.detach() if torch.compiler.is_compiling() else index, plan
-
-
-def complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
-    """`plan` with everything said that it left to the static rule."""
-    if torch.compiler.is_compiling():  # the result is a constant of the graph
-        return _complete(op, plan, x, pattern, geometry)
-    groups = geometry[-1] if geometry else 1
-    key = (op, plan, x.dtype, x.shape[0], layout_of(x), pattern.fingerprint, groups, _precision(op, x))
-    try:
-        known = _COMPLETE.get(key)
-    except TypeError:  # symbolic sizes, in a tracer other than torch.compile, have no hash
-        return _complete(op, plan, x, pattern, geometry)
-    if known is None:
-        known = _complete(op, plan, x, pattern, geometry)
-        if len(_COMPLETE) >= _MOST_KNOWN:
-            _COMPLETE.clear()
-        _COMPLETE[key] = known
-    return known
-
-
-def _precision(op: str, x: Tensor) -> str:
-    return float32_precision(op) if x.dtype == torch.float32 else "ieee"
-
-
-def _complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
-    asked = parse(plan)
+def _rule(asked: Asked, op: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> dict[str, Options]:
     algo = str(asked.get(("", "algo"), "")) or _algo(x, pattern, geometry)
     rows, block = _rows(pattern), 32
     rows, block = int(asked.get(("", "rows"), rows)), int(asked.get(("", "block"), block))
-    precision = str(asked.get(("", "precision"), "")) or _precision(op, x)
+    precision = str(asked.get(("", "precision"), "")) or product_precision(op, x)
     algos = {name: str(asked.get((name, "algo"), algo)) for name in PASSES}
     rows = 0 if set(algos.values()) == {"direct"} else rows
     block = block if "blocks" in algos.values() else 0
@@ -216,8 +119,8 @@ def _complete(op: str, plan: str, x: Tensor, pattern: Pattern, geometry: Sequenc
     for name in PASSES:
         default = _default(name, algos[name], rows, block, precision, x, pattern)
         shared = default._replace(algo=algos[name], rows=rows, block=block, precision=precision)
-        passes[name] = _options(asked, name, shared)
-    return _text(_check(plan, passes))
+        passes[name] = filled(asked, name, shared)
+    return passes
 
 
 def _algo(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> str:
@@ -264,13 +167,5 @@ def _direct(name: str, bn: int, x: Tensor, pattern: Pattern) -> Options:
     return Options(bn=bn, bk=8 if bn < 128 else 32, warps=16 if bn < 128 else 4)
 
 
-def _text(passes: dict[str, Options]) -> str:
-    """The plan string that asks for exactly this."""
-    items = []
-    for key in _CHOICES:
-        values = [getattr(options, key) for options in passes.values()]
-        if len(set(values)) == 1:
-            items += [f"{key}={values[0]}"] if values[0] else []
-        else:
-            items += [f"{name}.{key}={value}" for name, value in zip(PASSES, values, strict=True) if value]
-    return ",".join(items)
+GRAMMAR = Grammar("triton", Options(), _CHOICES, _WHOLE_PLAN, _check, _rule, _index)
+parse, of_pass, complete, resolve = GRAMMAR.parse, GRAMMAR.of_pass, GRAMMAR.complete, GRAMMAR.resolve

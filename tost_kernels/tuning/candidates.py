@@ -7,6 +7,7 @@ CPU kernels are asked of the compiled library, which alone knows what it holds f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,7 +71,8 @@ def _triton_frames(case: Case) -> Sequence[str]:
     return ("algo=direct", *tiles, *blocks)
 
 
-def _triton_algo(case: Case, which: str, chosen: str) -> Sequence[str]:
+def _base_algo(case: Case, which: str, chosen: str) -> Sequence[str]:
+    """Out of the frame, for one pass: see `BASE`."""
     return () if _algo_of(chosen) == "direct" else ("direct",)
 
 
@@ -98,31 +100,67 @@ def _triton_stages(case: Case, which: str, chosen: str) -> Sequence[str]:
     return () if _algo_of(chosen) == "direct" else ("2", "3", "4")
 
 
-def _triton_split(case: Case, which: str, chosen: str) -> Sequence[str]:
+def _split(case: Case, which: str, chosen: str) -> Sequence[str]:
     return ("1", "4", "16", "64") if which == VALUES_GRAD else ()
 
 
+def _cuda_frames(case: Case) -> Sequence[str]:
+    """One index tensor here, too: rows that share what they read, and the channels staged at once."""
+    channels, most = case.weight[1], max(case.weight[0], case.weight[1] * _groups(case))
+    if channels == 1:  # no two rows read the same channel
+        return (BASE["cuda"],)
+    direct = [f"algo=direct,rows={rows},chunk={chunk}" for rows, chunk in ((1, 8), (1, 32), (2, 16), (4, 16)) if chunk < 2 * most]
+    if case.precision == "ieee":  # tensor cores have no such products
+        return (BASE["cuda"], *direct)
+    sizes = itertools.product((16, 32), (16, 32, 64))
+    gather = [f"algo=gather,rows={rows},chunk={chunk}" for rows, chunk in sizes if max(rows, chunk) < 2 * most]
+    return (BASE["cuda"], *direct, *gather)
+
+
+def _cuda_pixels(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return ("8", "16") if _algo_of(chosen) == "direct" else ("4", "8", "16")
+
+
+def _cuda_warps(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return ("4", "8", "16")
+
+
+def _cuda_stages(case: Case, which: str, chosen: str) -> Sequence[str]:
+    return ("1", "2", "3")
+
+
+# backend -> the frame whose index every other one begins with: a pass may run by it inside of those of other algorithms, by
+# algo=direct.
+BASE = {"triton": "algo=direct", "cuda": "algo=direct,rows=1"}
+
 # backend -> case -> the options that must be one for a whole plan; the rest is chosen for each pass inside of one of them.
-FRAMES: dict[str, Callable[[Case], Sequence[str]]] = {"triton": _triton_frames}
+FRAMES: dict[str, Callable[[Case], Sequence[str]]] = {"cuda": _cuda_frames, "triton": _triton_frames}
 
 # backend -> key of its plan strings -> (case, pass, what is chosen so far) -> the values to try. Keys are tried in this order,
 # each beside the best so far.
 OPTIONS: dict[str, dict[str, Callable[[Case, str, str], Sequence[str]]]] = {
     "cpu": {"tile": _tiles, "block": _blocks},
+    "cuda": {
+        "algo": _base_algo,
+        "pixels": _cuda_pixels,
+        "warps": _cuda_warps,
+        "stages": _cuda_stages,
+        "split": _split,
+    },
     "triton": {
-        "algo": _triton_algo,
+        "algo": _base_algo,
         "bn": _triton_bn,
         "bk": _triton_bk,
         "warps": _triton_warps,
         "stages": _triton_stages,
-        "split": _triton_split,
+        "split": _split,
     },
 }
 
 
-def joins_any_frame(frame: str) -> bool:
-    """Whether a pass may run by `frame` inside of every other one: the tiled indices begin with the index it takes."""
-    return frame == "algo=direct"
+def joins(name: str, frame: str, other: str) -> bool:
+    """Whether a pass may run by `frame` inside of `other`."""
+    return frame == BASE[name] and _algo_of(other) != "direct"
 
 
 def dense_plans(case: Case, pattern: Pattern) -> list[Plan]:
@@ -151,10 +189,10 @@ def in_frame(frame: str, which: str, options: str) -> str:
 
 def whole_plan(name: str, by_pass: dict[str, str], frame: str = "") -> Plan:
     """One plan out of the options chosen for each pass of a case, and the frame that they were chosen in."""
-    if len(set(by_pass.values())) == 1:
-        shared = next(iter(by_pass.values()))
-        if "algo=" in shared:  # no pass is left that needs the frame
-            return Plan(name, shared)
-        return Plan(name, ",".join(part for part in (frame, shared) if part))
-    parts = [f"{which}.{option}" for which, options in by_pass.items() for option in options.split(",") if option]
-    return Plan(name, ",".join([*([frame] if frame else []), *parts]))
+    if all(options.startswith("algo=") for options in by_pass.values()):  # no pass is left that needs the frame
+        frame = BASE[name]
+        by_pass = {which: options.partition(",")[2] for which, options in by_pass.items()}
+    parts = [next(iter(by_pass.values()))]
+    if len(set(by_pass.values())) > 1:
+        parts = [f"{which}.{option}" for which, options in by_pass.items() for option in options.split(",") if option]
+    return Plan(name, ",".join(part for part in (frame, *parts) if part))

@@ -1,7 +1,7 @@
 """Choosing: successive halving over the options of each pass, then whole plans against the dense op.
 
-Where a backend has frames (`candidates.FRAMES`: what must be one for a whole plan), all of them are looked at first, pass by
-pass, and only the fastest are searched further; none, where even the fastest is hopeless beside the dense op.
+Where backends have frames (`candidates.FRAMES`: what must be one for a whole plan), all of them are looked at first, pass by
+pass, and only the fastest are searched further, two at most; none, where even the fastest is hopeless beside the dense op.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from tost_kernels.tuning.cuda_timer import searching
 from tost_kernels.tuning.trial import FINAL_ROUNDS, Timer, Timing, Trial
 
 GAIN = 0.97  # an option must take less than this part of the best so far: less is noise
-CLOSE, MOST_FRAMES = 1.1, 2  # frames searched further: those within this factor of the fastest, and how many at most
+# Frames searched further besides the fastest: the other backend's best within RIVAL times its time (their options gain more or
+# less, so a first look does not decide between backends); where there is none, the same backend's second within CLOSE.
+RIVAL, CLOSE = 1.3, 1.1
 HOPELESS = 2.0  # a frame that takes so many times the dense op's time is not searched further: options gain less
 
 
@@ -62,8 +64,7 @@ def best_plan(case: Case, pattern: Pattern, timer: Timer, known: Known) -> Choic
         return Choice(plans[0], [], [])
     with searching(case.device):
         search = _Search(Bench(case, pattern), timer, known)
-        for name in names:
-            plans += search.whole_plans(name, plans)
+        plans += search.whole_plans(names, plans)
         timings = search.timed([search.bench.whole(plan) for plan in dict.fromkeys(plans)], FINAL_ROUNDS)
     found = sorted((Timing(trial.plan, ms) for trial, ms in timings), key=lambda t: t.milliseconds)
     return Choice(found[0].plan, found, search.dropped)
@@ -77,46 +78,56 @@ class _Search:
         self.dropped: list[Dropped] = []
         self._passes = candidates.passes(bench.case)
 
-    def whole_plans(self, name: str, dense: Sequence[Plan]) -> list[Plan]:
-        """The plans of a backend that are worth timing whole, its own rule last. dense: what they are up against."""
-        frames = [""]
-        if name in candidates.FRAMES:
-            frames, hopeless = self._fastest_frames(name, dense)
-            if hopeless:
-                return [*(Plan(name, frame) for frame in frames), Plan(name)]
-        plans = []
-        for frame in frames:
-            by_pass = {}
-            for which in self._passes:
-                key = self._key(name, frame, which)
-                if key not in self._known.options:
-                    self._known.options[key] = self._best_options(name, frame, which)
-                by_pass[which] = self._known.options[key]
-            plans.append(candidates.whole_plan(name, by_pass, frame))
-        return [*plans, *(Plan(name, frame) for frame in frames if frame), Plan(name)]
+    def whole_plans(self, names: Sequence[str], dense: Sequence[Plan]) -> list[Plan]:
+        """The plans of these backends that are worth timing whole, their own rules last. dense: what they are up against."""
+        chosen = [(name, "") for name in names if name not in candidates.FRAMES]
+        framed, hopeless = self._fastest_frames([name for name in names if name in candidates.FRAMES], dense)
+        plans = [] if hopeless else [self._searched(*frame) for frame in framed]
+        plans = [*(self._searched(*frame) for frame in chosen), *plans, *(Plan(name, frame) for name, frame in framed)]
+        return [*plans, *(Plan(name) for name in names if name in {name for name, _ in (*chosen, *framed)})]
 
-    def _fastest_frames(self, name: str, dense: Sequence[Plan]) -> tuple[list[str], bool]:
-        """The frames to go on with, fastest first, and whether they are so slow that their options do not matter."""
+    def _searched(self, name: str, frame: str) -> Plan:
+        """The best plan in a frame, by the best options of each pass."""
+        by_pass = {}
+        for which in self._passes:
+            key = self._key(name, frame, which)
+            if key not in self._known.options:
+                self._known.options[key] = self._best_options(name, frame, which)
+            by_pass[which] = self._known.options[key]
+        return candidates.whole_plan(name, by_pass, frame)
+
+    def _fastest_frames(self, names: Sequence[str], dense: Sequence[Plan]) -> tuple[list[tuple[str, str]], bool]:
+        """The (backend, frame) to go on with, fastest first, and whether they are so slow that their options do not matter."""
+        ranked = sorted(row for name in names for row in self._looks(name))
+        if not ranked:
+            return [], True
+        fastest = ranked[0]
+        rivals = self.timed([self.bench.whole(plan) for plan in dense], 1)
+        if fastest[0] > HOPELESS * min(ms for _, ms in rivals):
+            return [fastest[1:]], True
+        own = [row for row in ranked if row[1] == fastest[1]]
+        others = [row for row in ranked if row[1] != fastest[1] and row[0] <= RIVAL * fastest[0]]
+        second = others or [row for row in own[1:] if row[0] <= CLOSE * fastest[0]]
+        return [row[1:] for row in (fastest, *second[:1])], False
+
+    def _looks(self, name: str) -> list[tuple[float, str, str]]:
+        """(milliseconds, backend, frame) of the frames of a backend that run here, but for those that no pass is faster in."""
         frames = list(candidates.FRAMES[name](self.bench.case))
         for which in self._passes:
             new = [frame for frame in frames if self._key(name, frame, which) not in self._known.looks]
             trials = [self.bench.one_pass(which, Plan(name, frame)) for frame in new]
-            looks = {trial.plan.options: ms for trial, ms in self.timed(trials, 1)}
-            self._known.looks |= {self._key(name, frame, which): looks.get(frame, float("inf")) for frame in new}
+            taken = {trial.plan.options: ms for trial, ms in self.timed(trials, 1)}
+            self._known.looks |= {self._key(name, frame, which): taken.get(frame, float("inf")) for frame in new}
 
-        def look(frame: str) -> float:
-            """With the algorithm that needs no frame in the passes where it is faster."""
-            free = [frame, *(other for other in frames if candidates.joins_any_frame(other))]
-            return sum(min(self._known.looks[self._key(name, f, which)] for f in free) for which in self._passes)
-
-        ranked = sorted((look(frame), frame) for frame in frames)
-        ranked = [(ms, frame) for ms, frame in ranked if ms < float("inf")]
-        if not ranked:
-            return [], True
-        rivals = self.timed([self.bench.whole(plan) for plan in dense], 1)
-        hopeless = ranked[0][0] > HOPELESS * min(ms for _, ms in rivals)
-        kept = [frame for ms, frame in ranked if ms <= CLOSE * ranked[0][0]]
-        return kept[: 1 if hopeless else MOST_FRAMES], hopeless
+        by_frame = {frame: [self._known.looks[self._key(name, frame, which)] for which in self._passes] for frame in frames}
+        found, base = [], candidates.BASE[name]
+        for frame, looks in by_frame.items():
+            if candidates.joins(name, base, frame):  # by the base's algorithm in the passes where it is faster
+                looks = [min(pair) for pair in zip(looks, by_frame[base], strict=True)]
+                if looks == by_frame[base]:
+                    continue
+            found.append((sum(looks), name, frame))
+        return [row for row in found if row[0] < float("inf")]
 
     def _key(self, name: str, frame: str, which: str) -> _Key:
         return self.bench.case._replace(grads=""), name, frame, which
@@ -174,7 +185,8 @@ def _is_about_the_device(error: Exception) -> bool:
     """Whether it says that the kernel does not compile here, or needs more registers or memory than there are.
 
     Triton's own errors are told by where they are defined, as triton may not be installed; but where its passes give up, what
-    they raise is a RuntimeError.
+    they raise is a RuntimeError, as are the errors of the CUDA kernels (csrc/cuda/launch.h, conv_patch.h).
     """
     home = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError) or "PassManager::run failed" in str(error)
+    too_large = ("PassManager::run failed", "does not fit this device", "to fit into shared memory")
+    return "triton" in home or isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in too_large)

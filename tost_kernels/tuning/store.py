@@ -65,7 +65,9 @@ def environment(device: str) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         found["triton"] = _version("triton")
-        found["triton_kernels"] = _triton_kernels()
+        shared = ("row_groups.py", "plan_options.py")
+        found["triton_kernels"] = _sources("triton/*.py", "tiles.py", *shared)
+        found["cuda_plans"] = _sources("cuda_options.py", "gather.py", *shared)
     return found
 
 
@@ -185,8 +187,8 @@ def _libraries() -> dict[str, str]:
 
 
 @functools.cache
-def _triton_kernels() -> str:
-    """The same for kernels that are compiled where they run: a hash of their sources, and of the tiles they read."""
+def _sources(*patterns: str) -> str:
+    """The same for what is in no library: kernels compiled where they run, what a plan leaves to a rule, the index they read."""
     folder = Path(library.__file__).parent
-    files = sorted([*folder.glob("triton/*.py"), *folder.glob("tiles.py")])
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -107,11 +107,22 @@ def make(
     beta_per_channel: bool = False,
 ) -> Case:
     *norms, act = CASES[kind]
+    given = {part: norm for part, norm in zip(PARTS, norms, strict=True) if norm}
+    return make_mixed(shape, given, act, layout, alpha, beta_per_channel)
+
+
+def make_mixed(
+    shape: tuple[int, ...],
+    norms: dict[str, str],
+    act: str,
+    layout: str = "contiguous",
+    alpha: float = 0.7,
+    beta_per_channel: bool = False,
+) -> Case:
+    """A call with the parts that `norms` names, which are "none", "running" or "batch"."""
     channels = shape[1]
     case = Case({}, act)
-    for part, norm in zip(PARTS, norms, strict=True):
-        if not norm:
-            continue
+    for part, norm in norms.items():
         case.tensors[part] = as_layout(torch.randn(shape) * 1.5 + 0.3, layout)
         if part == "ghost":
             case.tensors["alpha"] = torch.tensor(alpha)

@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-import tost_kernels as tk
+from tests.tost_kernels.ops import tail_contract
 from tests.tost_kernels.ops.tails import CASES, PARTS, SHAPES, SHAPES_IN_LAYOUTS, close, make
 from tost_kernels import backend
-from tost_kernels.layout import as_layout, layout_of
-from tost_kernels.register import op
+from tost_kernels.layout import layout_of
 
 needs_triton = pytest.mark.skipif(backend.why_not("ghost_skip_add", "triton") is not None, reason="Triton is not installed")
 # The interpreter is numpy, which warns of arithmetic with NaN and infinities that a GPU just does.
 pytestmark = [needs_triton, pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")]
-NAN, INF = float("nan"), float("inf")
 LAYOUTS = ["contiguous", "channels_last", "batch_last"]
 # The ordinary ones, with layouts that take turns; then every odd shape, whose layouts differ in nothing but addresses.
 KINDS_IN_LAYOUTS = [(kind, LAYOUTS[i % 3]) for i, kind in enumerate(CASES)] + [("all batch", layout) for layout in LAYOUTS]
@@ -77,114 +75,37 @@ def test_which_sizes_need_64_bits() -> None:
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
-    u = torch.randn(64, 2, 8, 8) + 3000.0
-    with tk.use_backend("triton"):
-        out, stats = tk.ghost_skip_add(u, norm=tk.Norm(batch_stats=True))
-    var, mean = torch.var_mean(u.double(), (0, 2, 3), correction=0)
-    assert torch.allclose(stats[0].double(), torch.stack((mean, var)), rtol=1e-6)
-    want = (u.double() - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
-    assert (out.double() - want).abs().max() < 1e-5
+    tail_contract.a_large_mean_does_not_drown_the_variance("triton")
 
 
 def test_mixed_layouts_and_strides() -> None:
-    shape = (4, 3, 6, 2)
-    case = make(shape, layout="channels_last")
-    case.tensors["ghost"] = as_layout(case.tensors["ghost"], "batch_last")
-    case.tensors["shortcut"] = torch.randn(8, 3, 6, 5)[::2, :, :, 1::2]
-    for dy in (torch.ones(()).expand(shape), torch.randn(2, 6, 3, 4).permute(3, 2, 1, 0)):
-        got = case.results(dy, "triton")
-        close(got, case.to(torch.float64).results(dy.double(), "reference"), dy)
-        assert [layout_of(got[k]) for k in ("out", *PARTS)] == ["channels_last", "channels_last", "batch_last", "contiguous"]
+    tail_contract.mixed_layouts_and_strides("triton")
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("all batch", "batch_last"), ("all running", "channels_last")])
 def test_bfloat16_is_computed_in_float32(kind: str, layout: str) -> None:
-    """All that is lost is the last rounding of a stored number. (The interpreter cuts it off: a whole unit in the last place.)"""
-    shape = (6, 4, 5, 6)
-    case, dy = make(shape, kind, layout).to(torch.bfloat16, torch.float32), torch.randn(shape).bfloat16()
-    got = case.results(dy, "triton")
-    exact = case.to(torch.float64).results(dy.double(), "reference")
-    for key in ("out", *PARTS):
-        assert got[key].dtype == torch.bfloat16
-        want = exact.pop(key)
-        got[key] = got.pop(key).double()
-        assert ((got[key] - want).abs() <= 2**-7 * want.abs() + 1e-5 * want.abs().max()).all(), key
-        del got[key]
-    close(got, exact, dy)
+    # The interpreter cuts bfloat16 off where a GPU rounds: a whole unit in the last place.
+    tail_contract.bfloat16_is_computed_in_float32("triton", kind, layout, 2**-7)
 
 
-# ---- alpha == 0
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize(
-    ("kind", "layout"), [("all batch", "batch_last"), ("all running", "contiguous"), ("no norm", "channels_last")]
-)
+@pytest.mark.parametrize("bad", [tail_contract.NAN, tail_contract.INF])
+@pytest.mark.parametrize(("kind", "layout"), tail_contract.OFF)
 def test_a_ghost_switched_off_reaches_nothing(kind: str, layout: str, bad: float) -> None:
-    case, dy = make((4, 3, 2, 2), kind, layout, alpha=0.0), torch.randn(4, 3, 2, 2)
-    want = case.without_ghost().results(dy, "triton")
-    case.tensors["ghost"][1, 1] = bad
-    if kind == "all running":
-        case.tensors["ghost_mean"][2] = bad
-    got = case.results(dy, "triton")
-    for key, value in want.items():
-        assert torch.equal(got[key], value), key
-    assert not got["ghost"].any()
-    assert not any(got[k].any() for k in got if k in ("ghost_weight", "ghost_bias"))
-    reference = case.to(torch.float64).results(dy.double(), "reference")
-    assert got["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4, abs=1e-5)
+    tail_contract.a_ghost_switched_off_reaches_nothing("triton", kind, layout, bad)
 
 
 @pytest.mark.parametrize("kind", ["all batch", "all running", "no norm"])
 def test_the_gradient_of_alpha_at_zero(kind: str) -> None:
-    case, dy = make((4, 3, 5, 5), kind, "batch_last", alpha=0.0), torch.randn(4, 3, 5, 5)
-    reference = case.to(torch.float64).results(dy.double(), "reference")
-    assert case.results(dy, "triton")["alpha"].item() == pytest.approx(reference["alpha"].item(), rel=1e-4)
+    tail_contract.the_gradient_of_alpha_at_zero("triton", kind)
 
 
 def test_nan_and_infinity_go_where_torch_sends_them() -> None:
-    for act in ("none", "relu", "pswish"):
-        u = torch.tensor([[1.0, NAN], [INF, -2.0], [-INF, 3.0]])
-        beta = 1.5 if act == "pswish" else None
-        with tk.use_backend("triton"):
-            got = tk.ghost_skip_add(u, act=act, beta=beta).out
-        with tk.use_backend("reference"):
-            want = tk.ghost_skip_add(u, act=act, beta=beta).out
-        torch.testing.assert_close(got, want, equal_nan=True)
-
-
-# ---- dispatch
+    tail_contract.nan_and_infinity_go_where_torch_sends_them("triton")
 
 
 def test_opcheck() -> None:
-    case = make((3, 4, 2, 3), "mixed", "channels_last")
-    for key, t in case.tensors.items():
-        t.requires_grad_(not key.endswith(("_mean", "_var")))
-    args = case.op_arguments()
-    torch.library.opcheck(op("ghost_skip_add", "triton"), args)
-    args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
-    out, stats = op("ghost_skip_add", "triton")(*args)
-    torch.library.opcheck(op("ghost_skip_add_backward", "triton"), (torch.randn(out.shape), *args, stats))
+    tail_contract.passes_opcheck("triton")
 
 
 def test_the_raw_op_names_what_is_wrong() -> None:
-    u = torch.ones(2, 3)
-    nothing = [None] * 11
-
-    def call(u: torch.Tensor, weight: torch.Tensor | None = None, norm: int = 0, act: str = "none", count: int = 3) -> None:
-        args = (u, weight, None, None, None, *nothing, None, act, [norm] + [0] * (count - 1), [0.0] * 3, "")
-        op("ghost_skip_add", "triton")(*args)
-
-    for arguments, message in (
-        ({"u": u.double()}, "u: expected float32 or bfloat16, got float64"),
-        ({"u": torch.ones(3)}, r"u: expected shape \(N, C, ...\), got \(3\)"),
-        ({"u": u, "weight": torch.ones(2), "norm": 2}, r"u_weight: expected shape \(3\), got \(2\)"),
-        ({"u": u, "weight": torch.ones(3).double()}, "u_weight: expected float32, got float64"),
-        ({"u": u, "norm": 1}, "u_mean, u_var: expected tensors with norm 1"),
-        ({"u": u, "norm": 5}, "norm: expected 0, 1 or 2 for u, got 5"),
-        ({"u": u, "act": "mish"}, 'act: expected none, relu or pswish, got "mish"'),
-        ({"u": u, "act": "pswish"}, "beta: expected a tensor"),
-        ({"u": u, "count": 2}, "norm: expected 3 values, got 2"),
-    ):
-        with pytest.raises(RuntimeError, match="ghost_skip_add_triton: " + message):
-            call(**arguments)
+    tail_contract.the_raw_op_names_what_is_wrong("triton")

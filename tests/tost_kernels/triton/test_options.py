@@ -7,7 +7,7 @@ import torch
 
 import tost_kernels as tk
 from tost_kernels.layout import as_layout
-from tost_kernels.triton.options import PASSES, Options, complete, of_pass, parse, resolve
+from tost_kernels.triton.options import GRAMMAR, PASSES, Options, complete, of_pass, parse, resolve
 
 GEOMETRY = (1, 1, 1, 1, 1, 1, 1)
 
@@ -151,7 +151,7 @@ def test_a_plan_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, pattern = torch.randn(16, 64, 2, 2), pattern_of(0.1)
     geometry = (1, 1, 1, 1, 1, 1, 1)
     index, plan = resolve("masked_conv2d", "algo=tiles,rows=16", x, pattern, geometry)
-    monkeypatch.setattr("tost_kernels.triton.options.parse", None)
+    monkeypatch.setattr(GRAMMAR, "parse", None)
     again, same = resolve("masked_conv2d", "algo=tiles,rows=16", x, pattern, geometry)
     assert again is index
     assert same == plan

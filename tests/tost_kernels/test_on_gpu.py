@@ -1,7 +1,7 @@
-"""Every op where it is to run: its Triton kernels, and torch's dense ops, on a CUDA device, against float64 on the CPU.
+"""Every op where it is to run: its CUDA and Triton kernels, and torch's dense ops, on a CUDA device, against float64 on the CPU.
 
-Each test runs on "cuda" (marked gpu), and, tiny, on "cpu" under Triton's interpreter, so that no line runs for the first time on
-a GPU. What the CPU lacks (streams, graphs, compilation) is stood in for by the plain call.
+Each test runs on "cuda" (marked gpu), and, tiny, on "cpu" under Triton's interpreter and the shim of tests/cuda_host, so that no
+line runs for the first time on a GPU. What the CPU lacks (streams, graphs, compilation) is stood in for by the plain call.
 """
 
 from __future__ import annotations
@@ -33,8 +33,16 @@ FLOORS = {"ieee": 1e-5, "tf32": 2e-3, "bfloat16": 1e-2}
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cpu" and not backends.only_when_forced("triton"):
-        pytest.skip("Triton's kernels are compiled in this process: nothing interprets them")
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("the kernels are compiled in this process: nothing interprets them")
+    return str(request.param)
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def kernels(request: pytest.FixtureRequest, device: str) -> str:
+    """The backend whose kernels are tested."""
+    if (device, request.param) == ("cpu", "cuda"):
+        request.getfixturevalue("emulated_cuda")
     return str(request.param)
 
 
@@ -51,12 +59,13 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 # The interpreter multiplies exactly: tf32 would be ieee again.
-PRODUCTS = [("cpu", "ieee"), ("cpu", "bfloat16"), *(pytest.param("cuda", p, marks=pytest.mark.gpu) for p in FLOORS)]
+PRODUCTS = [pytest.param("cpu", p) for p in ("ieee", "bfloat16")]
+PRODUCTS += [pytest.param("cuda", p, marks=pytest.mark.gpu) for p in FLOORS]
 products = pytest.mark.parametrize(("device", "precision"), PRODUCTS, indirect=True)
 
 
-def needs(op: str) -> None:
-    if reason := backends.why_not(op, "triton"):
+def needs(op: str, kernels: str) -> None:
+    if reason := backends.why_not(op, kernels):
         pytest.skip(reason)
 
 
@@ -106,7 +115,10 @@ CONVS = {
         "strided": Conv((128, 64, 16, 16), (128, 32, 3, 3), 0.2, 2, 1, 2),
     },
 }
-PLANS = ["", "algo=tiles", "algo=direct", "algo=blocks"]
+PLANS = {
+    "triton": ["", "algo=tiles", "algo=direct", "algo=blocks"],
+    "cuda": ["", "algo=direct,rows=1", "algo=direct,rows=4", "algo=gather,rows=16", "algo=gather,rows=32"],
+}
 
 
 def conv_problem(name: str, device: str, dtype: torch.dtype) -> tuple[Conv, tk.Pattern, Tensor, Tensor, Tensor]:
@@ -118,11 +130,20 @@ def conv_problem(name: str, device: str, dtype: torch.dtype) -> tuple[Conv, tk.P
     return case, tk.Pattern(mask).to(device), x, values, bias
 
 
-@products
-@pytest.mark.parametrize("options", PLANS)
+@pytest.mark.parametrize(
+    ("device", "precision", "kernels", "options"),
+    [
+        pytest.param(*products.values, name, options, marks=products.marks)
+        for products in PRODUCTS
+        for name, plans in PLANS.items()
+        for options in plans
+        if "gather" not in options or "ieee" not in products.values  # tensor cores have no such products
+    ],
+    indirect=["device", "precision", "kernels"],
+)
 @pytest.mark.parametrize("name", CONVS["cpu"])
-def test_masked_conv2d(device: str, precision: str, name: str, options: str) -> None:
-    needs("masked_conv2d")
+def test_masked_conv2d(device: str, precision: str, name: str, kernels: str, options: str) -> None:
+    needs("masked_conv2d", kernels)
     case, pattern, x, values, bias = conv_problem(name, device, dtype_of(precision))
     mask = pattern.mask().cpu()
 
@@ -136,9 +157,9 @@ def test_masked_conv2d(device: str, precision: str, name: str, options: str) -> 
 
     want = differentiated(dense, *(t.cpu().double() for t in (x, values, bias)))
     torchs = differentiated(dense, x, values, bias)
-    for layout in LAYOUTS if device == "cuda" else [LAYOUTS[PLANS.index(options) % 3]]:
+    for layout in LAYOUTS if device == "cuda" else [LAYOUTS[PLANS[kernels].index(options) % 3]]:
         there = as_layout(x, layout)
-        got = differentiated(run(Plan("triton", options)), there, values, bias)
+        got = differentiated(run(Plan(kernels, options)), there, values, bias)
         close(got, want, torchs, precision)
         assert [layout_of(got[0]), layout_of(got[1])] == [layout, layout]
         close(differentiated(run(Plan("dense")), there, values, bias), want, torchs, precision)
@@ -146,8 +167,8 @@ def test_masked_conv2d(device: str, precision: str, name: str, options: str) -> 
 
 @products
 @pytest.mark.parametrize("layout", ["batch_last", "contiguous"])
-def test_masked_linear(device: str, precision: str, layout: str) -> None:
-    needs("masked_linear")
+def test_masked_linear(device: str, precision: str, layout: str, kernels: str) -> None:
+    needs("masked_linear", kernels)
     batch, inputs, outputs = (5, 7, 9) if device == "cpu" else (130, 500, 300)
     dtype = dtype_of(precision)
     mask = torch.rand(outputs, inputs) < 0.2
@@ -162,7 +183,7 @@ def test_masked_linear(device: str, precision: str, layout: str) -> None:
 
     want = differentiated(dense, *(t.cpu().double() for t in (x, values, bias)))
     torchs = differentiated(dense, x, values, bias)
-    for name in ("triton", "dense"):
+    for name in (kernels, "dense"):
         with tk.use_backend(name):
             got = differentiated(lambda x, v, b: tk.masked_linear(x, v, pattern, b), x, values, bias)
         close(got, want, torchs, precision)
@@ -171,14 +192,14 @@ def test_masked_linear(device: str, precision: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shared", [True, False], ids=["one beta", "a beta a channel"])
-def test_pswish(device: str, dtype: torch.dtype, layout: str, shared: bool) -> None:
-    needs("pswish")
+def test_pswish(device: str, dtype: torch.dtype, layout: str, shared: bool, kernels: str) -> None:
+    needs("pswish", kernels)
     shape = (3, 4, 3, 2) if device == "cpu" else (67, 33, 17, 9)
     x = random(*shape, device=device, dtype=dtype, layout=layout)
     beta = (torch.tensor(1.5) if shared else torch.linspace(0.5, 3, shape[1])).to(device)
     want = differentiated(lambda x, b: pswish_op.reference(x, b, ""), x.cpu().double(), beta.cpu().double())
     torchs = differentiated(lambda x, b: pswish_op.reference(x, b, ""), x, beta)
-    with tk.use_backend("triton"):
+    with tk.use_backend(kernels):
         got = differentiated(tk.pswish, x, beta)
     close(got, want, torchs, "ieee" if dtype == torch.float32 else "bfloat16")
     assert layout_of(got[0]) == layout
@@ -187,8 +208,8 @@ def test_pswish(device: str, dtype: torch.dtype, layout: str, shared: bool) -> N
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
-def test_ghost_skip_add(device: str, dtype: torch.dtype, layout: str, alpha: float) -> None:
-    needs("ghost_skip_add")
+def test_ghost_skip_add(device: str, dtype: torch.dtype, layout: str, alpha: float, kernels: str) -> None:
+    needs("ghost_skip_add", kernels)
     shape = (4, 3, 3, 2) if device == "cpu" else (67, 33, 17, 9)
     u, ghost, shortcut = (random(*shape, device=device, dtype=dtype, layout=layout) for _ in range(3))
     weight, bias = random(shape[1], device=device), random(shape[1], device=device)
@@ -202,7 +223,7 @@ def test_ghost_skip_add(device: str, dtype: torch.dtype, layout: str, alpha: flo
     with tk.use_backend("reference"):
         want = differentiated(run, *(t.cpu().double() for t in leaves))
         torchs = differentiated(run, *leaves)
-    with tk.use_backend("triton"):
+    with tk.use_backend(kernels):
         got = differentiated(run, *leaves)
     close(got, want, torchs, "ieee" if dtype == torch.float32 else "bfloat16")
     assert layout_of(got[0]) == layout
@@ -241,9 +262,9 @@ class Block(nn.Module):
         return [out.detach(), *torch.autograd.grad(out.sum() + (out * out).sum(), leaves)]
 
 
-def small_block(device: str) -> tuple[Block, Tensor]:
-    needs("masked_conv2d")
-    needs("ghost_skip_add")
+def small_block(device: str, kernels: str) -> tuple[Block, Tensor]:
+    needs("masked_conv2d", kernels)
+    needs("ghost_skip_add", kernels)
     shape = (3, 2, 2, 2) if device == "cpu" else (64, 32, 8, 8)
     block = Block(shape[1], device)
     return block, random(*shape, device=device, layout="batch_last").requires_grad_()
@@ -271,9 +292,9 @@ def captured(function: Callable[[], list[Tensor]], device: str) -> tuple[list[Te
     return static, graph.replay
 
 
-def test_a_captured_block_follows_what_changes(device: str) -> None:
-    block, x = small_block(device)
-    with tk.use_backend("triton"):
+def test_a_captured_block_follows_what_changes(device: str, kernels: str) -> None:
+    block, x = small_block(device, kernels)
+    with tk.use_backend(kernels):
         static, replay = captured(lambda: block.step(x), device)
         for alpha in (0.9, 0.0):  # at 0 the ghost is not even read
             with torch.no_grad():
@@ -292,18 +313,18 @@ def test_a_captured_block_follows_what_changes(device: str) -> None:
                 assert torch.equal(moved[name], buffer), name
 
 
-def test_sums_come_out_the_same_every_time(device: str) -> None:
-    block, x = small_block(device)
-    with tk.use_backend("triton"):
+def test_sums_come_out_the_same_every_time(device: str, kernels: str) -> None:
+    block, x = small_block(device, kernels)
+    with tk.use_backend(kernels):
         first = block.step(x)
         for _ in range(1 if device == "cpu" else 5):
             assert all(torch.equal(a, b) for a, b in zip(first, block.step(x), strict=True))
 
 
-def test_another_stream(device: str) -> None:
+def test_another_stream(device: str, kernels: str) -> None:
     """What is computed on a stream of one's own waits for what was put there before, and for nothing else to come right."""
-    block, x = small_block(device)
-    with tk.use_backend("triton"):
+    block, x = small_block(device, kernels)
+    with tk.use_backend(kernels):
         want = block.step(x)
         stream = torch.cuda.Stream() if device == "cuda" else None
         if stream is not None:
@@ -320,11 +341,12 @@ def test_another_stream(device: str) -> None:
         assert torch.equal(mine, true)
 
 
-def test_a_second_call_compiles_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    block, x = small_block(device)
+@pytest.mark.parametrize("kernels", ["triton"], indirect=True)
+def test_a_second_call_compiles_nothing(device: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = small_block(device, kernels)
     triton = pytest.importorskip("triton")
     compiled: list[Any] = []
-    with tk.use_backend("triton"):
+    with tk.use_backend(kernels):
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **what: compiled.append(what["repr"]))
         block.step(x)
         assert compiled or device == "cpu"
@@ -372,7 +394,9 @@ def repeated(small: Tensor, times: int) -> Tensor:
     return as_layout(small.repeat(times, *[1] * (small.dim() - 1)), layout_of(small))
 
 
-def check_large(function: Callable[..., Tensor], activations: list[Tensor], parameters: list[Tensor], times: int) -> None:
+def check_large(
+    kernels: str, function: Callable[..., Tensor], activations: list[Tensor], parameters: list[Tensor], times: int
+) -> None:
     """`function(*activations, *parameters)` on the repeated activations against itself on the small ones, in float64."""
     small = [*activations, *parameters]
     with tk.use_backend("reference"):
@@ -383,7 +407,7 @@ def check_large(function: Callable[..., Tensor], activations: list[Tensor], para
     n = out.shape[0]
     layout = layout_of(activations[0])
     large = [repeated(a, times).requires_grad_() for a in activations] + [p.requires_grad_() for p in parameters]
-    with tk.use_backend("triton"):
+    with tk.use_backend(kernels):
         result = function(*large)
         grads = torch.autograd.grad(result, large, repeated(as_layout(wave.to(result), layout), times))
     tolerance = 2e-2  # of bfloat16
@@ -397,8 +421,8 @@ def check_large(function: Callable[..., Tensor], activations: list[Tensor], para
 
 @large
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_masked_conv2d_past_int32(device: str, layout: str) -> None:
-    needs("masked_conv2d")
+def test_masked_conv2d_past_int32(device: str, layout: str, kernels: str) -> None:
+    needs("masked_conv2d", kernels)
     batch, channels, side = (2, 3, 2) if device == "cpu" else (32, 16, 3)
     times = repetitions(device, batch * channels * side * side, tensors=10)
     mask = torch.rand(channels, channels, 3, 3) < 0.3
@@ -406,13 +430,13 @@ def test_masked_conv2d_past_int32(device: str, layout: str) -> None:
     patterns = {kind: tk.Pattern(mask).to(kind) for kind in {device, "cpu"}}
     x = random(batch, channels, side, side, device=device, dtype=torch.bfloat16, layout=layout)
     values = random(patterns[device].nnz, device=device, dtype=torch.bfloat16)
-    check_large(lambda x, v: tk.masked_conv2d(x, v, patterns[x.device.type], padding=1), [x], [values], times)
+    check_large(kernels, lambda x, v: tk.masked_conv2d(x, v, patterns[x.device.type], padding=1), [x], [values], times)
 
 
 @large
 @pytest.mark.parametrize("layout", ["batch_last", "contiguous"])
-def test_masked_linear_past_int32(device: str, layout: str) -> None:
-    needs("masked_linear")
+def test_masked_linear_past_int32(device: str, layout: str, kernels: str) -> None:
+    needs("masked_linear", kernels)
     batch, width = (4, 6) if device == "cpu" else (32, 64)
     times = repetitions(device, batch * width, tensors=10)
     mask = torch.rand(width, width) < 0.2
@@ -420,23 +444,23 @@ def test_masked_linear_past_int32(device: str, layout: str) -> None:
     patterns = {kind: tk.Pattern(mask).to(kind) for kind in {device, "cpu"}}
     x = random(batch, width, device=device, dtype=torch.bfloat16, layout=layout)
     values = random(patterns[device].nnz, device=device, dtype=torch.bfloat16)
-    check_large(lambda x, v: tk.masked_linear(x, v, patterns[x.device.type]), [x], [values], times)
+    check_large(kernels, lambda x, v: tk.masked_linear(x, v, patterns[x.device.type]), [x], [values], times)
 
 
 @large
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pswish_past_int32(device: str, layout: str) -> None:
-    needs("pswish")
+def test_pswish_past_int32(device: str, layout: str, kernels: str) -> None:
+    needs("pswish", kernels)
     batch = 2 if device == "cpu" else 32
     x = random(batch, 8, 4, 4, device=device, dtype=torch.bfloat16, layout=layout)
     beta = torch.linspace(0.5, 2, 8, device=device)
-    check_large(tk.pswish, [x], [beta], repetitions(device, x.numel(), tensors=8))
+    check_large(kernels, tk.pswish, [x], [beta], repetitions(device, x.numel(), tensors=8))
 
 
 @large
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ghost_skip_add_past_int32(device: str, layout: str) -> None:
-    needs("ghost_skip_add")
+def test_ghost_skip_add_past_int32(device: str, layout: str, kernels: str) -> None:
+    needs("ghost_skip_add", kernels)
     batch = 2 if device == "cpu" else 32
     u, ghost = (random(batch, 8, 4, 4, device=device, dtype=torch.bfloat16, layout=layout) for _ in range(2))
     weight, alpha = torch.linspace(0.5, 2, 8, device=device), torch.tensor(0.6, device=device)
@@ -445,7 +469,7 @@ def test_ghost_skip_add_past_int32(device: str, layout: str) -> None:
         norm = gsa.Norm(weight, batch_stats=True)
         return tk.ghost_skip_add(u, ghost, alpha, norm=norm, ghost_norm=norm, act="relu").out
 
-    check_large(run, [u, ghost], [weight, alpha], repetitions(device, u.numel(), tensors=12))
+    check_large(kernels, run, [u, ghost], [weight, alpha], repetitions(device, u.numel(), tensors=12))
 
 
 @large

@@ -1,0 +1,76 @@
+// Forward and input gradient by row groups: how the kernels of conv_gather_kernels.h are launched.
+
+#include "conv_gather_kernels.h"
+
+namespace tost {
+namespace {
+
+constexpr int kFewWarps = 4;  // of a block: with fewer, staging takes longer than computing
+
+// How the row groups and the pixels of a tile are shared out.
+struct Division {
+  int parts, groups_per_block;
+  int64_t row_blocks, blocks;
+  int warps() const { return parts * groups_per_block; }
+};
+
+// As many groups a block as the plan's warps allow, or fewer where SMs would stay empty.
+Division divide(const ConvCall& call, const GatherArguments& g, int warp_pixels, int most_warps) {
+  Division d;
+  d.parts = g.patch.tile_pixels() / warp_pixels;
+  d.groups_per_block = static_cast<int>(
+      std::clamp<int64_t>(std::min(call.options.warps, most_warps) / d.parts, 1, g.view.groups));
+  for (;; d.groups_per_block = (d.groups_per_block + 1) / 2) {
+    d.row_blocks = divide_up(g.view.groups, d.groups_per_block);
+    d.blocks = g.patch.tiles() * d.row_blocks;
+    const bool fewer = d.groups_per_block > 1 && (d.groups_per_block + 1) / 2 * d.parts >= kFewWarps;
+    if (d.blocks >= call.processors || !fewer) return d;
+  }
+}
+
+// Sums a lane: 128 take up to 255 registers, so 8 warps an SM; 64 take 128 registers, so 16 warps.
+template <class Product, int kRowTiles, int kPixels>
+struct Variant {
+  static constexpr int kMostWarps = kRowTiles * kPixels * Product::kTiles * 4 > 64 ? 8 : 16;
+
+  static Division division(const ConvCall& call, const GatherArguments& g) { return divide(call, g, kPixels, kMostWarps); }
+
+  static void run(const ConvCall& call, GatherArguments g) {
+    const Division d = division(call, g);
+    if (d.blocks > 0x7fffffff) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
+    g.groups_per_block = d.groups_per_block;
+    g.row_blocks = static_cast<int>(d.row_blocks);
+    const size_t stages = static_cast<size_t>(g.stages * g.patch.stage_bytes() + g.patch.table_bytes());
+    const size_t sums = static_cast<size_t>(d.warps()) * kSumBytes;  // in the place of the stages
+    const Grid grid{{static_cast<unsigned>(d.blocks)}, {static_cast<unsigned>(d.warps()) * 32}, std::max(stages, sums)};
+    launch(call.op, gather_kernel<Product, kRowTiles, kPixels, kMostWarps * 32>, grid, call.stream, g);
+  }
+};
+
+template <class Product>
+void multiply(
+    const ConvCall& call, bool transposed, const void* source, const void* values, const void* bias, void* target) {
+  constexpr int kMost = 32 / Product::kTiles;  // pixels of a warp: 128 sums a lane with 16 rows
+  GatherArguments g{};
+  g.patch = fitting_patch(call, transposed, source, g.stages);
+  g.view = gather_view(call, transposed, Product::kDepth);
+  g.weight = prepare<Product>(call, g.patch, g.view, values);
+  g.source = source, g.bias = bias, g.target = target;
+  g.wide = on_16_bytes(call.shape.batch, sizeof(typename Product::T), target);
+  using Tall = Variant<Product, 2, kMost / 2>;
+  using Wide = Variant<Product, 1, kMost>;
+  using Small = Variant<Product, 1, kMost / 2>;
+  if (call.options.rows == 32) return Tall::run(call, g);
+  const bool fills = g.patch.tile_pixels() >= kMost && Wide::division(call, g).blocks >= call.processors;
+  if (fills && call.options.warps <= Wide::kMostWarps) return Wide::run(call, g);
+  Small::run(call, g);
+}
+
+}  // namespace
+
+void gather_multiply(
+    const ConvCall& call, bool transposed, const void* source, const void* values, const void* bias, void* target) {
+  (call.bf16 ? multiply<Bf16Product> : multiply<Tf32Product>)(call, transposed, source, values, bias, target);
+}
+
+}  // namespace tost
