@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) pswish_forward_kernel(
 template <class T, int V, int K>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 pswish_backward_kernel(const T* dy, const T* x, const float* beta, T* dx, double* partial, Walk w) {
-  constexpr int U = 2;
+  constexpr int U = K == 8 ? 1 : 2;  // with two, eight channels spill
   float b[K], dbeta[K] = {};
   load_beta<K>(b, beta, w);
   walk<V, K, U, false>(w, blockIdx.x, [&](const int64_t (&at)[U]) {

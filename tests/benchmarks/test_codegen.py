@@ -138,7 +138,7 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     uses = (
         Use(narrow, matrix=True, wide=("STG",)),
         Use(wide, dynamic_shared=8),
-        Use("pswish_forward_kernel<bf16.*", threads=512),
+        Use("pswish_forward_kernel<bf16.*", threads=2048),
     )
     monkeypatch.setattr(codegen, "USES", uses)
     limits = {name: {"90": {"registers": 255, "shared": 0}} for name in (narrow, wide)}
