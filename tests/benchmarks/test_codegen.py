@@ -138,7 +138,7 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     uses = (
         Use(narrow, matrix=True, wide=("STG",)),
         Use(wide, dynamic_shared=8),
-        Use("pswish_forward_kernel<bf16.*", threads=512),
+        Use("pswish_forward_kernel<bf16.*", threads=2048),
     )
     monkeypatch.setattr(codegen, "USES", uses)
     limits = {name: {"90": {"registers": 255, "shared": 0}} for name in (narrow, wide)}
@@ -153,9 +153,9 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     assert row is not None
     stores = re.search(r"STG 0/(\d+)", out)
     assert stores is not None
-    assert err.splitlines() == [
+    assert re.sub(r"at most \d+,", "at most n,", err).splitlines() == [
         *(
-            f"pswish_forward_kernel<bf16, {sizes}>: threads: expected at most 256, its __launch_bounds__, got 512"
+            f"pswish_forward_kernel<bf16, {sizes}>: threads: expected at most n, its __launch_bounds__, got 2048"
             for sizes in ("1, 1", "8, 1", "8, 8")
         ),
         "pswish_forward_kernel<float, 4, 4>: expected a line for it in benchmarks/codegen/cuda_uses.py, found none",
