@@ -35,5 +35,5 @@ USES = (
     Use(r"\w+_kernel<\w+, 1, 1>"),  # sizes that 16 bytes do not divide
     Use(r"ghost_moments_kernel<(float, 4|bf16, 8), \d>", wide=("LDG",)),
     Use(r"(pswish|ghost)_\w+_kernel<(float, 4|bf16, 8), \d>", wide=("LDG", "STG")),
-    Use(r"sum_splits|running_stats_kernel"),
+    Use(r"running_stats_kernel"),
 )

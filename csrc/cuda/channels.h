@@ -15,13 +15,11 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <functional>
 #include <initializer_list>
 #include <limits>
-#include <type_traits>
 
-#include "launch.h"
+#include "stored.h"
 
 namespace tost {
 
@@ -29,44 +27,6 @@ constexpr int kThreads = 512;     // of a block at most: a power of two
 constexpr int kBlocksPerSM = 2;   // that run at once
 constexpr int kLanesAcross = 8;   // at most, of K = V channels each
 constexpr int kMostLanes = 32;    // of one channel each
-
-// V elements, loaded in one move and kept as they were stored: bfloat16, widened at once, would take twice the registers.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Vector {
-  static constexpr int kEach = sizeof(T) * V < 4 ? 1 : 4 / sizeof(T);  // elements of a word
-  using Word = std::conditional_t<sizeof(T) * V < 4, uint16_t, uint32_t>;
-  Word word[V / kEach];
-
-  __device__ float operator[](int v) const {
-    const uint32_t bits = word[v / kEach];
-    if (sizeof(T) == 4) return __uint_as_float(bits);
-    return __uint_as_float(v % kEach ? bits & 0xffff0000u : bits << 16);  // bfloat16: the upper half of a float
-  }
-};
-
-template <int V, class T>
-__device__ inline Vector<T, V> load(const T* from) {
-  return *reinterpret_cast<const Vector<T, V>*>(from);
-}
-
-__device__ inline void narrow(float& to, float x) { to = x; }
-__device__ inline void narrow(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
-
-template <int V, class T>
-__device__ inline void store(T* to, const float (&from)[V]) {
-  constexpr int kEach = Vector<T, V>::kEach;
-  struct alignas(sizeof(T) * kEach) Pack {
-    T element[kEach];
-  } packs[V / kEach];
-#pragma unroll
-  for (int v = 0; v < V; ++v) narrow(packs[v / kEach].element[v % kEach], from[v]);
-  if constexpr (V == 1) {
-    *to = packs[0].element[0];
-  } else {  // said outright: nvcc 13 makes four stores of an assignment inside of a loop like walk's
-    const auto word = [&](int i) { return std::bit_cast<uint32_t>(packs[i]); };
-    __stcg(reinterpret_cast<uint4*>(to), make_uint4(word(0), word(1), word(2), word(3)));
-  }
-}
 
 // A call of an elementwise op, all its tensors in one memory order. Nothing of torch, as in conv_call.h.
 struct ElementwiseCall {
@@ -106,16 +66,16 @@ inline Walk share_out(const ElementwiseCall& call, std::initializer_list<const v
   const int64_t groups = w.across ? w.channels / width : w.channels;
   const int most_lanes = w.across ? kLanesAcross : alone ? kMostLanes : 1;
   while (w.lanes < most_lanes && w.lanes < groups) w.lanes *= 2;
-  w.tiles = static_cast<int>((groups + w.lanes - 1) / w.lanes);
+  w.tiles = static_cast<int>(ceil_div(groups, w.lanes));
 
   const int64_t positions = alone ? w.outer : w.outer * (w.inner / w.width);
   while (w.threads < kThreads && w.threads / w.lanes < positions) w.threads *= 2;
-  const int64_t each = w.threads / w.lanes, most = std::max<int64_t>(1, (positions + each - 1) / each);
+  const int64_t each = w.threads / w.lanes, most = std::max<int64_t>(1, ceil_div(positions, each));
   // The time goes with rounds / splits. Few splits are better: every block begins by adding up what all of a tile left.
   const int64_t at_once = int64_t{kBlocksPerSM} * call.processors, first = std::clamp<int64_t>(at_once / w.tiles, 1, most);
   double best = 2;
   for (int64_t splits = first; splits <= std::min(most, first + 7); ++splits) {
-    const double time = static_cast<double>((w.tiles * splits + at_once - 1) / at_once) / static_cast<double>(splits);
+    const double time = static_cast<double>(ceil_div(w.tiles * splits, at_once)) / static_cast<double>(splits);
     if (splits > first && time > 0.95 * best) continue;
     best = time;
     w.splits = static_cast<int>(splits);
@@ -130,7 +90,7 @@ inline Walk share_out(const ElementwiseCall& call, std::initializer_list<const v
     w.step = threads * w.width;
     return w;
   }
-  if (row > std::numeric_limits<int>::max()) {
+  if (row > std::numeric_limits<int>::max() - threads) {  // a place in it, and a step more
     throw std::runtime_error(std::string(call.op) + ": an image of " + std::to_string(w.inner) + " pixels is too large");
   }
   w.row = static_cast<int>(row);

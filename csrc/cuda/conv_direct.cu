@@ -120,7 +120,7 @@ void run(const ConvCall& call, bool transposed, const T* source, const T* values
   const Lines<kRows> lines = decode<T, kRows>(call, patch, values);
   // Small layers: fewer lines a warp, until there are enough warps to hide each other's latencies.
   int held = kHeldLines<T, kRows>;
-  const auto line_tiles_for = [&](int lines_of_warp) { return ceil_divide(lines.count, call.options.warps / fitted.octets * lines_of_warp); };
+  const auto line_tiles_for = [&](int lines_of_warp) { return ceil_div(lines.count, call.options.warps / fitted.octets * lines_of_warp); };
   while (held > 1 && patch.tiles() * line_tiles_for(held) * call.options.warps < int64_t{kEnoughWarps} * call.processors) held /= 2;
   const int line_tiles = line_tiles_for(held);
   const bool wide = patch.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(target) % 16 == 0;

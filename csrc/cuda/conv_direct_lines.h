@@ -58,13 +58,13 @@ struct MaskWalk {
     lines = outputs;
     lines_per_group = static_cast<int>(outputs / s.groups);
     channels_per_group = inputs;
-    blocks = ceil_divide(inputs, kBlock);
+    blocks = ceil_div(inputs, kBlock);
     ptr = index + kHeader;
     column = ptr + int64_t{outputs} * blocks + 1;
     if (!transposed) return;
     lines = static_cast<int>(s.channels);
     std::swap(lines_per_group, channels_per_group);
-    blocks = ceil_divide(outputs, kBlock);
+    blocks = ceil_div(outputs, kBlock);
     ptr = column + s.nnz;
     column = ptr + int64_t{inputs} * blocks + 1;
     position = column + s.nnz;
@@ -80,7 +80,7 @@ struct MaskWalk {
     end = std::min(end, group + channels_per_group) - shift;
     if (begin >= end) return {0, 0};
     const int64_t row = int64_t{transposed ? line % lines_per_group : line} * blocks;
-    const int first = ptr[row + begin / kBlock], last = ptr[row + ceil_divide(end, kBlock)];
+    const int first = ptr[row + begin / kBlock], last = ptr[row + ceil_div(end, kBlock)];
     Run run{first, first};
     for (int k = first; k < last; k += kWarp) {  // at both ends may be channels that are not of the run
       const int at = k + static_cast<int>(threadIdx.x) % kWarp;
@@ -141,7 +141,7 @@ place_weights(const int32_t* place, const T* values, int64_t nnz, Kept<kRows>* k
 }
 
 inline Grid threads_for(int64_t count) {
-  return {{static_cast<unsigned>(std::max<int64_t>(divide_up(count, kDecodeThreads), 1))}, {kDecodeThreads}};
+  return {{static_cast<unsigned>(std::max<int64_t>(ceil_div(count, kDecodeThreads), 1))}, {kDecodeThreads}};
 }
 
 // Decodes the weights of a pass.
@@ -152,7 +152,7 @@ Lines<kRows> decode(const ConvCall& call, const Patch& patch, const T* values) {
   if constexpr (kRows == 1) {
     const MaskWalk walk(call.shape, call.index, transposed);
     lines.count = walk.lines;
-    lines.chunks = static_cast<int>(divide_up(patch.channels, patch.chunk));
+    lines.chunks = static_cast<int>(ceil_div(patch.channels, patch.chunk));
     auto* kept = static_cast<Kept<1>*>(call.scratch(static_cast<size_t>(call.shape.nnz) * sizeof(Kept<1>)));
     const int64_t units = int64_t{lines.count} * lines.chunks;
     auto* runs = static_cast<Run*>(call.scratch(static_cast<size_t>(units * phases_of(patch)) * sizeof(Run)));

@@ -21,6 +21,12 @@ inline constexpr int kImages = kOf16Bytes<T>;  // of a lane's load
 template <class T>
 using Octet = float[kQuads][kImages<T>];
 
+template <class T>
+__device__ inline void unpack(float (&to)[kImages<T>], const Vector<T, kImages<T>>& from) {
+#pragma unroll
+  for (int i = 0; i < kImages<T>; ++i) to[i] = from[i];
+}
+
 // use(a's element, b's element) for all of two octets.
 template <int kQuads, int kImages, class Use>
 __device__ inline void for_each(float (&a)[kQuads][kImages], const float (&b)[kQuads][kImages], const Use& use) {
@@ -79,7 +85,7 @@ struct Lane {
   __device__ int place(const Patch& patch, int quad) const { return patch.pixel_place(pixel(quad)) + piece * 16; }
   __device__ void load(Octet<T>& to, const char* stage, const int (&places)[kQuads], int column) const {
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) load_16_bytes<T>(to[q], stage + (places[q] + column));
+    for (int q = 0; q < kQuads; ++q) unpack(to[q], tost::load<kImages<T>>(reinterpret_cast<const T*>(stage + (places[q] + column))));
   }
 };
 
@@ -104,7 +110,7 @@ struct LaneTargets {
     for (int q = 0; q < kQuads; ++q) {
       T* to = channel + at[q];
       if (wide && images[q]) {
-        store_16_bytes(to, from[q]);
+        tost::store<kImages<T>>(to, from[q]);
         continue;
       }
 #pragma unroll
@@ -119,7 +125,7 @@ struct LaneTargets {
     for (int q = 0; q < kQuads; ++q) {
       const T* from = channel + at[q];
       if (wide && images[q]) {
-        load_16_bytes<T>(to[q], from);
+        unpack(to[q], tost::load<kImages<T>>(from));
         continue;
       }
 #pragma unroll

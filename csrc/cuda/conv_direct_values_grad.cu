@@ -74,7 +74,7 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
   __syncthreads();
   for (int i = threadIdx.x; i <= lines; i += blockDim.x) {
     int before = 0;
-    for (int other = 0; other < i; ++other) before += ceil_divide(runs[other].end - runs[other].begin, kTaskWeights);
+    for (int other = 0; other < i; ++other) before += ceil_div(runs[other].end - runs[other].begin, kTaskWeights);
     tasks_before[i] = before;
   }
   __syncthreads();
@@ -85,7 +85,7 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
   const int octets = (patch.y.tile * patch.x.tile << patch.row_bits) / kOctet;
   for (int done = 0; done < all_tasks; done += warps * kWarpTasks) {  // seldom more than once
     // Every warp has as many tasks as the others, neighbours in the list: several of one channel share its gradient.
-    const int left = all_tasks - done, each = left < warps * kWarpTasks ? ceil_divide(left, warps) : kWarpTasks;
+    const int left = all_tasks - done, each = left < warps * kWarpTasks ? ceil_div(left, warps) : kWarpTasks;
     const int tasks = std::clamp(left - warp * each, 0, each);
     if (lane_of_warp < tasks) {
       const int number = done + warp * each + lane_of_warp;
@@ -180,7 +180,7 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   const MaskWalk walk(s, call.index, false);
   const int warps = call.options.warps;
   Work work{};
-  work.chunks = static_cast<int>(divide_up(s.channels, patch.chunk));
+  work.chunks = static_cast<int>(ceil_div(s.channels, patch.chunk));
   work.stages = fitted.stages;
   work.tiles = static_cast<int>(blocks_of(call, patch.tiles()));
   work.plane = s.out_height * s.out_width * s.batch;
@@ -189,10 +189,10 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   const double weights = static_cast<double>(s.nnz) / (static_cast<double>(s.outputs) * work.chunks);
   const double tasks = weights / kTaskWeights + std::min(weights, 0.5);
   work.block_lines = std::clamp(static_cast<int>(0.9 * warps * kWarpTasks / tasks), 1, kMostLines);
-  work.line_tiles = ceil_divide(walk.lines, work.block_lines);
-  work.block_lines = ceil_divide(walk.lines, work.line_tiles);
+  work.line_tiles = ceil_div(walk.lines, work.block_lines);
+  work.block_lines = ceil_div(walk.lines, work.line_tiles);
   const int64_t blocks = int64_t{work.chunks} * work.line_tiles;
-  const int64_t parts = call.options.split ? call.options.split : divide_up(kRounds * call.processors, blocks);
+  const int64_t parts = call.options.split ? call.options.split : ceil_div(kRounds * call.processors, blocks);
   work.parts = static_cast<int>(std::min({parts, int64_t{work.tiles}, int64_t{kMostParts}}));
   auto* buffer = static_cast<float*>(call.scratch(static_cast<size_t>(work.parts * s.nnz) * sizeof(float)));
   const Grid grid{{blocks_of(call, blocks * work.parts)}, {static_cast<unsigned>(warps * kWarp)}, fitted.shared_bytes};

@@ -22,22 +22,6 @@ struct ConvArguments {
   ConvOptions options;
 };
 
-// What a call allocates until it ends. The memory goes back to the current stream's, on which the kernels run.
-class Scratch {
- public:
-  explicit Scratch(const Tensor& like) : device_(like.device()) {}
-  void* operator()(size_t bytes) {
-    constexpr uintptr_t kAlign = 256;
-    tensors_.push_back(empty_strided({static_cast<int64_t>(bytes + kAlign)}, {1}, ScalarType::Byte, device_));
-    const auto address = reinterpret_cast<uintptr_t>(tensors_.back().mutable_data_ptr());
-    return reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
-  }
-
- private:
-  torch::stable::Device device_;
-  std::vector<Tensor> tensors_;
-};
-
 inline void check_activation(const ConvArguments& a, const char* name, const Tensor& tensor) {
   check_device(a.op, name, tensor);
   check_kernel_dtype(a.op, name, tensor);

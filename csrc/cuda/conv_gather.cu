@@ -21,7 +21,7 @@ Division divide(const ConvCall& call, const GatherArguments& g, int warp_pixels,
   d.groups_per_block = static_cast<int>(
       std::clamp<int64_t>(std::min(call.options.warps, most_warps) / d.parts, 1, g.view.groups));
   for (;; d.groups_per_block = (d.groups_per_block + 1) / 2) {
-    d.row_blocks = divide_up(g.view.groups, d.groups_per_block);
+    d.row_blocks = ceil_div(g.view.groups, d.groups_per_block);
     d.blocks = g.patch.tiles() * d.row_blocks;
     const bool fewer = d.groups_per_block > 1 && (d.groups_per_block + 1) / 2 * d.parts >= kFewWarps;
     if (d.blocks >= call.processors || !fewer) return d;

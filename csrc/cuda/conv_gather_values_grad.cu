@@ -17,7 +17,7 @@ int split_of(int64_t blocks, int64_t places, int64_t steps) {
   int best = 1;
   double least = std::numeric_limits<double>::infinity();
   for (int split = 1; split <= std::min<int64_t>(steps, kMostSplits); ++split) {
-    const auto time = static_cast<double>(divide_up(blocks * split, places) * divide_up(steps, split));
+    const auto time = static_cast<double>(ceil_div(blocks * split, places) * ceil_div(steps, split));
     if (time < 0.97 * least) best = split, least = time;
   }
   return best;
@@ -28,17 +28,17 @@ template <class T, int kTiles>
 void run(
     const ConvCall& call, const T* grad, const T* x, T* values_grad, ValuesGradArguments w, const GatherView& view, double mean) {
   const int warps = std::min(call.options.warps, kMostWarps<kTiles>);
-  w.row_blocks = ceil_divide(w.row_tiles, warps);
-  w.across = ceil_divide(w.row_tiles, w.row_blocks);
+  w.row_blocks = ceil_div(w.row_tiles, warps);
+  w.across = ceil_div(w.row_tiles, w.row_blocks);
   w.shares = std::min(warps / w.across, w.pixels);
   const int64_t dense = std::min<int64_t>(w.patch.chunk, call.shape.channels) * w.taps;
-  const int64_t most = std::min(divide_up(dense, kDepthBf16) * kDepthBf16, view.columns);  // columns of a segment
-  w.passes = static_cast<int>(divide_up(most, kTiles * kProductColumns));
+  const int64_t most = std::min(ceil_div(dense, kDepthBf16) * kDepthBf16, view.columns);  // columns of a segment
+  w.passes = static_cast<int>(ceil_div(most, kTiles * kProductColumns));
   const int64_t blocks = int64_t{w.chunks} * w.row_blocks;  // of a pass: for the longest list there can be; most end at once
   const auto passes = static_cast<int64_t>(std::ceil(mean / kTiles));
   const int split = call.options.split ? call.options.split : split_of(blocks * passes, call.processors, w.steps);
-  w.per_part = ceil_divide(w.steps, split);
-  w.split = ceil_divide(w.steps, w.per_part);  // no part is empty
+  w.per_part = ceil_div(w.steps, split);
+  w.split = ceil_div(w.steps, w.per_part);  // no part is empty
   const int64_t grid = blocks * w.passes * w.split;
   if (grid > INT32_MAX) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
   const int count = w.split * w.shares;

@@ -167,7 +167,7 @@ values_grad_kernel(const T* grad, const T* x, float* parts, ValuesGradArguments 
     if (row_tile >= w.row_tiles) return {0, 0};
     const int* ptr = w.ptr + int64_t{row_tile * kProductRows / w.rows} * w.chunks + chunk;
     const int all = (ptr[1] - ptr[0]) / kProductColumns;
-    const int each = ceil_divide(all, std::max(1, ceil_divide(all, kTiles)));
+    const int each = ceil_div(all, std::max(1, ceil_div(all, kTiles)));
     return {ptr[0] + pass * each * kProductColumns, std::max(0, std::min(each, all - pass * each))};
   };
   bool any = false;

@@ -50,8 +50,6 @@ struct Lattice {
   int tap;                  // the first of them (transposed)
 };
 
-__host__ __device__ inline int ceil_divide(int a, int b) { return (a + b - 1) / b; }
-
 __host__ __device__ inline Lattice lattice_of(const PatchAxis& a, int residue) {
   const int lattices = a.dilation / a.common;
   Lattice l{};
@@ -70,7 +68,7 @@ __host__ __device__ inline Lattice lattice_of(const PatchAxis& a, int residue) {
       l.origin = (l.first + a.padding - last * a.dilation) / a.stride;  // exact
     }
   }
-  l.count = l.first < a.target ? ceil_divide(a.target - l.first, l.every) : 0;
+  l.count = l.first < a.target ? ceil_div(a.target - l.first, l.every) : 0;
   return l;
 }
 
@@ -157,7 +155,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
   };
   Patch p{axis(0), axis(1), 0, chunk, 0, transposed ? shape.outputs : shape.channels, shape.batch, 0, 0, false};
   const int element = bf16 ? 2 : 4, images = kRowBytes / element;
-  const int height = ceil_divide(p.y.target, p.y.lattices), width = ceil_divide(p.x.target, p.x.lattices);
+  const int height = ceil_div(p.y.target, p.y.lattices), width = ceil_div(p.x.target, p.x.lattices);
   while (p.tile_pixels() < pixels) {
     const bool more_x = p.x.tile < width, more_y = p.y.tile < height;
     if (more_x && (p.x.tile <= p.y.tile || !more_y)) {
@@ -169,13 +167,13 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
     }
   }
   for (PatchAxis* a : {&p.y, &p.x}) {
-    const int window = transposed ? ceil_divide(a->kernel, a->stride / a->common) : a->kernel;
+    const int window = transposed ? ceil_div(a->kernel, a->stride / a->common) : a->kernel;
     a->pitch = std::min(a->step, window);
     a->extent = (a->tile - 1) * a->pitch + window;
-    a->tiles = ceil_divide(ceil_divide(a->target, a->lattices), a->tile);
+    a->tiles = ceil_div(ceil_div(a->target, a->lattices), a->tile);
   }
   p.channel_bytes = p.pixels() * p.pixel_bytes() + (bf16 ? 16 : 32);
-  p.image_tiles = (shape.batch + (int64_t{images} << p.row_bits) - 1) / (int64_t{images} << p.row_bits);
+  p.image_tiles = ceil_div(shape.batch, int64_t{images} << p.row_bits);
   p.channel_elements = int64_t{p.y.source} * p.x.source * p.batch;
   p.wide = on_16_bytes(shape.batch, element, source);
   return p;

@@ -76,7 +76,7 @@ PreparedWeight prepare(const ConvCall& call, const Patch& patch, const GatherVie
   auto* const memory = static_cast<uint4*>(call.scratch(static_cast<size_t>(words * 16 + columns * 4)));
   const PreparedWeight to{memory, reinterpret_cast<int32_t*>(memory + words)};
   const auto blocks = [](int64_t count) {
-    return Grid{{static_cast<unsigned>(divide_up(count, kPrepareThreads))}, {kPrepareThreads}};
+    return Grid{{static_cast<unsigned>(ceil_div(count, kPrepareThreads))}, {kPrepareThreads}};
   };
   launch(call.op, clear_and_tabulate<Step>, blocks(words), call.stream, patch, view, to, words);
   if (call.shape.nnz > 0) {

@@ -1,27 +1,10 @@
 // From tensors to what the elementwise kernels are called with.
 #pragma once
 
-#include <vector>
-
 #include "channels.h"
 #include "tensor.h"
 
 namespace tost {
-
-// Device memory for as long as it lives. Torch's allocator reuses it in the order of the stream, also in a captured graph.
-class Scratch {
- public:
-  explicit Scratch(const Tensor& like) : device_(like.device()) {}
-  void* operator()(size_t bytes) {
-    const auto count = static_cast<int64_t>(bytes);
-    held_.push_back(empty_strided({count}, {1}, ScalarType::Byte, device_));
-    return held_.back().mutable_data_ptr();
-  }
-
- private:
-  torch::stable::Device device_;
-  std::vector<Tensor> held_;
-};
 
 inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 

@@ -17,13 +17,11 @@ struct GatherView {
 
 constexpr int kDepthTf32 = 8, kDepthBf16 = 16;  // columns of a k-step of the tensor cores, which every segment has a multiple of
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // How long the base index of this weight is.
 inline int64_t base_index_length(const ConvShape& s) {
   constexpr int64_t kHeader = 16, kBlock = 8;
   const int64_t inputs = s.channels / s.groups;
-  return kHeader + s.outputs * divide_up(inputs, kBlock) + 1 + inputs * divide_up(s.outputs, kBlock) + 1 + 3 * s.nnz;
+  return kHeader + s.outputs * ceil_div(inputs, kBlock) + 1 + inputs * ceil_div(s.outputs, kBlock) + 1 + 3 * s.nnz;
 }
 
 // The view of call.index, made for call.options' rows and chunk with columns in multiples of `depth`. Throws
@@ -32,9 +30,9 @@ inline GatherView gather_view(const ConvCall& call, bool transposed, int depth) 
   const ConvShape& s = call.shape;
   const int64_t rows = call.options.rows, chunk = call.options.chunk;
   const int64_t base = base_index_length(s);
-  const GatherView forward{nullptr, nullptr, nullptr, nullptr, divide_up(s.outputs, rows), 1, divide_up(s.channels, chunk), 0};
-  GatherView back{nullptr, nullptr, nullptr, nullptr, divide_up(s.channels, rows), int64_t{s.stride[0]} * s.stride[1],
-                  divide_up(s.outputs, chunk), 0};
+  const GatherView forward{nullptr, nullptr, nullptr, nullptr, ceil_div(s.outputs, rows), 1, ceil_div(s.channels, chunk), 0};
+  GatherView back{nullptr, nullptr, nullptr, nullptr, ceil_div(s.channels, rows), int64_t{s.stride[0]} * s.stride[1],
+                  ceil_div(s.outputs, chunk), 0};
   const auto fixed = [&](const GatherView& v) { return v.groups * rows + v.groups * v.phases * v.chunks + 1 + s.nnz; };
   const int64_t twice = call.index_length - base - fixed(forward) - fixed(back);
   if (twice < 0 || twice % (2 * depth) != 0) {

@@ -28,6 +28,12 @@ extern __shared__ uint4 tost_dynamic_shared[];
 
 namespace tost {
 
+// a / b, rounded up: how many pieces of b cover a.
+template <class A, class B>
+__host__ __device__ constexpr auto ceil_div(A a, B b) {
+  return (a + b - 1) / b;
+}
+
 struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;  // dynamic

@@ -7,6 +7,7 @@
 
 #include "activation.h"
 #include "channels.h"
+#include "sum_parts.h"
 
 namespace tost {
 
@@ -70,15 +71,6 @@ pswish_backward_kernel(const T* dy, const T* x, const float* beta, T* dx, double
   write_partial<K>(partial, w, blockIdx.x, sums);
 }
 
-// out[c] = the total of partial[c].
-static __global__ void __launch_bounds__(kThreads) sum_splits(const double* partial, float* out, int64_t channels, int splits) {
-  const int64_t first = int64_t{blockIdx.x} * 32;
-  share_out_totals(channels - first < 32 ? channels - first : 32, splits, [&](const Team& team, int64_t i, bool exists) {
-    const double sum = team.total(partial + (first + i) * splits, splits);
-    if (exists && team.first()) out[first + i] = static_cast<float>(sum);
-  });
-}
-
 inline void pswish_forward(const ElementwiseCall& call, const void* x, const float* beta, void* y) {
   const Walk w = share_out(call, {x, y});
   with_constants(call.bf16, w, [&]<class T, int V, int K>() {
@@ -95,8 +87,7 @@ inline void pswish_backward(
         call.op, pswish_backward_kernel<T, V, K>, w.grid(), call.stream, static_cast<const T*>(dy), static_cast<const T*>(x), beta,
         static_cast<T*>(dx), partial, w);
   });
-  const Grid totals{{static_cast<unsigned>((w.channels + 31) / 32)}, {static_cast<unsigned>(w.threads)}};
-  launch(call.op, sum_splits, totals, call.stream, partial, dbeta, w.channels, w.splits);
+  sum_parts(call.op, partial, w.splits, 1, nullptr, dbeta, w.channels, call.stream, w.splits);
 }
 
 }  // namespace tost

@@ -1,6 +1,8 @@
 // Tensors as the CUDA kernels get them: checked, on one device, in one of the three layouts.
 #pragma once
 
+#include <vector>
+
 #include "../cpu/tensor.h"
 #include "launch.h"
 
@@ -61,6 +63,24 @@ class OnDeviceOf {
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
+};
+
+// What a call allocates for its kernels. It goes back to torch's allocator when the call returns, while they may still run: that is
+// safe, for the allocator gives it to work on the same stream alone, the current one, which comes after them; also in a graph.
+class Scratch {
+ public:
+  explicit Scratch(const Tensor& like) : device_(like.device()) {}
+  // Uninitialised, aligned to 256 bytes.
+  void* operator()(size_t bytes) {
+    constexpr uintptr_t kAlign = 256;
+    held_.push_back(empty_strided({static_cast<int64_t>(bytes + kAlign)}, {1}, ScalarType::Byte, device_));
+    const auto address = reinterpret_cast<uintptr_t>(held_.back().mutable_data_ptr());
+    return reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
+  }
+
+ private:
+  torch::stable::Device device_;
+  std::vector<Tensor> held_;
 };
 
 inline Tensor empty_like(const Tensor& tensor, Layout layout) {

@@ -185,7 +185,7 @@ def test_what_a_cuda_check_needs(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("symbol", "name"),
     [
-        ("_ZN4tost10sum_splitsEPKfPfli", "sum_splits"),
+        ("_ZN4tost20running_stats_kernelENS_12RunningStatsE", "running_stats_kernel"),
         (
             "_ZN4tost47_GLOBAL__N__61502d1b_9_pswish_cu_75e1759b_2607814pswish_forwardI13__nv_bfloat16Li8ELb0EEEvPKT_PKfPS3_NS_4WalkE",
             "pswish_forward<bf16, 8, false>",
