@@ -28,16 +28,24 @@ The static rule (`tune` knows better: it measures) is arithmetic on an H200, of 
   reads some again for bank conflicts. So it pays where a kept weight costs it no more than 19 or 22 columns of a row. A random
   mask that keeps d has p = 1 - (1 - d)**16 of a chunk's C columns. They fall on b = 4 (float32) or 8 (bfloat16) banks, and the
   fullest has about 1.1 or 1.5 standard deviations more than the average: C p + 1.1 sqrt(C p (1 - p) b) + padding of half a step.
-  Permuting the rows saves 5% of that (docs/notes/cuda-gather-index.md has the counts). 3x3 convolutions in chunks of 16 cross the
-  line at densities of about 1.7% and 2.2%. Dead filters and channels are left out of C and d: they do not disturb the others.
+  Permuting the rows saves 5% of that (docs/notes/cuda-gather-index.md has the counts). 3x3 convolutions cross the line at
+  densities of about 1.7% (float32) and 2.2% (bfloat16) in chunks of 16, 1.1% and 1.5% in chunks of 32. Dead filters and
+  channels are left out of C and d: they do not disturb the others.
 - The input gradient of a strided convolution has segments of one phase, so a fourth of the columns at stride 2, and more padding.
 - rows 32 read shared memory once for two products. These take 1.6 clocks each at 60% of the tensor cores' peak, about what
   mma.sync reaches, and the read 2. So 16 rows cost 2 clocks a step, 32 cost 3.2, and pay where they have less than 1.25 times the
   columns of 16: 1 + (1 - d)**16 < 1.25, a density of 8.3% and more. Skewed masks reach that earlier: `tune` tries.
-- chunk: large chunks have less padding and fewer conflicts, small ones leave room for two stages of two blocks in an SM's 228 KB:
-  the largest whose patch is no more than 56 KB. That is 16 for 3x3, 32 for 1x1, 8 for 5x5. 32 for 3x3 would read 6 to 16% less.
-- pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where blocks of 8
-  pixels and 128 output channels would be fewer than the 132 SMs. A lane of direct holds the sums of 8, so it has no fewer.
+- chunk, where all passes are gather and their blocks have 8 warps: the largest of which two stages fit into a block's 227 KB, 32
+  for 3x3, 64 for 1x1, 16 for 5x5. Sums take the registers of an SM for such a block, so a second one has no room whatever the
+  chunk is. In 3x3, 32 channels in place of 16 read 4 to 10% less of shared memory in float32, 7 to 16% in bfloat16, and the values'
+  gradient reads the output's gradient from L2 half as often: 44 us in place of 68 (128 channels of 16x16, batch 256, 95%), less
+  than its 58 of shared memory. The price: a block of forward waits 2.3 us for its first 96 KB, in place of 1.2, of some 26 us with
+  128 channels and more with more. Where a block has fewer warps (of float32 below 128 channels) or a pass is direct, SMs run
+  two blocks: the largest chunk whose patch is no more than 56 KB, 16 for 3x3, 32 for 1x1, 8 for 5x5. (An A100 has 163 KB, which
+  hold one stage of the large ones: `tune` there.)
+- pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where twice the blocks
+  of 8 pixels and 128 output channels (bfloat16: 64) still are no more than the 132 SMs: with more, some SM would have two of
+  the smaller ones, and as much to do as before. A lane of direct holds the sums of 8, so it has no fewer.
 - stages 2, unless one chunk is all there is.
 """
 
@@ -82,9 +90,9 @@ _CHOICES: dict[str, Sequence[str | int]] = {
 _WHOLE_PLAN = ("rows", "chunk", "precision")  # one for the three passes
 
 _ROW_BYTES = 128  # of images
-_PATCH_BYTES = 56 * 1024  # of a chunk
+_SMALL_PATCH, _LARGE_PATCH = 56 * 1024, 112 * 1024  # bytes of a chunk, where an SM runs two blocks, or one
 _PROCESSORS = 132
-_BLOCK_CHANNELS = 128  # of the target, that a block of gather does with 8 warps of 16
+_BLOCK_CHANNELS = {torch.float32: 128, torch.bfloat16: 64}  # of the target, that a block of gather does with 8 warps and 8 pixels
 _FEWEST_CHANNELS, _FEWEST_IMAGES = 64, 16  # for tensor cores
 _FEWEST_DIRECT_PIXELS = 8  # of which a lane of direct holds sums
 _SHARES = 1.25  # 32 rows pay with this many times the columns of 16
@@ -150,7 +158,17 @@ def _strides(geometry: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int],
 
 def _rule(asked: Asked, op: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> dict[str, Options]:
     pixels = int(asked.get(("", "pixels"), 0)) or _pixels(x, pattern, geometry)
-    chunk = int(asked.get(("", "chunk"), 0)) or _chunk(pixels, x, pattern, geometry)
+    given = int(asked.get(("", "chunk"), 0))
+    if not given and _has_an_sm(x, pattern, geometry):
+        passes = _passes(asked, op, x, pattern, geometry, pixels, _chunk(_LARGE_PATCH, pixels, x, pattern, geometry))
+        if all(options.algo == "gather" for options in passes.values()):
+            return passes
+    return _passes(asked, op, x, pattern, geometry, pixels, given or _chunk(_SMALL_PATCH, pixels, x, pattern, geometry))
+
+
+def _passes(
+    asked: Asked, op: str, x: Tensor, pattern: Pattern, geometry: Sequence[int], pixels: int, chunk: int
+) -> dict[str, Options]:
     torchs = product_precision(op, x)
     precision = str(asked.get(("", "precision"), "")) or torchs
     can_gather = precision == ("tf32" if x.dtype == torch.float32 else "ieee")
@@ -209,16 +227,23 @@ def _target(x: Tensor, geometry: Sequence[int]) -> tuple[int, int]:
 
 def _pixels(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> int:
     rows_of_images = -(-x.shape[0] * x.element_size() // _ROW_BYTES)
-    blocks = math.prod(_target(x, geometry)) * rows_of_images * -(-pattern.shape[0] // _BLOCK_CHANNELS)
-    return 8 if blocks >= 8 * _PROCESSORS else 4
+    groups = -(-pattern.shape[0] // _BLOCK_CHANNELS.get(x.dtype, 128))
+    blocks = math.ceil(math.prod(_target(x, geometry)) * rows_of_images / 8) * groups
+    return 8 if 2 * blocks > _PROCESSORS else 4
 
 
-def _chunk(pixels: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> int:
-    """The largest chunk whose patch is no more than _PATCH_BYTES, and which there are channels for."""
+def _has_an_sm(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> bool:
+    """Whether blocks of gather are alone on their SMs: its registers are for no more, or there are fewer blocks than SMs."""
+    fewest = min(pattern.shape[0], pattern.shape[1] * _strides(geometry)[2])
+    return fewest >= _BLOCK_CHANNELS.get(x.dtype, 128) or _pixels(x, pattern, geometry) == 4
+
+
+def _chunk(most_bytes: int, pixels: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> int:
+    """The largest chunk whose patch is no more than `most_bytes`, and which there are channels for."""
     patch = _patch_pixels(pixels, pattern, _target(x, geometry), geometry) * _ROW_BYTES
     most = max(pattern.shape[0], pattern.shape[1] * _strides(geometry)[2])
     chunk = 64
-    while chunk > 8 and (chunk * patch > _PATCH_BYTES or chunk >= 2 * most):
+    while chunk > 8 and (chunk * patch > most_bytes or chunk >= 2 * most):
         chunk //= 2
     return chunk
 

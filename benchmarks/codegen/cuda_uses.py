@@ -19,15 +19,16 @@ class Use(NamedTuple):
 
 
 # What the static rule of tost_kernels/cuda_options.py asks for in a 3x3 layer: 8 pixels, whose patch is 4 x 6 rows of 128 bytes;
-# 16 channels at once, 32 bytes between one and the next (bfloat16: 16); two stages, a table of 4 bytes a pixel; 8 warps.
-_PATCH = 2 * 16 * (4 * 6 * 128 + 32) + 4 * 6 * 4
+# 16 channels at once, or 32 where all passes are gather, with 32 bytes between one and the next (bfloat16: 16); two stages, a
+# table of 4 bytes a pixel; 8 warps.
+_PATCH, _LARGE_PATCH = (2 * chunk * (4 * 6 * 128 + 32) + 4 * 6 * 4 for chunk in (16, 32))
 _THREADS = 256
 
 # The first that fits a kernel's name counts. A kernel that none fits is an error.
 USES = (
-    Use(r"gather_kernel<Tf32Product, .*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDS")),
-    Use(r"gather_kernel<Bf16Product, .*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDSM")),
-    Use(r"values_grad_kernel<.*>", _THREADS, _PATCH, matrix=True, wide=("LDG", "LDGSTS", "LDS")),
+    Use(r"gather_kernel<Tf32Product, .*>", _THREADS, _LARGE_PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDS")),
+    Use(r"gather_kernel<Bf16Product, .*>", _THREADS, _LARGE_PATCH, matrix=True, wide=("LDG", "STG", "LDGSTS", "LDSM")),
+    Use(r"values_grad_kernel<.*>", _THREADS, _LARGE_PATCH, matrix=True, wide=("LDG", "LDGSTS", "LDS")),
     Use(r"multiply<\w+, \d+>", _THREADS, _PATCH, wide=("STG", "LDGSTS", "LDS")),
     Use(r"correlate<\w+>", _THREADS, _PATCH, wide=("LDG", "LDGSTS", "LDS")),
     Use(r"(clear_and_tabulate|put_values|place_weights|decode_kept|decode_columns|add_parts)<.*>"),  # a few weights or sums each

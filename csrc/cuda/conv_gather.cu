@@ -14,17 +14,28 @@ struct Division {
   int warps() const { return parts * groups_per_block; }
 };
 
-// As many groups a block as the plan's warps allow, or fewer where SMs would stay empty.
+// As many groups a block as the plan's warps allow.
 Division divide(const ConvCall& call, const GatherArguments& g, int warp_pixels, int most_warps) {
   Division d;
   d.parts = g.patch.tile_pixels() / warp_pixels;
-  d.groups_per_block = static_cast<int>(
-      std::clamp<int64_t>(std::min(call.options.warps, most_warps) / d.parts, 1, g.view.groups));
-  for (;; d.groups_per_block = (d.groups_per_block + 1) / 2) {
-    d.row_blocks = ceil_div(g.view.groups, d.groups_per_block);
+  const int groups = std::min(call.options.warps, most_warps) / d.parts;
+  d.groups_per_block = static_cast<int>(std::clamp<int64_t>(groups, 1, g.view.groups));
+  d.row_blocks = ceil_div(g.view.groups, d.groups_per_block);
+  d.blocks = g.patch.tiles() * d.row_blocks;
+  return d;
+}
+
+// Whether blocks of half the size, twice as many, would leave the busiest SM no less to do: some would get two of them.
+bool fills(const ConvCall& call, int64_t blocks) { return 2 * blocks > call.processors; }
+
+// Fewer groups a block, where SMs would stay empty.
+Division spread(const ConvCall& call, const GatherArguments& g, Division d) {
+  for (;;) {
+    const int fewer = ceil_div(d.groups_per_block, 2);
+    if (fills(call, d.blocks) || d.groups_per_block == 1 || fewer * d.parts < kFewWarps) return d;
+    d.groups_per_block = fewer;
+    d.row_blocks = ceil_div(g.view.groups, fewer);
     d.blocks = g.patch.tiles() * d.row_blocks;
-    const bool fewer = d.groups_per_block > 1 && (d.groups_per_block + 1) / 2 * d.parts >= kFewWarps;
-    if (d.blocks >= call.processors || !fewer) return d;
   }
 }
 
@@ -36,7 +47,7 @@ struct Variant {
   static Division division(const ConvCall& call, const GatherArguments& g) { return divide(call, g, kPixels, kMostWarps); }
 
   static void run(const ConvCall& call, GatherArguments g) {
-    const Division d = division(call, g);
+    const Division d = spread(call, g, division(call, g));
     if (d.blocks > 0x7fffffff) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
     g.groups_per_block = d.groups_per_block;
     g.row_blocks = static_cast<int>(d.row_blocks);
@@ -61,8 +72,8 @@ void multiply(
   using Wide = Variant<Product, 1, kMost>;
   using Small = Variant<Product, 1, kMost / 2>;
   if (call.options.rows == 32) return Tall::run(call, g);
-  const bool fills = g.patch.tile_pixels() >= kMost && Wide::division(call, g).blocks >= call.processors;
-  if (fills && call.options.warps <= Wide::kMostWarps) return Wide::run(call, g);
+  const bool whole = g.patch.tile_pixels() >= kMost && fills(call, Wide::division(call, g).blocks);
+  if (whole && call.options.warps <= Wide::kMostWarps) return Wide::run(call, g);
   Small::run(call, g);
 }
 

@@ -129,13 +129,26 @@ def test_the_rest_follows_from_the_shape() -> None:
     def first(x: torch.Tensor, *shape: int, geometry: tuple[int, ...] = GEOMETRY) -> Options:
         return plans("", x, pattern_of(0.05, *shape), geometry)[0]
 
-    assert first(images()) == Options("gather", 16, 16, precision="tf32")
-    assert first(images(), 128, 128, 1, 1).chunk == 32
-    assert first(images(), 128, 128, 5, 5).chunk == 8
-    assert first(images(), 128, 128, 3, 3, geometry=(2, 2, 1, 1, 1, 1, 1)).chunk == 16
+    assert first(images()) == Options("gather", 16, 32, precision="tf32")
+    assert first(images(), 128, 128, 1, 1).chunk == 64
+    assert first(images(), 128, 128, 5, 5).chunk == 16
+    assert first(images(), 128, 128, 3, 3, geometry=(2, 2, 1, 1, 1, 1, 1)).chunk == 32
+    assert first(images(256, side=8), 256, 256, 3, 3)[2:4] == (32, 8), "128 blocks of 8 pixels fill 132 SMs"
+    assert first(images(512, side=4), 512, 512, 3, 3)[2:4] == (32, 4), "64 do not"
     assert first(images(8, side=32), 8, 8, 3, 3)[2:6] == (8, 8, 8, 1), "one chunk is all there is"
     assert first(images(batch=32, side=4)).pixels == 4, "there are more SMs than blocks of 8"
     assert first(images(side=4, batch=4096)).pixels == 8
+
+
+def test_chunks_are_small_where_an_sm_runs_two_blocks() -> None:
+    def chunk(plan: str, x: torch.Tensor, *shape: int) -> int:
+        return plans(plan, x, pattern_of(0.05, *shape))[0].chunk
+
+    assert chunk("", images(64, side=32), 64, 64, 3, 3) == 16, "four warps: there are registers for two blocks"
+    assert chunk("", images(64, side=32, dtype=BF16), 64, 64, 3, 3) == 32
+    assert chunk("values_grad.algo=direct", images()) == 16
+    assert chunk("algo=direct", images()) == 16
+    assert chunk("chunk=8", images()) == 8
 
 
 @pytest.mark.parametrize(
