@@ -35,17 +35,17 @@ The static rule (`tune` knows better: it measures) is arithmetic on an H200, of 
 - rows 32 read shared memory once for two products. These take 1.6 clocks each at 60% of the tensor cores' peak, about what
   mma.sync reaches, and the read 2. So 16 rows cost 2 clocks a step, 32 cost 3.2, and pay where they have less than 1.25 times the
   columns of 16: 1 + (1 - d)**16 < 1.25, a density of 8.3% and more. Skewed masks reach that earlier: `tune` tries.
-- chunk, where all passes are gather and their blocks have 8 warps: the largest of which two stages fit into a block's 227 KB, 32
-  for 3x3, 64 for 1x1, 16 for 5x5. Sums take the registers of an SM for such a block, so a second one has no room whatever the
-  chunk is. In 3x3, 32 channels in place of 16 read 4 to 10% less of shared memory in float32, 7 to 16% in bfloat16, and the values'
-  gradient reads the output's gradient from L2 half as often: 44 us in place of 68 (128 channels of 16x16, batch 256, 95%), less
-  than its 58 of shared memory. The price: a block of forward waits 2.3 us for its first 96 KB, in place of 1.2, of some 26 us with
-  128 channels and more with more. Where a block has fewer warps (of float32 below 128 channels) or a pass is direct, SMs run
-  two blocks: the largest chunk whose patch is no more than 56 KB, 16 for 3x3, 32 for 1x1, 8 for 5x5. (An A100 has 163 KB, which
-  hold one stage of the large ones: `tune` there.)
-- pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where twice the blocks
-  of 8 pixels and 128 output channels (bfloat16: 64) still are no more than the 132 SMs: with more, some SM would have two of
-  the smaller ones, and as much to do as before. A lane of direct holds the sums of 8, so it has no fewer.
+- chunk, where all passes are gather and their blocks have 8 warps: the largest of which two stages fit into a block's 227 KB,
+  32 for 3x3, 64 for 1x1, 16 for 5x5, if there are three chunks or more. Sums take the registers of an SM for such a block, so a
+  second one has no room whatever the chunk is. In 3x3, 32 channels in place of 16 read 4 to 10% less of shared memory in
+  float32, 7 to 16% in bfloat16, and the values' gradient reads the output's gradient from L2 half as often: 44 us in place of
+  68 (128 channels of 16x16, batch 256, 95%), less than its 58 of shared memory. The price: a block of forward waits 2.3 us for
+  its first 96 KB, in place of 1.2, of some 26 us with 128 channels and more with more. Where a block has fewer warps (of
+  float32 below 128 channels) or a pass is direct, SMs run two blocks: the largest chunk whose patch is no more than 56 KB, 16
+  for 3x3, 32 for 1x1, 8 for 5x5. (An A100 has 163 KB, which hold one stage of the large ones: `tune` there.)
+- pixels 8: the 4x6 pixels of a 3x3 patch are read from L2 three times in all, those of 2x2 four times. But 4 where twice the
+  blocks of 8 pixels and 128 output channels (bfloat16: 64) still are no more than the 132 SMs: with more, some SM would have
+  two of the smaller ones, and as much to do as before. A lane of direct holds the sums of 8, so it has no fewer.
 - stages 2, unless one chunk is all there is.
 """
 
@@ -158,12 +158,16 @@ def _strides(geometry: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int],
 
 def _rule(asked: Asked, op: str, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> dict[str, Options]:
     pixels = int(asked.get(("", "pixels"), 0)) or _pixels(x, pattern, geometry)
+    sizes = pattern.shape[0], pattern.shape[1] * _strides(geometry)[2]
+    patch = _patch_pixels(pixels, pattern, _target(x, geometry), geometry) * _ROW_BYTES
     given = int(asked.get(("", "chunk"), 0))
-    if not given and _has_an_sm(x, pattern, geometry):
-        passes = _passes(asked, op, x, pattern, geometry, pixels, _chunk(_LARGE_PATCH, pixels, x, pattern, geometry))
+    chunk = given or _chunk(patch, _SMALL_PATCH, 2 * max(sizes))
+    large = _chunk(patch, _LARGE_PATCH, min(sizes) // 2)
+    if not given and large > chunk and _has_an_sm(x, pattern, geometry):
+        passes = _passes(asked, op, x, pattern, geometry, pixels, large)
         if all(options.algo == "gather" for options in passes.values()):
             return passes
-    return _passes(asked, op, x, pattern, geometry, pixels, given or _chunk(_SMALL_PATCH, pixels, x, pattern, geometry))
+    return _passes(asked, op, x, pattern, geometry, pixels, chunk)
 
 
 def _passes(
@@ -238,12 +242,10 @@ def _has_an_sm(x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> bool:
     return fewest >= _BLOCK_CHANNELS.get(x.dtype, 128) or _pixels(x, pattern, geometry) == 4
 
 
-def _chunk(most_bytes: int, pixels: int, x: Tensor, pattern: Pattern, geometry: Sequence[int]) -> int:
-    """The largest chunk whose patch is no more than `most_bytes`, and which there are channels for."""
-    patch = _patch_pixels(pixels, pattern, _target(x, geometry), geometry) * _ROW_BYTES
-    most = max(pattern.shape[0], pattern.shape[1] * _strides(geometry)[2])
+def _chunk(patch: int, most_bytes: int, below: int) -> int:
+    """The largest chunk below `below`, whose channels take `patch` bytes each and no more than `most_bytes` together."""
     chunk = 64
-    while chunk > 8 and (chunk * patch > most_bytes or chunk >= 2 * most):
+    while chunk > 8 and (chunk * patch > most_bytes or chunk >= below):
         chunk //= 2
     return chunk
 
