@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.codegen import sass
 from benchmarks.codegen.cuda_uses import Use
 from benchmarks.codegen.kernel import Kernel
+from benchmarks.codegen.machines import programs_per_sm
 
 PACKAGE = Path(__file__).parents[2] / "tost_kernels"
 _RELEASE = re.compile(rb"Cuda compilation tools, release (\d+\.\d+)")
@@ -69,7 +70,9 @@ def _kernel(name: str, sm: int, code: sass.Code, bound: int | None, uses: Sequen
         raise ValueError(f"{name}: threads: expected at most {bound}, its __launch_bounds__, got {use.threads}")
     shared = code.static_shared - (_DRIVERS_SHARE if sm >= 90 and code.static_shared else 0)
     warps = -(-(use.threads or bound or 0) // 32)
-    return Kernel(name, sm, warps, shared, use.dynamic_shared, 0, use.matrix, code, use.wide)
+    fits = programs_per_sm(sm, warps, code.registers, shared + use.dynamic_shared) > 0
+    dynamic_shared = use.dynamic_shared if fits else use.least_shared or use.dynamic_shared
+    return Kernel(name, sm, warps, shared, dynamic_shared, 0, use.matrix, code, use.wide)
 
 
 def kernels(library: Path, only: str, sms: Collection[int], jobs: int, uses: Sequence[Use]) -> list[Kernel | str]:
