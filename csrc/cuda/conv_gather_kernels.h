@@ -35,6 +35,9 @@ constexpr int kMostPixels = 16;  // of a tile
 constexpr int kPaddedRow = kRowBytes + 16;
 constexpr int kSumBytes = 16 * kPaddedRow;  // of a warp: the sums of 16 rows and a pixel
 
+// Of a block's dynamic shared memory: the stages and the table of source pixels.
+inline size_t staging_bytes(const Patch& p, int stages) { return static_cast<size_t>(stages * p.stage_bytes() + p.table_bytes()); }
+
 // What differs between the dtypes: how a k-step of a pixel is multiplied, and which sums a lane has. `pixel` is an address in the
 // patch with the lane's own offset.
 

@@ -120,6 +120,8 @@ def test_bfloat16_has_no_tf32() -> None:
         ({"padding": [0, -1]}, r"padding: expected two numbers, each at least 0 and below 2\^31, got \(0, -1\)"),
         ({"padding": [1 << 30, 1]}, r"input: expected stride \* dilation, and height and width .* below 2\^30"),
         ({"dilation": [1, 3]}, "input: expected it to be large enough for a 1x3 kernel"),
+        ({"stride": [1 << 16, 1 << 15]}, r"stride: expected a product below 2\^31, got \(65536, 32768\)"),
+        ({"weight_shape": [1 << 16, 1 << 15, 1, 1], "groups": 1 << 16}, r"weight_shape: expected I \* groups \* kh \* kw below 2\^31, got"),
         ({"groups": 2}, "groups: expected a divisor of the 3 output channels, got 2"),
     ],
     ids=str,
