@@ -27,8 +27,7 @@ struct GatherArguments {
   const void *source, *bias;
   void* target;
   int groups_per_block, row_blocks, stages;
-  int64_t rows;  // of the weight: channels of the target
-  bool wide;     // rows of the target's batch are whole pieces of 16 bytes
+  bool wide;  // rows of the target's batch are whole pieces of 16 bytes
 };
 
 constexpr int kMostPixels = 16;  // of a tile

@@ -89,7 +89,7 @@ constexpr size_t kStack = size_t{256} << 10;
 constexpr size_t kSharedMemory = size_t{227} << 10;  // of a block on sm_90: static and dynamic together, guards not counted
 constexpr size_t kArena = size_t{512} << 10;
 constexpr size_t kGuard = 64;  // bytes between shared arrays
-constexpr int kArrays = 32, kCopies = 256;  // shared arrays of a kernel, and asynchronous copies on their way in a thread
+constexpr int kArrays = 32, kCopies = 512;  // shared arrays of a kernel, and copies on their way in a thread: one warp may fill all
 constexpr unsigned kAll = 0xffffffffu;
 
 enum class Wait { none, block, warp, done };

@@ -106,7 +106,7 @@ def test_a_kernel_that_fits_only_in_smaller_chunks() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("algo=direct,pixels=4", "plan: expected pixels=8 or pixels=16 with algo=direct, got pixels=4"),
+        ("algo=direct,pixels=4", 'plan: expected pixels=8 or pixels=16 with algo=direct, got "pixels=4"'),
         ("algo=direct,rows=2", "index: expected one of this weight for rows=2"),
     ],
 )
