@@ -17,6 +17,11 @@ The keys (tost_kernels/plan_options.py has the grammar):
 The ops take the string that `resolve` completed, or "": direct with the defaults of `Options`, all that the base index allows;
 csrc/cuda/conv_options.cu reads it.
 
+Infinities and NaN spread as far as zeros are multiplied. Direct with rows=1 multiplies kept weights alone; row groups also the
+zeros of the rows that do not keep a column that another row of the group keeps, so what is not finite there reaches all of them,
+in the output and the input's gradient; the values' gradient has no such sums. All multiply the zeros around an image: a weight
+that is not finite, or a gradient of the output at the border, makes NaN with them. Pixels past the output's edge never count.
+
 The static rule (`tune` knows better: it measures) is arithmetic on an H200, of which nothing is measured yet:
 
 - gather needs TF32 or bfloat16: tensor cores have no IEEE products of float32. Elsewhere a pass is direct.

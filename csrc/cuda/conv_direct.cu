@@ -123,7 +123,7 @@ void run(const ConvCall& call, bool transposed, const T* source, const T* values
   const auto line_tiles_for = [&](int lines_of_warp) { return ceil_div(lines.count, call.options.warps / fitted.octets * lines_of_warp); };
   while (held > 1 && patch.tiles() * line_tiles_for(held) * call.options.warps < int64_t{kEnoughWarps} * call.processors) held /= 2;
   const int line_tiles = line_tiles_for(held);
-  const bool wide = patch.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(target) % 16 == 0;
+  const bool wide = on_16_bytes(patch.batch, sizeof(T), target);
   const Grid grid{{blocks_of(call, patch.tiles() * line_tiles)}, {static_cast<unsigned>(call.options.warps * kWarp)}, fitted.shared_bytes};
   launch(call.op, multiply<T, kRows>, grid, call.stream, patch, lines, source, bias, target, line_tiles, held, fitted.stages, wide);
 }

@@ -145,10 +145,6 @@ struct DirectPatch {
   // shared_bytes.
   DirectPatch(const ConvCall& call, bool transposed, const void* source, int tables, size_t with_each, size_t others) {
     const ConvOptions& o = call.options;
-    if (o.pixels % kOctet != 0) {
-      throw std::runtime_error(
-          std::string(call.op) + ": plan: expected pixels=8 or pixels=16 with algo=direct, got pixels=" + std::to_string(o.pixels));
-    }
     stages = o.stages, octets = o.pixels / kOctet;
     for (int chunk = o.chunk;;) {
       patch = patch_of(call.shape, transposed, call.bf16, octets * kOctet, chunk, source);

@@ -133,7 +133,9 @@ correlate(Patch patch, MaskWalk walk, Work work, const T* grad, const T* x, floa
       for (int octet = 0; octet < octets; ++octet) {
         const Lane<T> lane(octet);
         const LaneTargets<T> targets(patch, tile, lane, work.wide);
-        const int places[kQuads] = {lane.place(patch, 0), lane.place(patch, 1)};
+        // Pixels that the target does not have: their gradient is 0, but an infinity that no other pixel reads must not count.
+        const auto window = [&](int quad) { return targets.images[quad] ? lane.place(patch, quad) : lane.piece * 16; };
+        const int places[kQuads] = {window(0), window(1)};
         Octet<T> of_grad;
         int loaded = -1;
 #pragma unroll
@@ -184,11 +186,11 @@ void run(const ConvCall& call, const T* grad, const T* x, T* values_grad) {
   work.stages = fitted.stages;
   work.tiles = static_cast<int>(blocks_of(call, patch.tiles()));
   work.plane = s.out_height * s.out_width * s.batch;
-  work.wide = s.batch % kImages<T> == 0 && reinterpret_cast<uintptr_t>(grad) % 16 == 0;
+  work.wide = on_16_bytes(s.batch, sizeof(T), grad);
   // So many lines that their tasks, if the mask is random, are just done at once.
   const double weights = static_cast<double>(s.nnz) / (static_cast<double>(s.outputs) * work.chunks);
   const double tasks = weights / kTaskWeights + std::min(weights, 0.5);
-  work.block_lines = std::clamp(static_cast<int>(0.9 * warps * kWarpTasks / tasks), 1, kMostLines);
+  work.block_lines = static_cast<int>(std::clamp(0.9 * warps * kWarpTasks / tasks, 1., 1. * kMostLines));
   work.line_tiles = ceil_div(walk.lines, work.block_lines);
   work.block_lines = ceil_div(walk.lines, work.line_tiles);
   const int64_t blocks = int64_t{work.chunks} * work.line_tiles;

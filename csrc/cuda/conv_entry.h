@@ -49,6 +49,11 @@ inline ConvArguments read_arguments(
     TOST_CHECK(columns <= kMost, op, "weight_shape: expected max(O, I) * kh * kw below 2^31, got ", shape_string(weight_shape));
   }
   const ConvGeometry geometry = read_geometry(op, weight_shape[0], stride, padding, dilation, groups);
+  const int64_t inputs = weight_shape[1] * groups, phases = stride[0] * stride[1];
+  TOST_CHECK(
+      inputs <= kMost / (columns / std::max(weight_shape[0], weight_shape[1])), op,
+      "weight_shape: expected I * groups * kh * kw below 2^31, got ", shape_string(weight_shape), " and groups ", groups);
+  TOST_CHECK(phases <= kMost, op, "stride: expected a product below 2^31, got ", shape_string(stride));
   return {op, dims, weight_shape, geometry, parse_options(op, plan, pass)};
 }
 

@@ -51,9 +51,8 @@ struct Variant {
     if (d.blocks > 0x7fffffff) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
     g.groups_per_block = d.groups_per_block;
     g.row_blocks = static_cast<int>(d.row_blocks);
-    const size_t stages = static_cast<size_t>(g.stages * g.patch.stage_bytes() + g.patch.table_bytes());
     const size_t sums = static_cast<size_t>(d.warps()) * kSumBytes;  // in the place of the stages
-    const Grid grid{{static_cast<unsigned>(d.blocks)}, {static_cast<unsigned>(d.warps()) * 32}, std::max(stages, sums)};
+    const Grid grid{{static_cast<unsigned>(d.blocks)}, {static_cast<unsigned>(d.warps()) * 32}, std::max(staging_bytes(g.patch, g.stages), sums)};
     launch(call.op, gather_kernel<Product, kRowTiles, kPixels, kMostWarps * 32>, grid, call.stream, g);
   }
 };
@@ -63,7 +62,10 @@ void multiply(
     const ConvCall& call, bool transposed, const void* source, const void* values, const void* bias, void* target) {
   constexpr int kMost = 32 / Product::kTiles;  // pixels of a warp: 128 sums a lane with 16 rows
   GatherArguments g{};
-  g.patch = fitting_patch(call, transposed, source, g.stages);
+  // What fits changes no bit of the result.
+  g.patch = fitting_patch(call, transposed, source, g.stages, [](const Patch& p, int stages) {
+    return staging_bytes(p, stages) + kMostPixels * sizeof(int);  // and the kernel's targets
+  });
   g.view = gather_view(call, transposed, Product::kDepth);
   g.weight = prepare<Product>(call, g.patch, g.view, values);
   g.source = source, g.bias = bias, g.target = target;

@@ -27,13 +27,15 @@ struct GatherArguments {
   const void *source, *bias;
   void* target;
   int groups_per_block, row_blocks, stages;
-  int64_t rows;  // of the weight: channels of the target
-  bool wide;     // rows of the target's batch are whole pieces of 16 bytes
+  bool wide;  // rows of the target's batch are whole pieces of 16 bytes
 };
 
 constexpr int kMostPixels = 16;  // of a tile
 constexpr int kPaddedRow = kRowBytes + 16;
 constexpr int kSumBytes = 16 * kPaddedRow;  // of a warp: the sums of 16 rows and a pixel
+
+// Of a block's dynamic shared memory: the stages and the table of source pixels.
+inline size_t staging_bytes(const Patch& p, int stages) { return static_cast<size_t>(stages * p.stage_bytes() + p.table_bytes()); }
 
 // What differs between the dtypes: how a k-step of a pixel is multiplied, and which sums a lane has. `pixel` is an address in the
 // patch with the lane's own offset.

@@ -25,15 +25,21 @@ struct Reader {
         std::string(op) + ": plan: expected " + expected + ", got \"" + std::string(got) + "\" in \"" + std::string(plan) + "\"");
   }
 
-  int number(std::string_view text, std::string_view key, std::initializer_list<int> choices) const {
+  // Of up to three digits, without zeros before them, as tost_kernels/cuda_options.py has it; -1: it is none.
+  static int number(std::string_view text) {
+    if (text.empty() || text.size() > 3 || text.front() == '0') return -1;
     int value = 0;
-    bool digits = !text.empty() && text.size() <= 3;
     for (const char c : text) {
-      digits = digits && c >= '0' && c <= '9';
+      if (c < '0' || c > '9') return -1;
       value = value * 10 + (c - '0');
     }
+    return value;
+  }
+
+  int number(std::string_view text, std::string_view key, std::initializer_list<int> choices) const {
+    const int value = number(text);
     for (const int choice : choices) {
-      if (digits && value == choice) return value;
+      if (value == choice) return value;
     }
     std::string all;
     for (const int choice : choices) all += (all.empty() ? "" : ", ") + std::to_string(choice);
@@ -57,8 +63,7 @@ struct Reader {
       case kStages: return number(text, "stages", {1, 2, 3});
       default: break;
     }
-    int split = 0;
-    for (const char c : text) split = c >= '0' && c <= '9' && split <= 256 ? split * 10 + (c - '0') : 1000;
+    const int split = number(text);
     if (split < 1 || split > 256) fail("split to be a number from 1 to 256", text);
     return split;
   }
@@ -117,6 +122,7 @@ ConvOptions parse_options(const char* op, std::string_view plan, ConvPass pass) 
       any_gather = true;
       if (o.rows < 16) read.fail("rows=16 or rows=32 with algo=gather", "rows=" + std::to_string(o.rows));
     } else {
+      if (o.pixels < 8) read.fail("pixels=8 or pixels=16 with algo=direct", "pixels=" + std::to_string(o.pixels));
       if (o.rows >= 16) o.rows = 1;
       o.tf32 = false;
     }

@@ -33,7 +33,7 @@ struct PatchAxis {
   int source, target;  // pixels
   bool transposed;
   int common;    // gcd(stride, dilation)
-  int lattices;  // on the target
+  int lattices;  // on the target that have pixels there
   int tile;      // target pixels of a block
   int tiles;     // of the largest lattice
   int step;      // lattice units of the source between neighbours of a tile
@@ -50,25 +50,26 @@ struct Lattice {
   int tap;                  // the first of them (transposed)
 };
 
-__host__ __device__ inline Lattice lattice_of(const PatchAxis& a, int residue) {
-  const int lattices = a.dilation / a.common;
+// The one of target pixel `first`, first < lattices.
+__host__ __device__ inline Lattice lattice_of(const PatchAxis& a, int first) {
+  const int apart = a.dilation / a.common;
   Lattice l{};
   if (!a.transposed) {
-    l = {residue, lattices, 0, a.stride * residue - a.padding, a.dilation, a.kernel, 0, 0};
+    l = {first, apart, 0, a.stride * first - a.padding, a.dilation, a.kernel, 0, 0};
   } else {
-    l.every = a.stride * lattices;
-    l.first = (residue - a.padding % l.every + l.every) % l.every;
-    l.unit = lattices;
-    l.phase = residue % a.stride;
+    l.first = first;
+    l.every = a.stride * apart;
+    l.unit = apart;
+    l.phase = (first + a.padding) % a.stride;
     const int between = a.stride / a.common;  // two taps of a phase
     while (l.tap < between && l.tap < a.kernel && l.tap * a.dilation % a.stride != l.phase) ++l.tap;
     if (l.tap < between && l.tap < a.kernel) {
       l.taps = (a.kernel - 1 - l.tap) / between + 1;
       const int last = l.tap + (l.taps - 1) * between;  // the one that reads the window's first pixel
-      l.origin = (l.first + a.padding - last * a.dilation) / a.stride;  // exact
+      l.origin = (first + a.padding - last * a.dilation) / a.stride;  // exact
     }
   }
-  l.count = l.first < a.target ? ceil_div(a.target - l.first, l.every) : 0;
+  l.count = ceil_div(a.target - first, l.every);
   return l;
 }
 
@@ -148,7 +149,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
     a.transposed = transposed;
     a.source = transposed ? out : in, a.target = transposed ? in : out;
     a.common = std::gcd(a.stride, a.dilation);
-    a.lattices = a.dilation / a.common * (transposed ? a.stride : 1);
+    a.lattices = std::min(a.dilation / a.common * (transposed ? a.stride : 1), a.target);
     a.step = transposed ? 1 : a.stride / a.common;
     a.tile = 1;
     return a;
@@ -180,7 +181,7 @@ inline Patch patch_of(const ConvShape& shape, bool transposed, bool bf16, int pi
 }
 
 // Host: the patch that the options of `call` ask for, with fewer stages and then fewer pixels where shared memory does not hold
-// them. stages: what is left of them. bytes_of(patch, stages): the shared memory of a block. Throws where nothing fits.
+// them. stages: what is left of them. bytes_of(patch, stages): the shared memory of a block, static too. Throws where nothing fits.
 template <class BytesOf>
 Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages, const BytesOf& bytes_of) {
   size_t bytes = 0;
@@ -196,13 +197,6 @@ Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, i
       " to fit into shared memory, but 4 pixels of a " + std::to_string(call.shape.kernel[0]) + "x" +
       std::to_string(call.shape.kernel[1]) + " kernel take " + std::to_string(bytes) + " bytes, and a block has " +
       std::to_string(call.shared_bytes));
-}
-
-// With the stages and one table, as forward and input gradient have them. What fits changes no bit of their results.
-inline Patch fitting_patch(const ConvCall& call, bool transposed, const void* source, int& stages) {
-  return fitting_patch(call, transposed, source, stages, [](const Patch& p, int count) {
-    return static_cast<size_t>(count * p.stage_bytes() + p.table_bytes());
-  });
 }
 
 // Host: a patch of the pixels of the tiles of `like` themselves: what the values' gradient reads of the output's gradient.

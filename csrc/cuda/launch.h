@@ -21,6 +21,10 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 extern __shared__ uint4 tost_dynamic_shared[];
 #define SHARED(type, name, count) __shared__ type name[count]
 #define SHARED_DYNAMIC(type, name) type* name = reinterpret_cast<type*>(tost_dynamic_shared)
@@ -38,6 +42,26 @@ struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;  // dynamic
 };
+
+#ifndef TOST_CUDA_HOST
+// Allows `kernel` so much dynamic shared memory on the current device. Never less than before: another thread may be about to
+// launch it with that.
+inline cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
+  constexpr size_t without_asking = 48 << 10;
+  if (bytes <= without_asking) return cudaSuccess;
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard lock(mutex);
+  size_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return cudaSuccess;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) most = bytes;
+  return error;
+}
+#endif
 
 // Starts kernel(args...) on `stream`; `op` names it in errors. Throws std::runtime_error where it cannot be started.
 template <class... Parameters>
@@ -63,11 +87,7 @@ void launch(
         " blocks of " + std::to_string(grid.threads.x * grid.threads.y * grid.threads.z) + " threads, " +
         std::to_string(grid.shared_bytes) + " bytes of shared memory)");
   };
-  constexpr size_t without_asking = 48 << 10;
-  if (grid.shared_bytes > without_asking) {
-    check(cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)));
-  }
+  check(allow_shared_memory(reinterpret_cast<const void*>(kernel), grid.shared_bytes));
   kernel<<<grid.blocks, grid.threads, grid.shared_bytes, stream>>>(args...);
   check(cudaGetLastError());
 #endif

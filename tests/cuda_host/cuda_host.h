@@ -86,10 +86,10 @@ namespace cuda_host {
 constexpr int kLanes = 32, kThreads = 1024;
 constexpr int kWords = 16;  // that a lane gives to a collective at most
 constexpr size_t kStack = size_t{256} << 10;
-constexpr size_t kSharedMemory = size_t{228} << 10;  // of an SM of sm_90: static and dynamic together, guards not counted
+constexpr size_t kSharedMemory = size_t{227} << 10;  // of a block on sm_90: static and dynamic together, guards not counted
 constexpr size_t kArena = size_t{512} << 10;
 constexpr size_t kGuard = 64;  // bytes between shared arrays
-constexpr int kArrays = 32, kCopies = 256;  // shared arrays of a kernel, and asynchronous copies on their way in a thread
+constexpr int kArrays = 32, kCopies = 512;  // shared arrays of a kernel, and copies on their way in a thread: one warp may fill all
 constexpr unsigned kAll = 0xffffffffu;
 
 enum class Wait { none, block, warp, done };
@@ -353,7 +353,7 @@ HOST_UNSEEN inline char* shared_array(const void* site, size_t bytes, size_t ali
   const size_t begin = (block.guarded + kGuard + align - 1) / align * align;
   block.guarded = begin + (bytes + 7) / 8 * 8;
   block.used += bytes;
-  if (block.used > kSharedMemory || block.count == kArrays) die("more shared memory than an SM has, or too many shared arrays");
+  if (block.used > kSharedMemory || block.count == kArrays) die("more shared memory than a block has, or too many shared arrays");
   char* data = block.shared + begin;
   HOST_ASAN(ASAN_UNPOISON_MEMORY_REGION(data, bytes);)
   block.arrays[block.count++] = {site, data};

@@ -123,6 +123,7 @@ int main() {
       conv(8, 2, 2, 9, 11, 3, 3, 2, 4, 2, 1, 3, 2),   // strided and dilated
       conv(8, 2, 2, 11, 9, 3, 4, 4, 3, 5, 2, 2, 3),
       conv(8, 2, 2, 2, 2, 5, 3, 1, 1, 4, 3, 1, 1),    // padded beyond the kernel
+      conv(8, 2, 2, 3, 4, 2, 2, 30000, 20000, 0, 1, 1, 3),  // strided beyond the image: no tiles of lattices without pixels
   };
   for (const auto& shape : shapes) {
     for (const bool transposed : {false, true}) {

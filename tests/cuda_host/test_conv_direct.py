@@ -89,6 +89,16 @@ def test_what_lies_outside_of_the_image_is_never_read() -> None:
     assert_close(op("masked_conv2d", "cuda")(x, p.values, p.bias, p.pattern.index, *geometry(p), ""), p.out)
 
 
+def test_an_infinite_input_reaches_only_what_reads_it() -> None:
+    """Pixels past the output's edge, and images past the batch, are none."""
+    p = problem(Case((5, 3, 4, 4), (6, 3, 2, 2), density=0.5), torch.float32)
+    p.x[4, 1, 3, 3] = torch.inf
+    values_grad = run(p, p.pattern.index, "")[2]
+    reads = (p.pattern.mask().nonzero()[:, 1:] == torch.tensor([1, 1, 1])).all(1)
+    assert torch.equal(values_grad.isfinite(), ~reads)
+    assert_close(values_grad[~reads], p.values_grad[~reads])
+
+
 def test_a_kernel_that_fits_only_in_smaller_chunks() -> None:
     check(problem(Case((3, 3, 9, 9), (3, 3, 19, 19), padding=(9, 9), density=0.05), torch.float32), chunk=64)
 
@@ -96,7 +106,7 @@ def test_a_kernel_that_fits_only_in_smaller_chunks() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("algo=direct,pixels=4", "plan: expected pixels=8 or pixels=16 with algo=direct, got pixels=4"),
+        ("algo=direct,pixels=4", 'plan: expected pixels=8 or pixels=16 with algo=direct, got "pixels=4"'),
         ("algo=direct,rows=2", "index: expected one of this weight for rows=2"),
     ],
 )

@@ -96,6 +96,12 @@ def test_a_kernel_too_large_for_shared_memory_is_refused() -> None:
         forward(p, gathered(p), gather_plan(p))
 
 
+def test_shared_memory_is_counted_to_the_last_byte() -> None:
+    """Two stages of 113 pixels leave 48 bytes of a block's 227 KB: too few for what else it has there."""
+    p = tf32_problem(Case((2, 2, 1, 113), (3, 2, 1, 110), density=0.1))
+    assert_close(forward(p, gathered(p), gather_plan(p, pixels=4, stages=2)), p.out)
+
+
 def test_no_bank_conflicts(tmp_path: Path) -> None:
     done = run_program(tmp_path, "banks")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
