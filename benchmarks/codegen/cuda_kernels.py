@@ -82,6 +82,9 @@ def kernels(library: Path, only: str, sms: Collection[int], jobs: int, uses: Seq
     """
 
     def look(cubin: Path) -> list[tuple[str, sass.Code, int | None]]:
+        symbols = sass.usage(cubin)
+        if not any(only in readable(symbol) for symbol in symbols):  # reading its code takes seconds
+            return []
         bounds = sass.launch_bounds(cubin)
         return [(readable(symbol), code, bounds.get(symbol)) for symbol, code in sass.read(cubin).items()]
 

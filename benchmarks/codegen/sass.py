@@ -97,12 +97,17 @@ def code_of(instructions: Iterable[str], registers: int, stack: int, static_shar
     )
 
 
+def usage(cubin: Path) -> dict[str, list[int]]:
+    """Registers, stack and shared memory of every kernel in a cubin, by name. RuntimeError if it is none."""
+    return {m[0]: [int(n) for n in m[1:]] for m in _USAGE.findall(_run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))}
+
+
 def read(cubin: Path) -> dict[str, Code]:
     """The code of every kernel in a cubin, by name. RuntimeError if it is none."""
-    usage = {m[0]: [int(n) for n in m[1:]] for m in _USAGE.findall(_run(tool("cuobjdump"), "--dump-resource-usage", str(cubin)))}
-    if not usage:  # what the linker leaves in a library
+    used = usage(cubin)
+    if not used:  # what the linker leaves in a library
         return {}
-    return {name: code_of(listed, *usage[name]) for name, listed in instructions(cubin).items()}
+    return {name: code_of(listed, *used[name]) for name, listed in instructions(cubin).items()}
 
 
 def launch_bounds(cubin: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ def emulate_cuda() -> str | None:
     """Load the kernels for CPU tensors; None, or the reason why that cannot be done."""
     if library.EMULATED:
         return None
-    if library.reason("cuda") is None:
+    if library.reason("cuda") is None and torch.cuda.is_available():
         return "the kernels themselves are loaded"
     from tests.cuda_host.build import COMPILER, shared_library
 

@@ -144,7 +144,7 @@ def test_planted_faults_of_cuda_kernels_are_each_caught(
     limits = {name: {"90": {"registers": 255, "shared": 0}} for name in (narrow, wide)}
     limits[narrow]["90"]["registers"] = 1
     file = tmp_path / "budget.json"
-    check = "--cuda", "--library", str(library), "--budget", str(file), "--sm", "90", "--only", "forward"
+    check = "--cuda", "--library", str(library), "--budget", str(file), "--sm", "90", "--only", "pswish_forward"
 
     file.write_text(json.dumps({"compiler": cuda_kernels.compiler(library), "kernels": limits}))
     assert codegen.main([*check]) == 1

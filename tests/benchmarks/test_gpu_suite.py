@@ -57,6 +57,13 @@ def suite_in(folder: Path, seconds: float = 1e6, device: StandIn | None = None, 
     return Suite(device or StandIn(), settings, Results({"dry_run": True}), folder, Budget(seconds), on_section=run_suite.publish)
 
 
+def test_the_suite_runs_every_file_with_tests_of_a_gpu() -> None:
+    files = set((ROOT / "tests").rglob("test_*.py")) - set((ROOT / "tests/cuda_host").iterdir()) - {Path(__file__)}
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
+    marked = {name for name, text in texts.items() if "mark.gpu" in text or "emulated_cuda" in text}
+    assert sorted([*marked, "tests/cuda_host"]) == sorted(Settings().tests)
+
+
 def test_every_section_runs_and_everything_is_written(tmp_path: Path) -> None:
     suite = suite_in(tmp_path)
     suite.results.about = run_suite.about(suite.device, dry_run=True)

@@ -3,6 +3,7 @@
 The operands are numbers that TF32 and bfloat16 hold, so the only rounding is that of the sums.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def test_bfloat16_is_summed_in_float32(name: str, rows: int) -> None:
     assert got[0].dtype == got[1].dtype == torch.bfloat16
 
 
-@pytest.fixture(scope="module")
-def plain(cuda_library: None) -> list[tuple[Problem, list[Tensor]]]:
-    torch.manual_seed(0)
+@functools.cache
+def plain(device: str) -> list[tuple[Problem, list[Tensor]]]:
+    """Two problems on `device`, the one of the fixture emulated_cuda, and what the default options make of them."""
     case = replace(MORE["several_of_all"], x=(36, 24, 2, 5), weight=(40, 24, 3, 3), density=0.05)
     return [(p, run(p)) for p in (tf32_problem(case), problem(case, torch.bfloat16))]
 
@@ -64,8 +65,8 @@ def plain(cuda_library: None) -> list[tuple[Problem, list[Tensor]]]:
     [{"stages": 1}, {"stages": 3, "pixels": 4}, {"pixels": 16, "warps": 8}, {"warps": 16}, {"rows": 32, "stages": 3}],
     ids=str,
 )
-def test_options_change_no_bit(options: dict[str, int], plain: list[tuple[Problem, list[Tensor]]]) -> None:
-    for p, want in plain:
+def test_options_change_no_bit(options: dict[str, int], emulated_cuda: str) -> None:
+    for p, want in plain(emulated_cuda):
         got = check(p, **options)
         if "rows" not in options:  # with others, zeros are added in other places
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

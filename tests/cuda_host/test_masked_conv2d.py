@@ -129,8 +129,9 @@ def test_bfloat16_has_no_tf32() -> None:
     ],
     ids=str,
 )
-def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+def test_bad_arguments(change: dict[str, Any], message: str, emulated_cuda: str) -> None:
     p = tf32_problem(SMALL)
+    change = {name: value.to(emulated_cuda) if isinstance(value, Tensor) else value for name, value in change.items()}
     shape, stride, padding, dilation, groups = geometry(p)
     for index, plan in plans(p):
         arguments: dict[str, Any] = {"input": p.x, "values": p.values, "bias": p.bias, "index": index, "weight_shape": shape}

@@ -84,6 +84,7 @@ def test_opcheck() -> None:
         ((torch.ones(2, 3), torch.ones(3).double(), ""), "pswish_cuda: beta: expected float32, got float64"),
     ],
 )
-def test_bad_arguments(arguments: tuple[Tensor, Tensor, str], message: str) -> None:
+def test_bad_arguments(arguments: tuple[Tensor, Tensor, str], message: str, emulated_cuda: str) -> None:
+    x, beta, layout = arguments
     with pytest.raises(RuntimeError, match=message):
-        op("pswish", "cuda")(*arguments)
+        op("pswish", "cuda")(x.to(emulated_cuda), beta.to(emulated_cuda), layout)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tost_kernels as tk
 from tost_kernels.ops.running_stats import reference, update_running_stats
 from tost_kernels.register import op
 
 MOMENTA = [0.1, 0.75, 1.0, 0.0, None]
-ALPHAS = [None, torch.tensor(0.5), torch.tensor(0.0), torch.tensor(-0.0), torch.tensor(float("nan"))]
+ALPHAS = [None, 0.5, 0.0, -0.0, float("nan")]
 
 
 def moves_as_batch_norm(name: str, momentum: float | None) -> None:
@@ -26,14 +26,15 @@ def moves_as_batch_norm(name: str, momentum: float | None) -> None:
         torch.testing.assert_close(got, want)
 
 
-def the_kernel_is_the_reference(name: str, momentum: float | None, counted: bool, count: int, alpha: Tensor | None) -> None:
+def the_kernel_is_the_reference(name: str, momentum: float | None, counted: bool, count: int, alpha: float | None) -> None:
     stats = torch.rand(3, 5, 2).transpose(1, 2)  # any strides
     mine = [torch.randn(10)[::2], torch.rand(5) + 0.5, torch.tensor(3)]
     theirs = [b.clone() for b in mine]
+    strength = None if alpha is None else torch.tensor(alpha)
     for side in (mine, theirs):
         batches = side[2] if counted else None
         call = op("running_stats", name) if side is mine else reference
-        call(*side[:2], batches, stats, 1, count, momentum, alpha)
+        call(*side[:2], batches, stats, 1, count, momentum, strength)
     for got, want in zip(mine, theirs, strict=True):
         torch.testing.assert_close(got, want, equal_nan=True)
 
