@@ -58,6 +58,7 @@ def extensions() -> tuple[list, dict]:
     if os.environ.get("TOST_NO_EXTENSIONS") == "1":
         return skip("TOST_NO_EXTENSIONS=1")
     try:
+        import torch
         from torch.utils import cpp_extension
         from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
@@ -110,6 +111,8 @@ def extensions() -> tuple[list, dict]:
             super().run()
 
         def build_extension(self, module: Extension) -> None:
+            if torch.version.cuda is None:
+                forget_old_objects(Path(self.build_temp, "csrc", "cuda"))
             try:
                 super().build_extension(module)
             except (RuntimeError, OSError, BaseError, CompileError, LinkError) as error:
@@ -152,6 +155,14 @@ def architectures(nvcc: str) -> list[str]:
 
 def headers() -> list[str]:
     return sorted(str(path) for path in Path("csrc").rglob("*.h"))
+
+
+def forget_old_objects(folder: Path) -> None:
+    """Torch's build tells ninja which headers a .cu file reads only where torch has CUDA: elsewhere any newer header counts."""
+    newest = max((os.path.getmtime(header) for header in headers()), default=0)
+    for compiled in folder.glob("*.o"):
+        if os.path.getmtime(compiled) < newest:
+            compiled.unlink()
 
 
 def skip(reason: str) -> tuple[list, dict]:

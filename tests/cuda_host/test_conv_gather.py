@@ -5,7 +5,6 @@ The operands are numbers that TF32 and bfloat16 hold, so the only rounding is th
 
 import functools
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")  # whose tests' odd shapes these are
 
-from tests.cuda_host.build import run_program
+from tests.cuda_host.build import build_program, run_program
 from tests.cuda_host.conv_ops import forward, gather_plan, gathered, input_grad, tf32_problem
 from tests.tost_kernels.triton.cases import CASES, Case, Problem, assert_close, problem
 
@@ -103,6 +102,6 @@ def test_shared_memory_is_counted_to_the_last_byte() -> None:
     assert_close(forward(p, gathered(p), gather_plan(p, pixels=4, stages=2)), p.out)
 
 
-def test_no_bank_conflicts(tmp_path: Path) -> None:
-    done = run_program(tmp_path, "banks")
+def test_no_bank_conflicts() -> None:
+    done = run_program(build_program("banks"))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
