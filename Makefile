@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: help install demo test fuzz sanitize lint format bench gpu-check cuda-check gpu-suite info clean
+.PHONY: help install demo test coverage fuzz sanitize lint format bench gpu-check cuda-check gpu-suite info clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,8 +25,11 @@ $(INSTALLED): $(SOURCES)
 demo: $(INSTALLED) ## MNIST-5k, ResNet-20, 98% sparse: vanilla against ToST, on the sparse kernels; about 4 minutes
 	$(BIN)/tost compare --config examples/demo.yaml
 
-test: $(INSTALLED) ## all tests, with coverage, in two processes; more: WORKERS=8
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85
+test: $(INSTALLED) ## all tests, in two processes; more: WORKERS=8
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+coverage: $(INSTALLED) ## the same, counting the lines that they run: a third slower
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=85 $(ARGS)
 
 sanitize: $(INSTALLED) ## kernel tests on C++ parts built with ASan and UBSan (gcc), for every instruction set here
 	.ci/sanitize $(BIN)

@@ -68,8 +68,8 @@ inline Layout layout_named(const char* op, const char* argument, const std::stri
   fail(op, argument, ": expected batch_last, channels_last or contiguous, got \"", name, "\"");
 }
 
-// An uninitialised tensor, on the CPU unless said otherwise. It goes through the dispatcher, so that torch's own options (deterministic filling of
-// new memory, dispatch modes) hold for our outputs too.
+// An uninitialised tensor, on the CPU unless said otherwise. It goes through the dispatcher, so that torch's own options
+// (deterministic filling of new memory, dispatch modes) hold for our outputs too.
 inline Tensor empty_strided(
     const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, ScalarType dtype,
     torch::stable::Device device = torch::stable::Device(torch::headeronly::DeviceType::CPU)) {

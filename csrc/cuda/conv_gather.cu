@@ -51,8 +51,9 @@ struct Variant {
     if (d.blocks > 0x7fffffff) throw std::runtime_error(std::string(call.op) + ": more blocks than a grid has");
     g.groups_per_block = d.groups_per_block;
     g.row_blocks = static_cast<int>(d.row_blocks);
+    const size_t stages = staging_bytes(g.patch, g.stages);
     const size_t sums = static_cast<size_t>(d.warps()) * kSumBytes;  // in the place of the stages
-    const Grid grid{{static_cast<unsigned>(d.blocks)}, {static_cast<unsigned>(d.warps()) * 32}, std::max(staging_bytes(g.patch, g.stages), sums)};
+    const Grid grid{{static_cast<unsigned>(d.blocks)}, {static_cast<unsigned>(d.warps()) * 32}, std::max(stages, sums)};
     launch(call.op, gather_kernel<Product, kRowTiles, kPixels, kMostWarps * 32>, grid, call.stream, g);
   }
 };
