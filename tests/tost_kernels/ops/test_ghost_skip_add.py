@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tost_kernels as tk
+from tests.tost_kernels.ops import tail_contract
 from tests.tost_kernels.ops.tails import CASES, PARTS, SHAPES_IN_LAYOUTS, Case, close, make
 from tost_kernels import backend
 from tost_kernels.layout import as_layout, layout_of
@@ -315,24 +316,7 @@ def test_bad_arguments(arguments: dict[str, object], error: type[Exception], mes
 
 @needs_cpu
 def test_the_raw_op_names_what_is_wrong() -> None:
-    def call(u: Tensor, weight: Tensor | None = None, norm: int = 0, act: str = "none", count: int = 3) -> None:
-        nothing = [None] * 11
-        op("ghost_skip_add", "cpu")(u, weight, None, None, None, *nothing, None, act, [norm] + [0] * (count - 1), [0.0] * 3, "")
-
-    u = torch.ones(2, 3)
-    for arguments, message in (
-        ({"u": u.double()}, "u: expected float32 or bfloat16, got float64"),
-        ({"u": torch.ones(3)}, r"u: expected shape \(N, C, ...\), got \(3\)"),
-        ({"u": u, "weight": torch.ones(2), "norm": 2}, r"u_weight: expected shape \(3\), got \(2\)"),
-        ({"u": u, "weight": torch.ones(3).double()}, "u_weight: expected float32, got float64"),
-        ({"u": u, "norm": 1}, "u_mean, u_var: expected tensors with norm 1"),
-        ({"u": u, "norm": 5}, "norm: expected 0, 1 or 2 for u, got 5"),
-        ({"u": u, "act": "mish"}, 'act: expected none, relu or pswish, got "mish"'),
-        ({"u": u, "act": "pswish"}, "beta: expected a tensor"),
-        ({"u": u, "count": 2}, "norm: expected 3 values, got 2"),
-    ):
-        with pytest.raises(RuntimeError, match="ghost_skip_add_cpu: " + message):
-            call(**arguments)
+    tail_contract.the_raw_op_names_what_is_wrong("cpu")
 
 
 CHILD = """

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import tost_kernels as tk
+from tests.tost_kernels.ops import running_stats_contract
 from tost_kernels import backend
 from tost_kernels.ops.running_stats import reference, update_running_stats
 from tost_kernels.register import op
@@ -75,17 +76,4 @@ def test_a_graph_that_saved_them_notices(name: str) -> None:
 
 @needs_cpu
 def test_opcheck_and_errors() -> None:
-    update = op("running_stats", "cpu")
-    good = (*buffers(), torch.rand(3, 2, 5), 1, 8, 0.1, torch.tensor(0.5))
-    torch.library.opcheck(update, good)
-    for place, bad, message in (
-        (0, torch.ones(4), r"mean: expected shape \(5\), got \(4\)"),
-        (1, torch.ones(5).double(), "var: expected float32, got float64"),
-        (2, torch.tensor(1.0), "batches: expected int64, got float32"),
-        (3, torch.ones(2, 5), "stats: expected 3 dimensions, got shape"),
-        (4, 3, "row: expected 0, 1 or 2, got 3"),
-        (7, torch.ones(1), "alpha: expected 0 dimensions, got shape"),
-    ):
-        arguments = [*good[:place], bad, *good[place + 1 :]]
-        with pytest.raises(RuntimeError, match=f"running_stats_cpu: {message}"):
-            update(*arguments)
+    running_stats_contract.passes_opcheck_and_names_what_is_wrong("cpu", wrong_alpha="0 dimensions, got shape")
