@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tost.experiment import Comparison
+from tost.old_experiment import Comparison
 from tost.paired import Paired, mean_and_spread
 from tost.runs import Result
 from tost.step_times import StepTime
