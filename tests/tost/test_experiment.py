@@ -270,7 +270,7 @@ def test_two_at_a_time_equal_one_after_the_other(tmp_path: Path) -> None:
         ({"densities": (0.5, 0.5)}, "densities: .* each once"),
         ({"densities": (0.5, 1.5)}, "density: expected a number"),
         ({"models": ("resnet21",)}, "variants: vanilla: model: unknown name 'resnet21'"),
-        ({"datasets": ("mnist",)}, "variants: vanilla: dataset: unknown name 'mnist'"),
+        ({"datasets": ("mnst",)}, "variants: vanilla: dataset: unknown name 'mnst'"),
         ({"methods": ("snap",)}, "variants: vanilla: method: unknown name 'snap'"),
         ({"methods": "snip"}, "methods: expected a list, got 'snip'"),
         ({"baselines": ("tots",)}, "baselines: unknown name 'tots'; did you mean tost"),
