@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tost.experiment import Comparison
+from tost.old_experiment import Comparison
 from tost.paired import mean_and_spread
 from tost.report.sheet import Difference, Number, Sheet, Spread
 from tost.report.step_times import NONE_COMPILED, none_compiled
