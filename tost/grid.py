@@ -85,7 +85,6 @@ class Grid:
         environment: what the runs were read or trained on.
     """
 
-    kind: ClassVar[str] = KIND
     base: Config
     cells: tuple[Cell, ...]
     variants: Mapping[str, Mapping[str, Any]]

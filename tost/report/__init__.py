@@ -10,7 +10,7 @@ from tost.report.analysis_figures import (
     save_saliency_figure,
 )
 from tost.report.figures import check_figure, require_matplotlib, save_figure
-from tost.report.from_runs import comparisons_of, lotteries_of, recipe_name
+from tost.report.from_runs import grids_of, lotteries_of, recipe_name
 from tost.report.grids import grid_sheets
 from tost.report.kinds import KINDS, Kind, Record, pictures_of, read_record, sheets_of, write_report
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
@@ -31,9 +31,9 @@ __all__ = [
     "accuracy_sheet",
     "check_figure",
     "comparison_sheets",
-    "comparisons_of",
     "csv_tables",
     "grid_sheets",
+    "grids_of",
     "iterations_sheet",
     "layer_figure",
     "layer_sheet",

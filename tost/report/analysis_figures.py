@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
 from tost.paired import mean_and_spread
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
 
 Item = TypeVar("Item")
+_BAND: dict[str, Any] = {"title": "mean; band: least to largest of the seeds", "title_fontsize": 8, "fontsize": 8}
 
 
 def save_iterations_figure(found: Iterations, path: str | Path) -> None:
@@ -47,7 +48,7 @@ def save_iterations_figure(found: Iterations, path: str | Path) -> None:
     for axes in (saliency, accuracy, time):
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    saliency.legend()
+    saliency.legend(**_BAND)
     save(figure, path)
 
 
@@ -92,7 +93,8 @@ def save_saliency_figure(found: Saliencies, path: str | Path) -> None:
     relation.set_ylabel("pruning saliency")
     for axes in (way, relation):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    way.legend(**_BAND)
+    relation.legend(fontsize=8, title="a point: a step of a seed; line: equal", title_fontsize=8)
     save(figure, path)
 
 
@@ -117,7 +119,7 @@ def save_recovery_figure(found: Recovery, path: str | Path) -> None:
     for axes in (numbers, parts):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(**_BAND)
     save(figure, path)
 
 

@@ -17,7 +17,7 @@ from tost.report import (
     Difference,
     Sheet,
     accuracy_sheet,
-    comparisons_of,
+    grids_of,
     recipe_name,
     require_matplotlib,
     save_figure,
@@ -153,7 +153,7 @@ def test_runs_are_grouped_by_all_but_recipe_and_seed() -> None:
     runs = [result(0.9, r, s) for r in (Recipe.tost(), Recipe.vanilla()) for s in (0, 1, 2)]
     runs.append(result(0.8, Recipe.tost(), 0, density=0.02))
     runs.append(result(0.7, Recipe(ghost_skip=False), 1))
-    big, small = comparisons_of(runs)
+    big, small = grids_of(runs)
     # only seed 1 was run by all three recipes
     assert list(big.results) == ["vanilla", "ghost_swish+rescale_init+label_smoothing", "tost"]
     assert big.seeds == (1,)
@@ -166,10 +166,10 @@ def test_what_has_no_effect_makes_no_group() -> None:
         result(0.9, Recipe.vanilla(), 0, masks="a.npz"),
         result(0.9, Recipe.tost(), 0, masks="a.npz", method="snip", density=0.3),
     ]
-    (together,) = comparisons_of(runs)
+    (together,) = grids_of(runs)
     assert list(together.results) == ["vanilla", "tost"]
 
 
 def test_recipes_without_a_common_seed_are_apart() -> None:
-    groups = comparisons_of([result(0.9, Recipe.vanilla(), 0), result(0.9, Recipe.tost(), 5)])
+    groups = grids_of([result(0.9, Recipe.vanilla(), 0), result(0.9, Recipe.tost(), 5)])
     assert [(g.baseline, g.seeds) for g in groups] == [("vanilla", (0,)), ("tost", (5,))]
