@@ -94,7 +94,8 @@ class RunFolder:
     the best validation accuracy) and, written last, result.json: where it is, the run is finished. Until then
     checkpoint.safetensors holds all that a run needs to go on. The dense round of a lottery also has rewind.safetensors: the
     state_dict of the network in training, its ghosts included, at the step to which the other rounds go back; the last round
-    has lottery.json, the record of all rounds.
+    has lottery.json, the record of all rounds. Where snapshots were asked for, epoch-0005.safetensors is the network in training,
+    its ghosts included, as it was after 5 epochs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,6 +118,16 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return self.result.is_file()
+
+    def snapshot(self, epoch: int) -> Path:
+        """The file of the network in training after `epoch` epochs (0: before the first step), whether or not it is there."""
+        return self.path / f"epoch-{epoch:04d}.safetensors"
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Epoch -> file, of those that were kept, the first epoch first."""
+        named = {path.stem.removeprefix("epoch-"): path for path in self.path.glob("epoch-*.safetensors")}
+        return {int(epoch): named[epoch] for epoch in sorted(named) if epoch.isdecimal()}
 
     @property
     def can_go_on(self) -> bool:
@@ -145,7 +156,7 @@ class RunFolder:
     def forget(self) -> None:
         """Remove what an earlier run found, so that the next one begins anew."""
         self.result.unlink(missing_ok=True)  # first: unfinished from here on
-        for path in (self.checkpoint, self.best, self.model, self.rewind, self.lottery, self.masks):
+        for path in (self.checkpoint, self.best, self.model, self.rewind, self.lottery, self.masks, *self.snapshots.values()):
             path.unlink(missing_ok=True)
 
     def start(self, config: Config, masks: Masks | None) -> None:
@@ -202,6 +213,19 @@ class RunFolder:
         """
         with _advice("rounds that go back to it need it: repeat the lottery (--overwrite)"):
             return tensor_file.read(self.rewind, "network to go back to", "pt", 1)[0]
+
+    def save_snapshot(self, epoch: int, net: nn.Module) -> None:
+        """The network in training, after `epoch` epochs."""
+        _save_weights(self.snapshot(epoch), net)
+
+    def load_snapshot(self, epoch: int) -> dict[str, Tensor]:
+        """What `save_snapshot` wrote: a state_dict.
+
+        Raises:
+            FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
+        """
+        with _advice(f"the network is kept while it is trained: repeat the run with --snapshots {epoch} --overwrite"):
+            return tensor_file.read(self.snapshot(epoch), "network in training", "pt", 1)[0]
 
     def save_best(self, net: nn.Module) -> None:
         """The plain network of the best epoch so far."""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from tost import distributed
-from tost.callbacks import Callback, NonFiniteLoss, RewindPoint, Stopped
+from tost.callbacks import Callback, NetworkAt, NonFiniteLoss, Stopped
 from tost.checks import integer, number
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, load
@@ -212,7 +212,7 @@ def lottery(
                     state = trained if plan.rewind is None else dense.load_rewind_point()
                     start = Start(state, masks, plan.rewind or 0)
             elif plan.rewind is not None:
-                around.append(RewindPoint(plan.rewind, dense.save_rewind_point if me.is_main else lambda net: None))
+                around.append(NetworkAt(plan.rewind, dense.save_rewind_point if me.is_main else lambda net: None))
             title = f"round {i} of {last}, {100 * plan.counts[i] / plan.total:.3g}% kept" if progress else None
             of_round = dataclasses.replace(conduct, title=title, callbacks=around)
             with _told_of(f"round {i} of {last}"):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from tost.callbacks import (
     GhostFade,
     KeepBest,
     LearningRate,
+    NetworkAt,
     NonFiniteLoss,
     ProgressBar,
     Record,
@@ -40,6 +42,7 @@ from tost.callbacks import (
     Stopped,
     TensorBoard,
 )
+from tost.checks import integer
 from tost.config import CHECKPOINT_SECONDS, Config
 from tost.data import Dataset, eval_batches, load, near
 from tost.ghosts import finalize
@@ -89,6 +92,7 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
     workers: int = 0,
+    snapshots: Sequence[int] = (),
 ) -> Result:
     """Train the network that `config` describes; its folder is `<config.out>/<config.hash>/`.
 
@@ -107,9 +111,11 @@ def train(
         checkpoint_seconds: save at the end of each epoch, and amid one when this much time has passed since the last save.
         tensorboard: also write curves to the folder `tensorboard` in the run's folder.
         workers: processes that decode pictures, for data sets read from folders.
+        snapshots: epochs after which the network in training is kept in the run's folder (0: before the first step).
 
     Raises:
-        ValueError, FileNotFoundError: a name or number in `config`, or a file it needs, is wrong.
+        ValueError, FileNotFoundError: a name or number in `config`, or a file it needs, is wrong. The run is finished, or was
+            cut off, behind an epoch of `snapshots` that it did not keep.
         NonFiniteLoss: the training diverged; the last good checkpoint stays.
         Stopped: Ctrl-C, SIGTERM or a callback asked to stop; the same call goes on.
         BlockingIOError: another process is training this run.
@@ -125,6 +131,7 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
         tensorboard=tensorboard,
         workers=workers,
+        snapshots=snapshots,
     )
     return train_in(RunFolder.of(config), config, conduct)
 
@@ -144,6 +151,11 @@ class Conduct:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     tensorboard: bool = False
     workers: int = 0
+    snapshots: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for epoch in self.snapshots:
+            integer("snapshots", epoch, least=0)
 
 
 def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start | None = None) -> Result:
@@ -156,7 +168,9 @@ def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start |
         if distributed.from_main(folder.finished and not conduct.overwrite):
             with contextlib.suppress(OSError):  # finished runs may lie in a place that is read-only now
                 folder.checkpoint.unlink(missing_ok=True)  # of a process that was killed between the result and this
-            return dataclasses.replace(folder.load(), config=config)  # `out` may be spelled differently now
+            result = dataclasses.replace(folder.load(), config=config)  # `out` may be spelled differently now
+            _check_kept(folder, conduct.snapshots, result.history[-1]["epoch"])
+            return result
         config.check_files()
         keep_freed_memory()
         with (
@@ -176,6 +190,8 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     images = near(dataset, me.device)
     batches = train_batches(config, images, (me.rank, me.world), conduct.workers)
     at_once = _images_at_once(config, me.world)
+    total_steps = config.total_steps(len(batches))
+    snapshots = _snapshot_steps(conduct.snapshots, len(batches), total_steps)
     loss = loss_of(config, dataset, me.device)
     record = Record(folder.record if me.is_main else None)
     board = [TensorBoard(folder.path / "tensorboard", record)] if conduct.tensorboard and me.is_main else []
@@ -196,7 +212,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
         return lambda net: evaluate(net, images, max(config.batch_size, EVAL_BATCH), to_input, part, subset, conduct.workers)
 
     optimizer = optimizer_of(config, net)
-    run = Run(config, net, optimizer, config.total_steps(len(batches)), prepared.step, *divmod(prepared.step, len(batches)))
+    run = Run(config, net, optimizer, total_steps, prepared.step, *divmod(prepared.step, len(batches)))
     batches.skip(prepared.step)
     update = update_of(config, net, optimizer, loss, to_input, me.device, me.world)
     fade = GhostFade(update.rewrap)
@@ -217,6 +233,8 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     # permanent ghosts are part of the finalized form
     around += [Evaluate(measured, alive=lambda: config.recipe.has_ghosts and fade.alive and not config.recipe.permanent), best]
     around += [ProgressBar(conduct.title)] if conduct.title is not None and me.is_main else []
+    if me.is_main:
+        around += [NetworkAt(step, partial(folder.save_snapshot, epoch)) for epoch, step in snapshots.items()]
     around += [*conduct.callbacks, record]
     around += [*board, StopAtNonFinite(), stop, Checkpoint(save, conduct.checkpoint_seconds, lambda: stop.number)]
 
@@ -224,6 +242,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     before, fingerprints = 0.0, Fingerprints(prepared.weights_fingerprint, masks_fingerprint)
     if state is not None:
         before, fingerprints = restore(state, run, batches, update, around, masks_fingerprint)
+    _check_kept(folder, [epoch for epoch, step in snapshots.items() if step < run.step], run.epoch)
     steps(run, batches, update, around)
 
     final = finalize(run.result_net, inplace=True, warn=run.averaged is None)
@@ -258,6 +277,25 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
         folder.save_model(plain_form(final, prepared.masks))
         folder.finish(result)
     return result
+
+
+def _snapshot_steps(epochs: Sequence[int], steps_per_epoch: int, total_steps: int) -> dict[int, int]:
+    """Epoch -> how many steps are done by its end."""
+    last = math.ceil(total_steps / steps_per_epoch)
+    for epoch in epochs:
+        if epoch > last:
+            raise ValueError(f"snapshots: expected epochs up to the last, {last}, got {epoch}")
+    return {epoch: min(epoch * steps_per_epoch, total_steps) for epoch in epochs}
+
+
+def _check_kept(folder: RunFolder, snapshots: Sequence[int], done: int) -> None:
+    """Raise ValueError, in every process, if a run that has done so many epochs did not keep all these."""
+    absent = [epoch for epoch in snapshots if not folder.snapshot(epoch).is_file()]
+    if distributed.from_main(bool(absent)):
+        raise ValueError(
+            f"snapshots: expected those of epochs {', '.join(map(str, snapshots))} in {folder.path}, which has done {done}, got "
+            f"none of {', '.join(map(str, absent))}: they are kept while a run is trained, so repeat it (--overwrite)"
+        )
 
 
 def _images_at_once(config: Config, processes: int) -> int:

@@ -87,6 +87,7 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["train", "--device", "cuda:99"], "tost: error: device: expected 'cpu' or one of the"),
         (["train", "--validation", "0.9999"], "tost: error: validation: fraction: expected at least one image of each"),
         (["train", "--recipe", "vanilla", "--recipe.permanent", "true"], "tost: error: Recipe.permanent: expected ghost_skip or"),
+        (["train", "--snapshots", "0,x"], "tost: error: snapshots: expected epochs as in 0,5,30, got '0,x'"),
         (["train", "--threads", "0"], "tost: error: threads: expected 1 to 1024, got 0"),
         (["train", "--threads", "100000"], "tost: error: threads: expected 1 to 1024, got 100000"),
         (["prune", "--out", "nowhere/m.safetensors"], "tost: error: out: no such folder: nowhere"),
@@ -192,13 +193,14 @@ def test_train_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_train_then_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("model: lenet300100\nrecipe: vanilla\nsteps: 9\nbatch_size: 16\nlr: 2e-2\n")
-    assert main(["train", "--config", "c.yaml", "--steps", "2", "--seed", "5"]) == 0
+    assert main(["train", "--config", "c.yaml", "--steps", "2", "--seed", "5", "--snapshots", "0,1"]) == 0
     text = capsys.readouterr().out
     assert "test accuracy" in text
     assert "ghost weights    0 while training, 0 left" in text
     (folder,) = (tmp_path / "runs").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert (config["lr"], config["steps"], config["seed"]) == (0.02, 2, 5)
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-0000.safetensors", "epoch-0001.safetensors"]
 
     assert main(["report", "runs"]) == 0
     assert "lenet300100 on mnist5k" in capsys.readouterr().out

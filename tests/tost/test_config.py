@@ -241,6 +241,14 @@ def test_hash_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Config().hash != before
 
 
+def test_the_hash_of_known_configurations_stays() -> None:
+    """Finished runs, some of them of days, are found by it: what is added to a configuration must leave it alone."""
+    vanilla = Config(model="resnet20", dataset="cifar10", method="synflow", density=0.02, recipe=Recipe.vanilla(), seed=4)
+    ghosts = Recipe(ghost_skip=True, ghost_swish=True, label_smoothing=0.1, fade_end=0.3, rescale_iterations=180)
+    everything = Config(model="resnet32", method="force", method_steps=60, exclude=("fc",), recipe=ghosts, epochs=182, ema=0.999)
+    assert (vanilla.hash, everything.hash) == ("5a174a0a9450", "21b72b92e43d")
+
+
 def test_hash_is_the_same_in_every_process() -> None:
     code = "import tost; print(tost.Config(density=0.1, seed=4).hash)"
     seen = {

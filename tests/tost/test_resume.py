@@ -332,3 +332,71 @@ def test_the_best_epoch_is_kept(config: Callable[..., Config], toy_images: Datas
     net.load_state_dict(load_file(result.run_dir / "best.safetensors"))
     assert training.evaluate(net, toy_images, 16)[0] == result.best["test_accuracy"]
     assert json.loads((result.run_dir / "result.json").read_text())["best"] == result.best
+
+
+def kept(folder: RunFolder) -> dict[int, bytes]:
+    return {epoch: path.read_bytes() for epoch, path in folder.snapshots.items()}
+
+
+def test_snapshots_survive_whatever_cuts_the_run_off(config: Callable[..., Config], tmp_path: Path) -> None:
+    epochs = (0, 1, 3)  # before the first step; while the ghosts live; behind the last step, amid an epoch
+    whole, again = (RunFolder.of(config(out=str(tmp_path / name))) for name in ("whole", "again"))
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    class See(Callback):
+        def on_start(self, run: Run) -> None:
+            self.on_epoch_end(run)
+
+        def on_epoch_end(self, run: Run) -> None:
+            seen[run.epoch] = {name: value.clone() for name, value in run.net.state_dict().items()}
+
+    train(config(out=str(tmp_path / "whole")), snapshots=epochs, callbacks=[See()])
+    assert tuple(whole.snapshots) == epochs
+    for epoch in epochs:
+        state = whole.load_snapshot(epoch)
+        assert state.keys() == seen[epoch].keys()
+        assert all(torch.equal(state[name], value) for name, value in seen[epoch].items())
+    assert any("ghost" in name for name in state)
+    for step in range(8):
+        with pytest.raises(Stopped):
+            train(config(out=str(tmp_path / "again")), snapshots=epochs, callbacks=[StopAt(step)])
+    assert tuple(again.snapshots) == epochs
+    train(config(out=str(tmp_path / "again")), snapshots=epochs)
+    assert kept(again) == kept(whole)
+    crashed = config(out=str(tmp_path / "crashed"))
+    with pytest.raises(OSError, match="on fire"):
+        train(crashed, snapshots=epochs, callbacks=[Crash(3)])  # the snapshot is there, the checkpoint of the epoch is not
+    train(crashed, snapshots=epochs)
+    assert kept(RunFolder.of(crashed)) == kept(whole)
+
+
+def test_snapshots_that_a_run_did_not_keep_are_told(config: Callable[..., Config]) -> None:
+    folder = RunFolder.of(config())
+    with pytest.raises(Stopped):
+        train(config(), callbacks=[StopAt(4)], snapshots=[1])
+    with pytest.raises(ValueError, match=r"snapshots: expected those of epochs 0, 1 in .*, got none of 0: .*\(--overwrite\)"):
+        train(config(), snapshots=[0, 1, 2])
+    train(config(), snapshots=[1, 2])
+    with pytest.raises(ValueError, match=r"snapshots: .* which has done 3, got none of 3: .* repeat it \(--overwrite\)"):
+        train(config(), snapshots=[1, 3])
+    with pytest.raises(FileNotFoundError, match=r"epoch-0003\.safetensors.*--snapshots 3 --overwrite"):
+        folder.load_snapshot(3)
+    assert train(config(), snapshots=[2]) == folder.load()
+    train(config(), overwrite=True, snapshots=[0])
+    assert list(folder.snapshots) == [0]  # those of the run before are forgotten
+
+
+@pytest.mark.parametrize(
+    ("epochs", "error", "message"),
+    [
+        ([4], ValueError, "snapshots: expected epochs up to the last, 3, got 4"),
+        ([-1], ValueError, "snapshots: expected a whole number of at least 0, got -1"),
+        (["2"], TypeError, "snapshots: expected a whole number of at least 0, got str"),
+    ],
+)
+def test_wrong_snapshots_leave_no_folder(
+    config: Callable[..., Config], epochs: list[Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(config(), snapshots=epochs)
+    assert not RunFolder.of(config()).path.exists()

@@ -6,9 +6,9 @@ from tost.callbacks.evaluate import Evaluate, KeepBest
 from tost.callbacks.ghost_fade import GhostFade
 from tost.callbacks.guard import NonFiniteLoss, StopAtNonFinite, StopAtSignal
 from tost.callbacks.learning_rate import LearningRate, learning_rate_at
+from tost.callbacks.network_at import NetworkAt
 from tost.callbacks.progress import ProgressBar
 from tost.callbacks.record import Record
-from tost.callbacks.rewind_point import RewindPoint
 from tost.callbacks.tensorboard import TensorBoard
 from tost.loop import Callback, Run
 
@@ -20,10 +20,10 @@ __all__ = [
     "GhostFade",
     "KeepBest",
     "LearningRate",
+    "NetworkAt",
     "NonFiniteLoss",
     "ProgressBar",
     "Record",
-    "RewindPoint",
     "Run",
     "StopAtNonFinite",
     "StopAtSignal",

@@ -99,6 +99,24 @@ def add_training(parser: ArgumentParser) -> None:
     )
 
 
+def add_snapshots(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--snapshots",
+        type=tuple[int, ...] | int | str,
+        default=(),
+        help="epochs after which to keep the network in training, as in 0,5,30 (0: before the first step)",
+    )
+
+
+def epochs_of(value: Sequence[int] | int | str) -> tuple[int, ...]:
+    """The epochs that --snapshots, or a list of that kind, means: 0,5,30."""
+    if not isinstance(value, str):
+        return (value,) if isinstance(value, int) else tuple(value)
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
+        raise ValueError(f"snapshots: expected epochs as in 0,5,30, got {value!r}")
+    return tuple(int(epoch) for epoch in value.split(","))
+
+
 def add_running(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="repeat finished runs")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (default: torch's choice)")

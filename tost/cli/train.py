@@ -7,7 +7,7 @@ import os
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_running, add_training, config_of, set_threads
+from tost.cli.options import Parser, add_config, add_running, add_snapshots, add_training, config_of, epochs_of, set_threads
 from tost.cli.output import print_json
 from tost.config import Config
 
@@ -21,6 +21,7 @@ def parser() -> Parser:
     )
     add_config(train, [f.name for f in dataclasses.fields(Config)])
     add_training(train)
+    add_snapshots(train)
     add_running(train)
     return train
 
@@ -28,6 +29,7 @@ def parser() -> Parser:
 def run(options: Namespace) -> None:
     config = config_of(options)
     config.check_names()
+    snapshots = epochs_of(options.snapshots)
     set_threads(options.threads)
     from tost.training import train
 
@@ -39,6 +41,7 @@ def run(options: Namespace) -> None:
         checkpoint_seconds=options.checkpoint_seconds,
         tensorboard=options.tensorboard,
         workers=options.workers,
+        snapshots=snapshots,
     )
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun one process speaks

@@ -1,4 +1,4 @@
-"""The state of a network at one step of its training, to which a later run can return."""
+"""The network as it is at one step of its training: to return to it later (lotteries), to look at it (snapshots)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import nn
 from tost.loop import Callback, Run
 
 
-class RewindPoint(Callback):
-    """Calls `save` with the network when `step` steps are done (0: before the first).
+class NetworkAt(Callback):
+    """Calls `save` with the network in training when `step` steps are done (0: before the first).
 
-    A run that was cut off behind that step does not come past it again, one that was cut off before does.
+    A run that was cut off behind that step does not come past it again, one that was cut off before does. So it comes before
+    `Checkpoint` among the callbacks.
     """
 
     def __init__(self, step: int, save: Callable[[nn.Module], None]) -> None:
