@@ -172,7 +172,7 @@ def _methods(what: str, options: Namespace) -> None:
     setting = _setting(options)
     from tost.analysis import environment
     from tost.choices import check_choice
-    from tost.grid import train_grid
+    from tost.method_grid import train_grid
     from tost.report import grid_sheets, save_grid_figure
 
     for name in options.baselines:

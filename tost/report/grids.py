@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tost.choices import check_choice
-from tost.grid import Grid
+from tost.method_grid import Grid
 from tost.paired import mean_and_spread
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
 from tost.report.tables import Sheet, format_paired

@@ -49,6 +49,8 @@ class Sheet:
 
 def format_paired(difference: Paired) -> str:
     """E.g. `+0.53 [-0.20, +1.26], 2 of 3 won`: mean difference in points, its 95% interval, wins."""
+    if difference.mean is None:
+        return "no pair"
     text = f"{100 * difference.mean:+.2f}"
     if difference.low is not None and difference.high is not None:
         text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
