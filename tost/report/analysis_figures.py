@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tost.analysis import Iterations, IterationsPoint, Recovery, Saliencies
+from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
 from tost.paired import mean_and_spread
 from tost.report.analyses import setting_title
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
+from tost.report.layers import layer_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["save_iterations_figure", "save_recovery_figure", "save_saliency_figure"]
+__all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
 
 Item = TypeVar("Item")
 
@@ -117,6 +119,12 @@ def save_recovery_figure(found: Recovery, path: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save(figure, path)
+
+
+def save_layers_figure(found: Layers, path: str | Path) -> None:
+    """What the methods leave in each layer, of the first seed."""
+    first = dataclasses.replace(found.setting, seeds=found.setting.seeds[:1])
+    layer_figure({name: seeds[0] for name, seeds in found.counts.items()}, path, setting_title(first))
 
 
 def _styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
