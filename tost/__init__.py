@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from tost.config import Config
     from tost.experiment import compare
     from tost.ghosts import add_ghosts, finalize
-    from tost.grid import train_grid
+    from tost.grid import Grid
     from tost.init import rescale_init
     from tost.macs import Macs, count_macs
     from tost.masks import Masks, PruneStep, methods, prune, score
+    from tost.method_grid import train_grid
     from tost.recipe import Recipe
     from tost.tickets import Lottery, lottery
     from tost.training import Result, train
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Accounting": "tost.accounting",
     "Config": "tost.config",
+    "Grid": "tost.grid",
     "Lottery": "tost.tickets",
     "Macs": "tost.macs",
     "Masks": "tost.masks",
@@ -46,7 +48,7 @@ _EXPORTS = {
     "rescale_init": "tost.init",
     "score": "tost.masks",
     "train": "tost.training",
-    "train_grid": "tost.grid",
+    "train_grid": "tost.method_grid",
 }
 _SUBMODULES = {
     "analysis",
@@ -68,6 +70,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accounting",
     "Config",
+    "Grid",
     "Lottery",
     "Macs",
     "Masks",

@@ -1,212 +1,264 @@
-"""`train_grid`: ways to get a mask against each other, at several densities and with several seeds."""
+"""`Grid`: what a comparison found, cell by cell; the record that tables and pictures are made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
+from tost.checks import number
+from tost.choices import check_choice
 from tost.config import Config
+from tost.files import DamagedFile, read_json, write_json
+from tost.model_address import is_address
 from tost.paired import Paired, mean_and_spread, paired
-from tost.parallel import in_processes, train_all
+from tost.recipe import Recipe
 from tost.runs import Result
-from tost.tickets import check_lottery, forget_rounds, lottery
+from tost.step_times import StepTime
 
-__all__ = ["Grid", "train_grid"]
+__all__ = ["Cell", "Diverged", "Grid", "Verdicts"]
 
-Cells = Mapping[float, Mapping[str, tuple[Result, ...]]]
+KIND = "comparison"
+_PLACES = ("out", "data_dir")  # where files lie on this machine: no part of a record
+_NAMED = ("masks", "teacher")  # of these the name alone
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What all variants compared with each other share, beside the seeds.
+
+    Attributes:
+        model, dataset: as in `Config`.
+        method: what chose the masks, a lottery among them; "": each variant says so itself.
+        density: fraction of the weights kept.
+    """
+
+    model: str
+    dataset: str
+    method: str
+    density: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", number("density", self.density, above=0.0, most=1.0))
+
+    @property
+    def title(self) -> str:
+        """E.g. `resnet20 on mnist5k, erk mask, 95% sparse`."""
+        mask = f"{self.method} mask, " if self.method else ""
+        return f"{_name(self.model)} on {self.dataset}, {mask}{100 * (1 - self.density):g}% sparse"
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """A run without a result, as its loss stayed without a number: it has no accuracy.
+
+    Attributes:
+        reason: what `tost.training.NonFiniteLoss` said.
+    """
+
+    reason: str
+
+
+class Verdicts(NamedTuple):
+    """How many cells a variant won, lost or left undecided."""
+
+    won: int
+    lost: int
+    undecided: int
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of every variant at every density, one a seed.
+    """The runs of every variant in every cell, one a seed.
+
+    A pair of which a run diverged has no difference: it is left out of means and intervals, and counted (`Paired.left_out`).
 
     Attributes:
         base: what the runs share.
-        variants: name -> what is different, as given to `train_grid`.
-        results: density -> variant -> its runs, in the order of `seeds`.
+        cells: what was compared, in order.
+        variants: name -> fields of `Config` that are different, "rewind" (see `tost.compare`) among them.
+        baselines: variants that all others are compared with.
         seeds: each decides initial weights and batches, the same for all variants.
+        results: cell -> variant -> its runs, in the order of `seeds`.
+        step_times: of the first cell on each backend; empty where not asked for.
+        environment: what the runs were read or trained on.
     """
 
+    kind: ClassVar[str] = KIND
     base: Config
+    cells: tuple[Cell, ...]
     variants: Mapping[str, Mapping[str, Any]]
-    results: Cells
+    baselines: tuple[str, ...]
     seeds: tuple[int, ...]
+    results: Mapping[Cell, Mapping[str, tuple[Result | Diverged, ...]]]
+    step_times: tuple[StepTime, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
-    def accuracies(self, density: float, variant: str) -> list[float]:
-        """Test accuracy of each run."""
-        return [result.test_accuracy for result in self.results[density][variant]]
+    def runs(self, cell: Cell, variant: str) -> list[Result]:
+        """Those that did not diverge."""
+        return [run for run in self.results[cell][variant] if isinstance(run, Result)]
 
-    def against(self, density: float, variant: str, baseline: str) -> Paired:
+    def accuracies(self, cell: Cell, variant: str) -> list[float]:
+        """Test accuracy of each run that did not diverge."""
+        return [run.test_accuracy for run in self.runs(cell, variant)]
+
+    def diverged(self, cell: Cell, variant: str) -> int:
+        """How many runs did."""
+        return len(self.seeds) - len(self.runs(cell, variant))
+
+    def against(self, cell: Cell, variant: str, baseline: str) -> Paired:
         """Differences in test accuracy to `baseline`'s run of the same seed."""
-        return paired(self.accuracies(density, baseline), self.accuracies(density, variant))
+        return paired(self._values(cell, baseline), self._values(cell, variant))
+
+    def pooled(self, variant: str, baseline: str, cells: Sequence[Cell] | None = None) -> Paired:
+        """One difference a seed: the mean over `cells` (None: all), which share weights and batches and are not independent.
+
+        A seed is left out where the pair of one of its cells is: a mean over the others would be one of something else.
+        """
+        means: list[list[float | None]] = []
+        for name in (baseline, variant):
+            of_cells = [self._values(cell, name) for cell in (self.cells if cells is None else cells)]
+            means.append([_mean(of_seed) for of_seed in zip(*of_cells, strict=True)])
+        return paired(*means)
+
+    def count(self, variant: str, baseline: str) -> Verdicts:
+        """Verdicts of `variant` against `baseline`, a cell each."""
+        verdicts = [self.against(cell, variant, baseline).verdict for cell in self.cells]
+        return Verdicts(*(verdicts.count(name) for name in Verdicts._fields))
+
+    def _values(self, cell: Cell, variant: str) -> list[float | None]:
+        return [run.test_accuracy if isinstance(run, Result) else None for run in self.results[cell][variant]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, no paths; of each run what it came to, not its history."""
-        varied = {"out", "data_dir", "seed", "density", *(field for changes in self.variants.values() for field in changes)}
+        """Plain JSON types, no paths; `from_dict` reads it back. Means and counts are there for readers."""
+        pairs = [(variant, baseline) for baseline in self.baselines for variant in self.variants if variant != baseline]
         return {
-            "config": {name: value for name, value in self.base.as_dict().items() if name not in varied},
+            "kind": KIND,
+            "config": _config(self.base),
             "variants": {name: dict(changes) for name, changes in self.variants.items()},
+            "baselines": list(self.baselines),
             "seeds": list(self.seeds),
-            "densities": [
-                {"density": density, "variants": {name: self._cell(density, name) for name in variants}}
-                for density, variants in self.results.items()
+            "cells": [self._cell(cell) for cell in self.cells],
+            "against": [
+                {
+                    "variant": variant,
+                    "baseline": baseline,
+                    "cells": self.count(variant, baseline)._asdict(),
+                    "pooled": self.pooled(variant, baseline).as_dict(),
+                }
+                for variant, baseline in pairs
             ],
+            "step_times": [dataclasses.asdict(t) for t in self.step_times],
+            "environment": dict(self.environment),
         }
 
-    def _cell(self, density: float, variant: str) -> dict[str, Any]:
-        mean, spread = mean_and_spread(self.accuracies(density, variant))
-        runs = [
-            {
-                "seed": seed,
-                "test_accuracy": result.test_accuracy,
-                "test_loss": result.test_loss,
-                "weights_kept": result.accounting.weights_kept,
-                "weights_prunable": result.accounting.weights_prunable,
-                "masks_fingerprint": result.masks_fingerprint,
-                "seconds": result.seconds,
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        variants = {}
+        for name in self.variants:
+            accuracies = self.accuracies(cell, name)
+            mean, spread = mean_and_spread(accuracies) if accuracies else (None, None)
+            variants[name] = {
+                "accuracy_mean": mean,
+                "accuracy_std": spread,
+                "diverged": self.diverged(cell, name),
+                "against": {other: self.against(cell, name, other).as_dict() for other in self.baselines if other != name},
+                "runs": [_run(run, self.base) for run in self.results[cell][name]],
             }
-            for seed, result in zip(self.seeds, self.results[density][variant], strict=True)
-        ]
-        return {"accuracy_mean": mean, "accuracy_std": spread, "runs": runs}
+        return {**dataclasses.asdict(cell), "model": _name(cell.model), "variants": variants}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Grid:
+        """The grid of a record. Its runs lie where the record's reader has them: `run_dir` is relative to the folder `out`.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no such record.
+        """
+        if values.get("kind") != KIND:
+            raise ValueError(f"kind: expected {KIND!r}, got {values.get('kind')!r}")
+        base, seeds, variants = Config.from_dict(values["config"]), tuple(values["seeds"]), dict(values["variants"])
+        for baseline in values["baselines"]:
+            check_choice("baselines", baseline, list(variants))
+        results: dict[Cell, dict[str, tuple[Result | Diverged, ...]]] = {}
+        for entry in values["cells"]:
+            cell = Cell(*(entry[f.name] for f in dataclasses.fields(Cell)))
+            runs = {name: tuple(_read_run(run, values["config"]) for run in entry["variants"][name]["runs"]) for name in variants}
+            if any(len(of_variant) != len(seeds) for of_variant in runs.values()):
+                raise ValueError(f"runs: expected one a seed ({len(seeds)}) of every variant in {cell.title}")
+            results[cell] = runs
+        times = tuple(StepTime(**time) for time in values["step_times"])
+        return cls(base, tuple(results), variants, tuple(values["baselines"]), seeds, results, times, dict(values["environment"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write `as_dict()` as JSON, atomically."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, self.as_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Grid:
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file. DamagedFile: (a ValueError) it is damaged, or holds something else.
+        """
+        file = Path(path)
+        values = read_json(file)
+        try:
+            return cls.from_dict(values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedFile(file, f"not a comparison's record: {error}") from error
 
 
-def train_grid(
-    base: Config,
-    variants: Mapping[str, Mapping[str, Any]],
-    densities: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    jobs: int = 1,
-    overwrite: bool = False,
-    progress: bool = False,
-    report: Callable[[str], None] = lambda line: None,
-) -> Grid:
-    """Train every variant at every density once a seed; finished runs are read back, not repeated.
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
-    Args:
-        base: what the runs share.
-        variants: name -> fields of `Config` that are different, as {"method": "force", "method_steps": 5}. One more is known:
-            "rewind" makes it a lottery that goes back to there (see `tost.lottery`). {"backend": "dense"} is trained once a seed.
-        densities: fractions of the weights to keep, all different.
-        seeds: all different.
-        jobs: how many runs at the same time, each in a process of its own (see `train_all`). A lottery is one: its rounds, and
-            its densities, which share all rounds but their last, come one after the other.
-        overwrite: repeat finished runs.
-        progress: bars on stderr.
-        report: gets a line of text as each run, or lottery, ends.
 
-    Raises:
-        ValueError: a density, seed or variant twice, or none; a field that Config lacks; and what `train` and `lottery` raise.
-        RuntimeError: two runs of one seed had different initial weights or batches.
-    """
-    for name, values in (("densities", densities), ("seeds", seeds)):
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"{name}: expected at least one and each once, got {list(values)}")
-    if not variants:
-        raise ValueError("variants: expected at least one, got none")
-    cells = {
-        (density, name, seed): _plan(base, name, changes, density, seed)
-        for density in densities
-        for name, changes in variants.items()
-        for seed in seeds
+def _name(model: str) -> str:
+    return Path(model).name if is_address(model) else model
+
+
+def _config(config: Config) -> dict[str, Any]:
+    """Fields of the configuration; of files the name alone, and nothing of where they lie."""
+    values = {name: value for name, value in config.as_dict().items() if name not in _PLACES}
+    values["model"] = config.model_name
+    for name in _NAMED:
+        if values[name] is not None:
+            values[name] = Path(values[name]).name
+    return values
+
+
+def _run(run: Result | Diverged, base: Config) -> dict[str, Any]:
+    """A run's result; of its configuration what differs from `base`, of its history no durations (their medians are there)."""
+    if isinstance(run, Diverged):
+        return {"diverged": run.reason}
+    shared, config = _config(base), _config(run.config)
+    place = run.run_dir
+    if place.is_relative_to(base.out):
+        place = place.relative_to(base.out)
+    return {
+        **run.as_dict(),
+        "config": {name: value for name, value in config.items() if value != shared[name]},
+        "run_dir": place.name if place.is_absolute() else str(place),
+        "history": [
+            {name: value for name, value in line.items() if name not in ("ms_per_step", "images_per_second")}
+            for line in run.history
+        ],
     }
-    names: dict[Config | _Ticket, str] = {}
-    for (_, name, _), plan in cells.items():
-        if names.setdefault(plan, name) != name:
-            raise ValueError(f"variants: expected different ones, got the same under the names {names[plan]!r} and {name!r}")
-    for name in variants:
-        first = cells[densities[0], name, seeds[0]]
-        if isinstance(first, _Ticket):  # all of its lotteries go back to the same step
-            with _named(name):
-                check_lottery(first.config, rewind=first.rewind)
-    configs = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, Config)]
-    tickets = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, _Ticket)]
-
-    def ended(result: Result, finished_earlier: bool) -> None:
-        config = result.config
-        took = "finished earlier" if finished_earlier else f"in {result.seconds:.0f} s"
-        kept = f"{100 * config.density:g}% kept"
-        report(f"seed {config.seed}  {names[config]}, {kept}: {100 * result.test_accuracy:.2f}%, {took}  ({result.run_dir})")
-
-    trained = train_all(configs, jobs, overwrite=overwrite, progress=progress, ended=ended)
-    of: dict[Config | _Ticket, Result] = dict(zip(configs, trained, strict=True))
-    for ticket, result in _draw(tickets, jobs, overwrite, progress, lambda line, ticket: report(f"{names[ticket]}, {line}")):
-        of[ticket] = result
-
-    results = {
-        density: {name: tuple(of[cells[density, name, seed]] for seed in seeds) for name in variants} for density in densities
-    }
-    for i, seed in enumerate(seeds):
-        # a lottery that goes back to a later step begins with other weights, and with another batch
-        runs = [r[i] for row in results.values() for name, r in row.items() if "rewind" not in variants[name]]
-        for what in ("weights_fingerprint", "batches_fingerprint"):
-            if len({getattr(run, what) for run in runs}) > 1:
-                raise RuntimeError(f"the runs of seed {seed} cannot be compared: {what} differs")
-    return Grid(base, dict(variants), results, tuple(seeds))
 
 
-@dataclass(frozen=True)
-class _Ticket:
-    """A lottery down to `config.density`."""
-
-    config: Config
-    rewind: str
+def _read_run(values: Mapping[str, Any], shared: Mapping[str, Any]) -> Result | Diverged:
+    if "diverged" in values:
+        return Diverged(str(values["diverged"]))
+    return Result.from_dict({**values, "config": {**shared, **values["config"]}})
 
 
-def _plan(base: Config, name: str, changes: Mapping[str, Any], density: float, seed: int) -> Config | _Ticket:
-    fields = {**changes, "density": 1.0 if changes.get("backend") == "dense" else density, "seed": seed}
-    rewind = fields.pop("rewind", None)
-    with _named(name):
-        config = Config.from_dict({**base.as_dict(), **fields})
-        config.check_names()
-    return config if rewind is None else _Ticket(config, str(rewind))
-
-
-@contextmanager
-def _named(variant: str) -> Iterator[None]:
-    """Errors say which variant is wrong."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"variants: {variant}: {error}") from None
-
-
-def _draw(
-    tickets: Sequence[_Ticket], jobs: int, overwrite: bool, progress: bool, report: Callable[[str, _Ticket], None]
-) -> list[tuple[_Ticket, Result]]:
-    """The last round of each; those that differ in density alone follow each other, as they share the rounds before it."""
-    groups: dict[_Ticket, list[_Ticket]] = {}
-    for ticket in sorted(tickets, key=lambda t: -t.config.density):
-        groups.setdefault(dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, density=1.0)), []).append(ticket)
-    together = [tuple(group) for group in groups.values()]
-    found: list[tuple[_Ticket, Result]] = []
-
-    def ended(group: tuple[_Ticket, ...], results: list[Result]) -> None:
-        found.extend(zip(group, results, strict=True))
-        accuracies = ", ".join(
-            f"{100 * t.config.density:g}% kept: {100 * r.test_accuracy:.2f}%" for t, r in zip(group, results, strict=True)
-        )
-        report(f"seed {group[0].config.seed}: {accuracies}  ({results[0].run_dir.parent})", group[0])
-
-    if jobs > 1 and len(together) > 1:
-        in_processes(
-            functools.partial(_draw_group, overwrite=overwrite), together, jobs, _nothing_done if progress else None, ended
-        )
-    else:
-        for group in together:
-            ended(group, _draw_group(group, overwrite, progress))
-    return found
-
-
-def _draw_group(group: Sequence[_Ticket], overwrite: bool, progress: bool = False) -> list[Result]:
-    if overwrite:
-        forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
-    return [lottery(ticket.config, rewind=ticket.rewind, progress=progress).rounds[-1].result for ticket in group]
-
-
-def _nothing_done(group: tuple[_Ticket, ...]) -> float:
-    return 0.0  # the bar counts lotteries that are done
+def recipe_changes(recipe: Recipe) -> str | dict[str, Any]:
+    """As a variant says it: "vanilla", "tost", or the settings that are not as in the latter."""
+    if recipe == Recipe.vanilla():
+        return "vanilla"
+    default = Recipe.tost().as_dict()
+    return {name: value for name, value in recipe.as_dict().items() if value != default[name]} or "tost"

@@ -1,11 +1,13 @@
-"""Statistics of paired runs: mean, spread, and the 95% t-interval of the differences."""
+"""Statistics of paired runs: mean, spread, the 95% t-interval of the differences, and who won."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
 _T975 = (
@@ -37,31 +39,47 @@ class Paired:
 
     Attributes:
         differences: one a pair.
-        mean: of the differences.
+        mean: of the differences; None where no pair is left.
         low, high: the 95% t-interval of the mean; None for a single pair, which says nothing about spread.
         wins, losses: pairs in which the variant was strictly better or worse.
+        left_out: pairs without a difference, as one of their runs diverged. Nothing else here knows of them.
     """
 
     differences: tuple[float, ...]
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
     wins: int
     losses: int
+    left_out: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """ "won" where the interval lies above 0, "lost" where it lies below, else "undecided", as is a single pair."""
+        if self.low is not None and self.low > 0:
+            return "won"
+        return "lost" if self.high is not None and self.high < 0 else "undecided"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with the verdict."""
+        return {**dataclasses.asdict(self), "differences": list(self.differences), "verdict": self.verdict}
 
 
-def paired(baseline: Sequence[float], variant: Sequence[float]) -> Paired:
-    """Compare `variant[i]` with `baseline[i]`, higher being better.
+def paired(baseline: Sequence[float | None], variant: Sequence[float | None]) -> Paired:
+    """Compare `variant[i]` with `baseline[i]`, higher being better; None: there is no value, and the pair is left out.
 
     Raises:
         ValueError: no pairs, or lengths that differ.
     """
     if not baseline or len(baseline) != len(variant):
         raise ValueError(f"variant: expected as many values as the baseline (at least 1), got {len(variant)}")
-    differences = tuple(v - b for b, v in zip(baseline, variant, strict=True))
-    mean, spread = mean_and_spread(differences)
-    low = high = None
-    if len(differences) > 1:
-        half = t975(len(differences) - 1) * spread / math.sqrt(len(differences))
-        low, high = mean - half, mean + half
-    return Paired(differences, mean, low, high, sum(d > 0 for d in differences), sum(d < 0 for d in differences))
+    found = [(v, b) for b, v in zip(baseline, variant, strict=True)]
+    differences = tuple(v - b for v, b in found if v is not None and b is not None)
+    mean = low = high = None
+    if differences:
+        mean, spread = mean_and_spread(differences)
+        if len(differences) > 1:
+            half = t975(len(differences) - 1) * spread / math.sqrt(len(differences))
+            low, high = mean - half, mean + half
+    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return Paired(differences, mean, low, high, wins, losses, len(found) - len(differences))

@@ -85,6 +85,27 @@ class Result:
         values["accounting"] = dataclasses.asdict(self.accounting)
         return values
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """What `as_dict` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no such thing.
+        """
+        result = cls(
+            **{
+                **values,
+                "config": Config.from_dict(values["config"]),
+                "run_dir": Path(values["run_dir"]),
+                "history": tuple(values["history"]),
+                "accounting": Accounting(**values["accounting"]),
+            }
+        )
+        _check_types(result.accounting)
+        _check_types(result)
+        _check_history(result.history)
+        return result
+
 
 class RunFolder:
     """`<out>/<hash of the configuration>/` with
@@ -227,17 +248,9 @@ class RunFolder:
     def _read(self) -> Result:
         values = read_json(self.result)
         try:
-            values["config"] = Config.from_dict(values["config"])
-            values["run_dir"] = self.path
-            values["history"] = tuple(values["history"])
-            values["accounting"] = Accounting(**values["accounting"])
-            result = Result(**values)
-            _check_types(result.accounting)
-            _check_types(result)
-            _check_history(result.history)
+            return Result.from_dict({**values, "run_dir": self.path})
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedFile(self.result, f"not a run's result: {error}") from error
-        return result
 
 
 def _check_types(record: Any) -> None:

@@ -1,142 +1,111 @@
-"""A grid of masks, densities and seeds: who runs, what is shared, what is reported."""
+"""The record of a comparison: differences, verdicts, what a diverged run leaves out, and reading it back."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.tost.finished_run import finished
-from tost import Config, Masks, Recipe, parallel, tickets, training
-from tost.data import Dataset
-from tost.grid import Grid, train_grid
-from tost.runs import Result, RunFolder
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "random": {"method": "random"},
-    "force, T = 2": {"method": "force", "method_steps": 2},
-    "LTH": {"rewind": "init"},
-    "dense": {"backend": "dense"},
-}
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> Config:
-    for module in (training, tickets):
-        monkeypatch.setattr(module, "load", lambda name, folder: toy_images)
-    return Config(model="mlp", recipe=Recipe.vanilla(), steps=2, batch_size=16, out=str(tmp_path / "runs"))
-
-
-def test_every_cell_is_one_run_a_seed(base: Config) -> None:
-    lines: list[str] = []
-    grid = train_grid(base, VARIANTS, (0.8, 0.7), (3, 4), report=lines.append)
-    for density in (0.8, 0.7):
-        runs = grid.results[density]
-        assert list(runs) == list(VARIANTS)
-        for name in ("random", "force, T = 2", "LTH"):
-            assert [run.config.seed for run in runs[name]] == [3, 4]
-            kept = {run.accounting.weights_kept for run in runs[name]}
-            assert kept == {round(density * runs[name][0].accounting.weights_prunable)}
-        assert runs["force, T = 2"][0].config.method_steps == 2
-    assert grid.results[0.8]["dense"] == grid.results[0.7]["dense"]
-    # 2 dense, 4 of each method, a lottery a seed with both densities in a line
-    assert len(lines) == 2 + 8 + 2
-    assert lines[-1].startswith("LTH, seed 4: 80% kept: ")
-
-    # one round for 80%, shared by the lottery to 70%, and one more
-    rounds = sorted(path.name for path in next(Path(base.out).glob("lottery-*")).iterdir())
-    assert [name[:8] for name in rounds] == ["round-00", "round-01", "round-02"]
-
-    again = train_grid(base, VARIANTS, (0.8, 0.7), (3, 4), report=lines.append)
-    assert again.as_dict() == grid.as_dict()
-    assert sum("finished earlier" in line for line in lines) == 10
-
-
-def test_shared_rounds_are_repeated_once(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    variants = {"LTH": {"rewind": 1}}
-    first = train_grid(base, variants, (0.8, 0.6), (3,))
-    rounds = {path.parent: path.stat().st_mtime_ns for path in Path(base.out).glob("lottery-*/*/result.json")}
-    began: list[Path] = []
-    start = RunFolder.start
-
-    def spy(folder: RunFolder, config: Config, masks: Masks | None) -> None:
-        began.append(folder.path)
-        start(folder, config, masks)
-
-    monkeypatch.setattr(RunFolder, "start", spy)
-    again = train_grid(base, variants, (0.8, 0.6), (3,), overwrite=True)
-    assert sorted(began) == sorted(rounds)
-    for density in (0.8, 0.6):
-        assert again.accuracies(density, "LTH") == first.accuracies(density, "LTH")
-
-
-@pytest.mark.parametrize("wrong", [{"rewind": "5000it"}, {"rewind": "soon"}, {"rewind": "init", "backend": "dense"}])
-def test_a_wrong_lottery_is_found_before_anything_is_trained(base: Config, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"variants: LTH: (rewind|backend): expected"):
-        train_grid(base, {"random": {"method": "random"}, "LTH": wrong}, (0.8,), (3,))
-    assert not Path(base.out).exists()
-
-
-def test_two_at_a_time_equal_one_after_the_other(tmp_path: Path) -> None:
-    """In processes of their own, on the real images."""
-    base = Config(model="mlp", recipe=Recipe.vanilla(), steps=2, batch_size=16, out=str(tmp_path / "runs"))
-    variants = {"LTH": {"rewind": "init"}}
-    together = train_grid(base, variants, (0.8,), (0, 1), jobs=2, progress=True)
-    alone = train_grid(dataclasses.replace(base, out=str(tmp_path / "alone")), variants, (0.8,), (0, 1))
-    for one, other in zip(together.results[0.8]["LTH"], alone.results[0.8]["LTH"], strict=True):
-        assert (one.test_loss, one.masks_fingerprint) == (other.test_loss, other.masks_fingerprint)
-
-
-def test_record_has_no_paths(base: Config) -> None:
-    grid = train_grid(base, {"random": {"method": "random"}}, (0.5,), (0,))
-    values = json.loads(json.dumps(grid.as_dict()))
-    assert base.out not in json.dumps(values)
-    (cell,) = values["densities"]
-    run = cell["variants"]["random"]["runs"][0]
-    assert run["test_accuracy"] == grid.accuracies(0.5, "random")[0]
-    assert values["config"]["model"] == "mlp"
-    assert "method" not in values["config"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"variants": {}}, "variants: expected at least one"),
-        ({"densities": ()}, "densities: expected at least one"),
-        ({"densities": (0.5, 0.5)}, "densities: .* each once"),
-        ({"seeds": (1, 1)}, "seeds: .* each once"),
-        ({"variants": {"a": {"method": "snip"}, "b": {"method": "snip"}}}, "the same under the names 'a' and 'b'"),
-        ({"variants": {"a": {"method": "snap"}}}, "variants: a: method: unknown name 'snap'"),
-        ({"variants": {"a": {"methd": "snip"}}}, "variants: a: config: unknown name 'methd'"),
-    ],
-)
-def test_wrong_arguments(base: Config, changes: dict[str, Any], message: str) -> None:
-    arguments = {"variants": {"random": {"method": "random"}}, "densities": (0.5,), "seeds": (0,), **changes}
-    with pytest.raises(ValueError, match=message):
-        train_grid(base, **arguments)
-
-
-def test_runs_that_cannot_be_compared_are_an_error(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = training.train
-
-    def other_batches(config: Config, **options: bool) -> Result:
-        return dataclasses.replace(real(config, **options), batches_fingerprint=config.method)
-
-    monkeypatch.setattr(parallel, "train", other_batches)
-    with pytest.raises(RuntimeError, match="the runs of seed 0 cannot be compared: batches_fingerprint differs"):
-        train_grid(base, {"a": {"method": "random"}, "b": {"method": "magnitude"}}, (0.5,), (0,))
+from tests.tost.small_grid import small_grid
+from tost.files import DamagedFile
+from tost.grid import Cell, Diverged, Grid, Verdicts
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    one = finished(tmp_path)
+    """ToST wins the first cell (+10, +12, +11 points), the second lacks a pair."""
+    return small_grid(
+        tmp_path,
+        {
+            "vanilla": [(0.50, 0.52, 0.51), (0.40, 0.40, 0.40)],
+            "tost": [(0.60, 0.64, 0.62), (0.30, None, 0.50)],
+            "other": [(0.49, 0.51, 0.50), (0.40, 0.40, 0.40)],
+        },
+    )
 
-    def runs(*accuracies: float) -> tuple[Result, ...]:
-        return tuple(dataclasses.replace(one, test_accuracy=accuracy) for accuracy in accuracies)
 
-    results = {
-        0.02: {"random": runs(0.5, 0.7), "snip": runs(0.8, 0.9)},
-        0.005: {"random": runs(0.5, 0.4), "snip": runs(0.4, 0.4)},
-    }
-    return Grid(Config(), {"random": {"method": "random"}, "snip": {"method": "snip"}}, results, (0, 1))
+def test_differences_of_a_cell(grid: Grid) -> None:
+    first, second = grid.cells
+    assert grid.accuracies(first, "tost") == [0.60, 0.64, 0.62]
+    won = grid.against(first, "tost", "vanilla")
+    assert won.differences == pytest.approx((0.10, 0.12, 0.11))
+    assert (won.verdict, won.left_out) == ("won", 0)
+    assert grid.against(first, "other", "vanilla").verdict == "lost"
+
+    assert grid.accuracies(second, "tost") == [0.30, 0.50]
+    assert (grid.diverged(second, "tost"), grid.diverged(second, "vanilla")) == (1, 0)
+    rest = grid.against(second, "tost", "vanilla")
+    assert rest.differences == pytest.approx((-0.10, 0.10))
+    assert (rest.verdict, rest.left_out) == ("undecided", 1)
+
+
+def test_pooled_has_one_difference_a_seed(grid: Grid) -> None:
+    pooled = grid.pooled("tost", "vanilla")
+    # of seeds 0 and 2; seed 1 has no pair in the second cell
+    assert pooled.differences == pytest.approx(((0.10 - 0.10) / 2, (0.11 + 0.10) / 2))
+    assert pooled.left_out == 1
+    assert grid.pooled("tost", "vanilla", grid.cells[:1]) == grid.against(grid.cells[0], "tost", "vanilla")
+
+
+def test_cells_are_counted(grid: Grid) -> None:
+    assert grid.count("tost", "vanilla") == Verdicts(won=1, lost=0, undecided=1)
+    assert grid.count("other", "vanilla") == Verdicts(won=0, lost=1, undecided=1)
+
+
+def test_record_is_read_back_and_names_no_place(grid: Grid, tmp_path: Path) -> None:
+    grid.save(tmp_path / "new" / "c.json")
+    again = Grid.load(tmp_path / "new" / "c.json")
+    assert again.as_dict() == grid.as_dict()
+    assert str(tmp_path) not in (tmp_path / "new" / "c.json").read_text()
+    assert again.cells == grid.cells
+    assert again.results[again.cells[1]]["tost"][1] == Diverged("the loss became nan at step 2 of 3")
+    assert again.pooled("tost", "vanilla") == grid.pooled("tost", "vanilla")
+    assert again.step_times == grid.step_times
+    run = grid.runs(grid.cells[0], "tost")[2]
+    back = again.runs(again.cells[0], "tost")[2]
+    assert (back.config.recipe, back.config.seed, back.config.density) == (run.config.recipe, 2, 0.05)
+    assert back.run_dir == run.run_dir.relative_to(tmp_path)
+
+
+def test_readers_of_the_record_find_means_and_verdicts(grid: Grid) -> None:
+    values = json.loads(json.dumps(grid.as_dict()))
+    of_tost = values["cells"][1]["variants"]["tost"]
+    assert of_tost["accuracy_mean"] == pytest.approx(0.40)
+    assert of_tost["diverged"] == 1
+    assert of_tost["against"]["vanilla"]["verdict"] == "undecided"
+    assert values["cells"][0]["variants"]["vanilla"]["against"] == {}
+    assert [entry["variant"] for entry in values["against"]] == ["tost", "other"]
+    assert values["against"][0]["cells"] == {"won": 1, "lost": 0, "undecided": 1}
+
+
+def test_a_variant_that_always_diverged_has_no_mean(tmp_path: Path) -> None:
+    grid = small_grid(tmp_path, {"vanilla": [(0.5,), (0.5,)], "tost": [(None,), (0.4,)]})
+    against = grid.against(grid.cells[0], "tost", "vanilla")
+    assert (against.mean, against.verdict, against.left_out) == (None, "undecided", 1)
+    assert Grid.from_dict(grid.as_dict()).as_dict() == grid.as_dict()
+
+
+def test_titles_are_for_humans() -> None:
+    assert Cell("resnet20", "mnist5k", "erk", 0.05).title == "resnet20 on mnist5k, erk mask, 95% sparse"
+    assert Cell("/my/net.py:make", "cifar10", "", 0.005).title == "net.py:make on cifar10, 99.5% sparse"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("kind",), "curvature", "kind: expected 'comparison', got 'curvature'"),
+        (("baselines",), ["none"], "baselines: unknown name 'none'"),
+        (("seeds",), [0], "runs: expected one a seed"),
+        (("cells", 0, "variants", "tost", "runs", 0, "test_accuracy"), "high", "test_accuracy: expected"),
+        (("cells", 0, "density"), "x", "density: expected"),
+    ],
+)
+def test_a_damaged_record_is_told(grid: Grid, tmp_path: Path, place: tuple[str | int, ...], value: object, message: str) -> None:
+    values = json.loads(json.dumps(grid.as_dict()))
+    inner = values
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(DamagedFile, match=f"not a comparison's record: {message}"):
+        Grid.load(path)

@@ -33,3 +33,25 @@ def test_pairs_must_match() -> None:
         paired([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="at least 1"):
         paired([], [])
+
+
+def test_a_pair_without_a_value_is_left_out_and_counted() -> None:
+    result = paired([0.5, None, 0.5], [0.6, 0.9, None])
+    assert (result.differences, result.left_out, result.wins) == (pytest.approx((0.1,)), 2, 1)
+    assert paired([None], [0.5]).mean is None
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((0.1, 0.1), "won"),
+        ((-0.1, -0.1), "lost"),
+        ((0.0, 0.0), "undecided"),
+        ((0.1, -0.1), "undecided"),
+        ((0.1,), "undecided"),
+        ((None, None), "undecided"),
+    ],
+)
+def test_verdicts(values: tuple[float | None, ...], verdict: str) -> None:
+    assert paired([0.0] * len(values), values).verdict == verdict
+    assert paired([0.0] * len(values), values).as_dict()["verdict"] == verdict

@@ -9,7 +9,8 @@ from tost.analysis.iterations import Iterations, IterationsPoint, analyze_iterat
 from tost.analysis.layers import Layers, analyze_layers
 from tost.analysis.recovery import Recovery, analyze_recovery
 from tost.analysis.saliency import Saliencies, Saliency, SaliencyPoint, analyze_saliency, saliency
-from tost.analysis.setting import Setting, environment
+from tost.analysis.setting import Setting
+from tost.environment import environment
 
 __all__ = [
     "Iterations",

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tost.analysis.saliency import BATCHES, saliency
-from tost.analysis.setting import Setting, each, environment
+from tost.analysis.setting import Setting, each
 from tost.checks import integer
 from tost.config import Config
-from tost.grid import train_grid
+from tost.environment import environment
 from tost.masks import Masks, PruneStep
+from tost.method_grid import train_grid
 
 __all__ = ["Iterations", "IterationsPoint", "analyze_iterations"]
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from tost.config import Config
 from tost.data import Dataset, TrainBatches, load
 from tost.masks import Masks, PruneStep, methods
 from tost.preparation import initial_model, make_masks, scoring_batches
-from tost_kernels.tuning.store import cpu_name
 
-__all__ = ["Setting", "environment"]
+__all__ = ["Setting"]
 
 # what an analysis without training reads of a configuration
 _READ = ("model", "dataset", "validation", "method_steps", "density", "include", "exclude", "keep_alive")
@@ -100,14 +96,3 @@ def each(setting: Setting, names: Sequence[str], progress: Callable[[int], objec
 def is_iterative(config: Config) -> bool:
     """Whether the method of `config` takes more than one step."""
     return (config.method_steps or methods()[config.method].steps) > 1
-
-
-def environment() -> dict[str, Any]:
-    """What durations were measured on, and with."""
-    return {
-        "processor": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
