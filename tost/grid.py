@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tost.checks import number
 from tost.choices import check_choice
@@ -87,6 +87,7 @@ class Grid:
         environment: what the runs were read or trained on.
     """
 
+    kind: ClassVar[str] = KIND
     base: Config
     cells: tuple[Cell, ...]
     variants: Mapping[str, Mapping[str, Any]]

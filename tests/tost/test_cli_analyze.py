@@ -2,23 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 
-from tost import Recipe, grid, tickets, training
+from tost import training
 from tost.analysis import setting
 from tost.cli import main
 from tost.data import Dataset
 
 SMALL = ["--model", "mlp", "--density", "0.2", "--seeds", "2"]
-VARIANTS = ["--variants", "{random: random, force: {method: force, method_steps: 2}, LTH: {rewind: 1}}"]
 TRAINING = ["--steps", "2", "--batch-size", "16"]
 
 
 @pytest.fixture(autouse=True)
 def small_images(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
-    for module in (training, tickets, setting):
+    for module in (training, setting):
         monkeypatch.setattr(module, "load", lambda name, folder: toy_images)
 
 
@@ -33,11 +31,6 @@ def small_images(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
         (["saliency", *SMALL, "--methods", "[snip,force]", "--method-steps", "3", "--batches", "1"], "Saliency", "points"),
         (["recovery", *SMALL, "--method-steps", "3"], "Pruned and recovered", "steps"),
         (["layers", *SMALL, "--method-steps", "3", "--methods", "[random,snip,force]"], "Weights left", "layers"),
-        (
-            ["methods", *SMALL[:2], *SMALL[4:], *TRAINING, "--densities", "[0.5]", *VARIANTS, "--baselines", "[random]"],
-            "50% sparse",
-            "densities",
-        ),
     ],
 )
 def test_one_command_draws_tabulates_and_records(
@@ -61,7 +54,7 @@ def test_one_command_draws_tabulates_and_records(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "tost analyze: error: expected a command: iterations, saliency, recovery, layers, methods (tost analyze --help)"),
+        ([], "tost analyze: error: expected a command: iterations, saliency, recovery, layers (tost analyze --help)"),
         (["layrs"], "tost analyze: error: command: unknown name 'layrs'; did you mean layers?"),
         (["layers", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["layers", "--methods", "[snap]"], "tost: error: method: unknown name 'snap'; did you mean snip?"),
@@ -71,9 +64,7 @@ def test_one_command_draws_tabulates_and_records(
         (["iterations", "--teacher", "runs/x"], "tost analyze iterations: error: unrecognized arguments: --teacher runs/x"),
         (["layers", "--lr", "3"], "tost analyze layers: error: unrecognized arguments: --lr 3"),
         (["iterations", "--iterations", "[0]"], "tost: error: iterations: expected a whole number of at least 1, got 0"),
-        (["methods", "--jobs", "0"], "tost: error: jobs: expected at least 1, got 0"),
-        (["methods", "--baselines", "[snap]"], "tost: error: baselines: unknown name 'snap'; did you mean snip?"),
-        (["methods", "--variants", "{random: 3, snip: snip}"], "tost: error: variants: random: expected the name of a method or"),
+        (["iterations", "--jobs", "0"], "tost: error: jobs: expected at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,29 +77,9 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["iterations", "saliency", "recovery", "layers", "methods"])
+@pytest.mark.parametrize("what", ["iterations", "saliency", "recovery", "layers"])
 def test_every_part_has_help_json_and_seed(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", what, "--help"]) == 0
     text = capsys.readouterr().out
     for option in ("--json", "--seed ", "--seeds", "--out", "--threads"):
         assert option in text
-
-
-def test_the_example_is_five_seeds_at_98_to_99_8_percent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    def no_training(*arguments: Any, **options: Any) -> NoReturn:
-        seen.append(arguments)
-        raise ValueError("enough")
-
-    monkeypatch.setattr(grid, "train_grid", no_training)
-    example = Path(__file__).parents[2] / "examples" / "pruners.yaml"
-    assert main(["analyze", "methods", "--config", str(example)]) == 2
-    assert capsys.readouterr().err == "tost: error: enough\n"
-    ((config, variants, densities, seeds),) = seen
-    assert (config.model, config.dataset, config.recipe) == ("lenet5_caffe", "mnist5k", Recipe.vanilla())
-    assert variants["force"] == {"method": "force"}
-    assert variants["LTH, rewound to epoch 1"] == {"rewind": "1ep"}
-    assert (densities, seeds) == ((0.02, 0.01, 0.005, 0.002), (0, 1, 2, 3, 4))

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.tost.finished_run import finished
 from tost import Config, Masks, Recipe, parallel, tickets, training
 from tost.data import Dataset
-from tost.method_grid import Grid, train_grid
-from tost.report import grid_sheets, save_grid_figure
+from tost.method_grid import train_grid
 from tost.runs import Result, RunFolder
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -127,33 +125,3 @@ def test_runs_that_cannot_be_compared_are_an_error(base: Config, monkeypatch: py
     monkeypatch.setattr(parallel, "train", other_batches)
     with pytest.raises(RuntimeError, match="the runs of seed 0 cannot be compared: batches_fingerprint differs"):
         train_grid(base, {"a": {"method": "random"}, "b": {"method": "magnitude"}}, (0.5,), (0,))
-
-
-@pytest.fixture
-def grid(tmp_path: Path) -> Grid:
-    one = finished(tmp_path)
-
-    def runs(*accuracies: float) -> tuple[Result, ...]:
-        return tuple(dataclasses.replace(one, test_accuracy=accuracy) for accuracy in accuracies)
-
-    results = {
-        0.02: {"random": runs(0.5, 0.7), "snip": runs(0.8, 0.9)},
-        0.005: {"random": runs(0.5, 0.4), "snip": runs(0.4, 0.4)},
-    }
-    return Grid(Config(), {"random": {"method": "random"}, "snip": {"method": "snip"}}, results, (0, 1))
-
-
-def test_sheets_say_it_as_it_is(grid: Grid) -> None:
-    first, second = grid_sheets(grid, ("random",))
-    assert first.title == "98% sparse: resnet20 on mnist5k, 3 steps, 2 seeds"
-    assert first.rows[0] == ("random", "60.00 ± 14.14", "", "5 of 100")
-    assert first.rows[1] == ("snip", "85.00 ± 7.07", "+25.00 [-38.53, +88.53], 2 of 2 won", "5 of 100")
-    assert second.rows[1][2].startswith("-5.00 [")
-    assert second.rows[1][2].endswith("0 of 2 won")
-    with pytest.raises(ValueError, match="baselines: unknown name 'snap'; did you mean snip"):
-        grid_sheets(grid, ("snap",))
-
-
-def test_picture_is_saved(grid: Grid, tmp_path: Path) -> None:
-    save_grid_figure(grid, tmp_path / "new" / "grid.png")
-    assert (tmp_path / "new" / "grid.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tost.analysis.saliency import BATCHES, saliency
 from tost.analysis.setting import Setting, each
@@ -50,6 +50,7 @@ class Iterations:
         points: in the order of method, T, seed.
     """
 
+    kind: ClassVar[str] = "iterations"
     setting: Setting
     batches: int
     environment: dict[str, Any]
@@ -58,6 +59,7 @@ class Iterations:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
+            "kind": self.kind,
             **self.setting.as_dict(),
             "training_steps": self.setting.config.steps,
             "epochs": self.setting.config.epochs if self.setting.config.steps is None else None,
@@ -65,6 +67,13 @@ class Iterations:
             "environment": self.environment,
             "points": [dataclasses.asdict(point) for point in self.points],
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Iterations:
+        """What `as_dict` gave."""
+        length = {"steps": values["training_steps"], **({"epochs": values["epochs"]} if values["epochs"] is not None else {})}
+        points = tuple(IterationsPoint(**point) for point in values["points"])
+        return cls(Setting.from_dict(values, **length), values["batches"], dict(values["environment"]), points)
 
 
 def analyze_iterations(

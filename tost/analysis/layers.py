@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tost.analysis.setting import Setting, each
-from tost.masks import LayerCount, Masks
+from tost.masks import LayerCount
 
 __all__ = ["Layers", "analyze_layers"]
 
@@ -19,12 +19,11 @@ class Layers:
     Attributes:
         setting: networks and density.
         counts: method -> for each seed the layers in the order of the network.
-        masks: method -> masks of the first seed, for a picture.
     """
 
+    kind: ClassVar[str] = "layers"
     setting: Setting
     counts: Mapping[str, tuple[tuple[LayerCount, ...], ...]]
-    masks: Mapping[str, Masks]
 
     def mean_kept(self, method: str) -> list[float]:
         """Weights left in each layer, averaged over the seeds."""
@@ -37,7 +36,16 @@ class Layers:
             name: [[{**layer._asdict(), "shape": list(layer.shape)} for layer in layers] for layers in seeds]
             for name, seeds in self.counts.items()
         }
-        return {**self.setting.as_dict(), "layers": counts}
+        return {"kind": self.kind, **self.setting.as_dict(), "layers": counts}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layers:
+        """What `as_dict` gave."""
+        counts = {
+            name: tuple(tuple(LayerCount(**{**layer, "shape": tuple(layer["shape"])}) for layer in layers) for layers in seeds)
+            for name, seeds in values["layers"].items()
+        }
+        return cls(Setting.from_dict(values), counts)
 
 
 def analyze_layers(
@@ -47,9 +55,6 @@ def analyze_layers(
 ) -> Layers:
     """Prune with each method and seed. `progress`: called with the number of finished ones."""
     counts: dict[str, list[tuple[LayerCount, ...]]] = {}
-    first: dict[str, Masks] = {}
     for name, config in each(setting, names, progress):
-        masks = setting.masks(config)
-        counts.setdefault(name, []).append(masks.per_layer())
-        first.setdefault(name, masks)
-    return Layers(setting, {name: tuple(seeds) for name, seeds in counts.items()}, first)
+        counts.setdefault(name, []).append(setting.masks(config).per_layer())
+    return Layers(setting, {name: tuple(seeds) for name, seeds in counts.items()})

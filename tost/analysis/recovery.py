@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tost.analysis.setting import Setting, each
 from tost.masks import PruneStep
@@ -29,12 +29,18 @@ class RecoveryStep:
 class Recovery:
     """The steps of every method and seed, in their order."""
 
+    kind: ClassVar[str] = "recovery"
     setting: Setting
     steps: tuple[RecoveryStep, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**self.setting.as_dict(), "steps": [dataclasses.asdict(step) for step in self.steps]}
+        return {"kind": self.kind, **self.setting.as_dict(), "steps": [dataclasses.asdict(step) for step in self.steps]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recovery:
+        """What `as_dict` gave."""
+        return cls(Setting.from_dict(values), tuple(RecoveryStep(**step) for step in values["steps"]))
 
 
 def analyze_recovery(

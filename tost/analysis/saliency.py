@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -77,6 +77,7 @@ class SaliencyPoint:
 class Saliencies:
     """Points of every method and seed, from the highest density to the lowest."""
 
+    kind: ClassVar[str] = "saliency"
     setting: Setting
     batches: int
     points: tuple[SaliencyPoint, ...]
@@ -84,7 +85,13 @@ class Saliencies:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         points = [dataclasses.asdict(point) for point in self.points]
-        return {**self.setting.as_dict(), "batches": self.batches, "points": points}
+        return {"kind": self.kind, **self.setting.as_dict(), "batches": self.batches, "points": points}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Saliencies:
+        """What `as_dict` gave."""
+        points = tuple(SaliencyPoint(**{**point, "saliency": Saliency(**point["saliency"])}) for point in values["points"])
+        return cls(Setting.from_dict(values), values["batches"], points)
 
 
 def analyze_saliency(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,6 +72,11 @@ class Setting:
         """Plain JSON types, no paths."""
         values = self.config.as_dict()
         return {**{name: values[name] for name in _READ}, "seeds": list(self.seeds)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **training: Any) -> Setting:
+        """What `as_dict` gave, among other values; `training`: further fields of the configuration."""
+        return cls(Config.from_dict({**{name: values[name] for name in _READ}, **training}), tuple(values["seeds"]))
 
 
 def each(setting: Setting, names: Sequence[str], progress: Callable[[int], object]) -> Iterator[tuple[str, Config]]:

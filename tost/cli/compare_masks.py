@@ -48,7 +48,7 @@ def run(options: Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"masks: a = {a}, b = {b}: {error}") from error
     if options.figure is not None:
-        layer_figure(masks, options.figure)
+        layer_figure({name: one.per_layer() for name, one in masks.items()}, options.figure)
     if options.json:
         print_json([{"a": a, "b": b, **comparison.as_dict()} for (a, b), comparison in comparisons.items()])
         return

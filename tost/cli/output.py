@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from tost.report import Sheet
+    from tost.report import Record, Sheet
 
 
 def print_json(values: Any) -> None:
@@ -26,6 +27,19 @@ def print_sheets(sheets: Sequence[Sheet]) -> None:
             console.print(sheet.rich())
             console.print()
     print(text.get(), end="")  # rich ends the process where nobody reads
+
+
+def show(found: Record, stem: Path, as_json: bool) -> None:
+    """Write the record with its tables and pictures, `stem` and what tells them apart; print the tables or the record."""
+    from tost.report import sheets_of, write_report
+
+    pictures = write_report(found, stem)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_sheets(sheets_of(found))
+        drawn = f"picture{'s' if len(pictures) > 1 else ''} {', '.join(map(str, pictures))}"
+        print(f"{drawn}, tables {stem}.md, .tex and .csv, record {stem}.json")
 
 
 def reader_is_gone(probe: str = "") -> bool:

@@ -54,8 +54,8 @@ def run(options: Namespace) -> None:
     masks.save(out)
     effective = _effective(masks, initial_model(config, dataset), dataset.input_shape)
     if options.figure is not None:
-        labelled = {"kept": masks} | ({"on a path": effective} if effective is not None else {})
-        layer_figure(labelled, options.figure, f"{config.method} masks of {config.model_name}")
+        layers = {"kept": masks.per_layer()} | ({"on a path": effective.per_layer()} if effective is not None else {})
+        layer_figure(layers, options.figure, f"{config.method} masks of {config.model_name}")
     if options.json:
         reached = {layer.name: layer.kept for layer in effective.per_layer()} if effective is not None else {}
         print_json(

@@ -1,4 +1,4 @@
-"""Records of runs, and masks -> tables and pictures."""
+"""Records of runs and analyses, and masks -> tables and pictures."""
 
 from __future__ import annotations
 
@@ -6,39 +6,51 @@ from tost.recipe import recipe_name
 from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
 from tost.report.analysis_figures import (
     save_iterations_figure,
+    save_layers_figure,
     save_recovery_figure,
     save_saliency_figure,
 )
 from tost.report.figures import check_figure, require_matplotlib, save_figure
 from tost.report.from_runs import comparisons_of, lotteries_of
-from tost.report.grids import grid_sheets, save_grid_figure
+from tost.report.kinds import KINDS, Kind, Record, pictures_of, read_record, sheets_of, write_report
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
-from tost.report.tables import Sheet, accuracy_sheet, format_paired, step_time_sheet
+from tost.report.sheet import Difference, Number, Range, Sheet, Spread, csv_tables
+from tost.report.tables import accuracy_sheet, step_time_sheet
 
 __all__ = [
+    "KINDS",
+    "Difference",
+    "Kind",
+    "Number",
+    "Range",
+    "Record",
     "Sheet",
+    "Spread",
     "accuracy_sheet",
     "check_figure",
     "comparison_sheets",
     "comparisons_of",
-    "format_paired",
-    "grid_sheets",
+    "csv_tables",
     "iterations_sheet",
     "layer_figure",
     "layer_sheet",
     "layers_sheet",
     "lotteries_of",
     "lottery_sheet",
+    "pictures_of",
+    "read_record",
     "recipe_name",
     "recovery_sheet",
     "require_matplotlib",
     "saliency_sheet",
     "save_figure",
-    "save_grid_figure",
     "save_iterations_figure",
+    "save_layers_figure",
     "save_lottery_figure",
     "save_recovery_figure",
     "save_saliency_figure",
+    "sheets_of",
     "step_time_sheet",
+    "write_report",
 ]

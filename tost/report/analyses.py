@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tost.analysis import Iterations, Layers, Recovery, Saliencies, Setting
 from tost.paired import mean_and_spread
-from tost.report.tables import Sheet
+from tost.report.sheet import Cell, Number, Sheet, Spread
 
 __all__ = ["iterations_sheet", "layers_sheet", "recovery_sheet", "saliency_sheet", "setting_title"]
 
@@ -27,10 +25,10 @@ def iterations_sheet(found: Iterations) -> Sheet:
             rows.append(
                 (
                     name,
-                    str(steps),
-                    _spread([point.saliency for point in points]),
-                    _percent([point.test_accuracy for point in points]),
-                    f"{mean_and_spread([point.seconds for point in points])[0]:.2f}",
+                    Number(steps),
+                    _saliency([point.saliency for point in points]),
+                    Spread([100 * point.test_accuracy for point in points]),
+                    Number(mean_and_spread([point.seconds for point in points])[0], ".2f"),
                 )
             )
     where = found.environment
@@ -53,9 +51,9 @@ def saliency_sheet(found: Saliencies) -> Sheet:
         rows.append(
             (
                 name,
-                _spread([end.pruning for end in last]),
-                _spread([end.sparsification for end in last]),
-                f"{mean_and_spread([end.pruning / max(end.sparsification, 1e-300) for end in last])[0]:.3f}",
+                _saliency([end.pruning for end in last]),
+                _saliency([end.sparsification for end in last]),
+                Number(mean_and_spread([end.pruning / max(end.sparsification, 1e-300) for end in last])[0], ".3f"),
             )
         )
     return Sheet(
@@ -75,7 +73,7 @@ def recovery_sheet(found: Recovery) -> Sheet:
         pruned, recovered = sum(s.pruned for s in steps) / seeds, sum(s.recovered for s in steps) / seeds
         most = max(steps, key=lambda step: step.recovered)
         where = f"{most.recovered:,} at step {most.number}" if most.recovered else "none"
-        rows.append((name, str(len(steps) // seeds), f"{pruned:,.0f}", f"{recovered:,.0f}", where))
+        rows.append((name, Number(len(steps) // seeds), Number(pruned, ",.0f"), Number(recovered, ",.0f"), where))
     return Sheet(
         f"Pruned and recovered weights: {setting_title(found.setting)}",
         ("method", "steps", "pruned", "recovered", "most recovered"),
@@ -89,12 +87,17 @@ def layers_sheet(found: Layers) -> Sheet:
     names = list(found.counts)
     layers = found.counts[names[0]][0]
     kept = {name: found.mean_kept(name) for name in names}
-    rows = [
-        (layer.name, "x".join(map(str, layer.shape)), f"{layer.total:,}", *(f"{kept[name][i]:,.0f}" for name in names))
+    rows: list[tuple[Cell, ...]] = [
+        (
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            Number(layer.total),
+            *(Number(kept[name][i], ",.0f") for name in names),
+        )
         for i, layer in enumerate(layers)
     ]
-    total = f"{sum(layer.total for layer in layers):,}"
-    rows.append(("all", "", total, *(f"{sum(kept[name]):,.0f}" for name in names)))
+    total = Number(sum(layer.total for layer in layers))
+    rows.append(("all", "", total, *(Number(sum(kept[name]), ",.0f") for name in names)))
     return Sheet(
         f"Weights left: {setting_title(found.setting)}",
         ("layer", "shape", "weights", *names),
@@ -103,11 +106,5 @@ def layers_sheet(found: Layers) -> Sheet:
     )
 
 
-def _percent(values: Sequence[float]) -> str:
-    mean, spread = mean_and_spread(values)
-    return f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if len(values) > 1 else "")
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.4g}" + (f" ± {spread:.2g}" if len(values) > 1 else "")
+def _saliency(values: list[float]) -> Spread:
+    return Spread(values, ".4g", ".2g")

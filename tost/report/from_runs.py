@@ -15,6 +15,7 @@ from tost.tickets import Lottery
 
 __all__ = ["comparisons_of", "lotteries_of"]
 
+
 def comparisons_of(results: Sequence[Result]) -> list[Comparison]:
     """Group runs by all that has an effect but recipe, seed and folder. In each group only seeds that all its recipes ran count.
 

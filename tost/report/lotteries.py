@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tost.report.figures import COLOURS, require_matplotlib
-from tost.report.tables import Sheet
+from tost.report.figures import COLOURS, new_figure, save
+from tost.report.sheet import Number, Sheet, Value
 from tost.tickets import Lottery
 
 __all__ = ["lottery_sheet", "save_lottery_figure"]
@@ -17,10 +17,15 @@ def lottery_sheet(lottery: Lottery) -> Sheet:
     rows = []
     for one in lottery.rounds:
         best = one.result.best
-        cells = [str(one.number), f"{100 * one.density:.4g}", f"{one.kept:,}", f"{100 * one.result.test_accuracy:.2f}"]
+        cells: list[Value] = [
+            Number(one.number),
+            Number(100 * one.density, ".4g"),
+            Number(one.kept),
+            _percent(one.result.test_accuracy),
+        ]
         if best is not None:
-            cells += [f"{100 * best['validation_accuracy']:.2f}", f"{100 * best['test_accuracy']:.2f}"]
-        rows.append((*cells, f"{one.result.seconds:.0f}"))
+            cells += [_percent(best["validation_accuracy"]), _percent(best["test_accuracy"])]
+        rows.append((*cells, Number(one.result.seconds, ".0f")))
     header = ["round", "kept %", "weights kept", "test accuracy %"]
     header += ["best validation %", "test accuracy % then"] if validated else []
     note = "Round 0 is dense; accuracy after the last step, finalized network."
@@ -29,10 +34,7 @@ def lottery_sheet(lottery: Lottery) -> Sheet:
 
 def save_lottery_figure(lottery: Lottery, path: str | Path) -> None:
     """Write a PNG (or what `path`'s suffix says): test accuracy of every round against its density, the dense one as a line."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.8), layout="constrained")
+    figure = new_figure(7, 4.8)
     axes = figure.subplots()
     densities = [100 * one.density for one in lottery.rounds]
     accuracies = [100 * one.result.test_accuracy for one in lottery.rounds]
@@ -48,9 +50,11 @@ def save_lottery_figure(lottery: Lottery, path: str | Path) -> None:
     axes.set_ylabel("test accuracy of the finalized network, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    save(figure, path)
+
+
+def _percent(fraction: float) -> Number:
+    return Number(100 * fraction, ".2f")
 
 
 def _title(lottery: Lottery) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tost.analysis import Setting, analyze_iterations, analyze_layers, analyze_recovery
-from tost.analysis.setting import environment
+from tost.environment import environment
 
 
 def test_recovery_counts_add_up(setting: Setting) -> None:

@@ -36,7 +36,7 @@ def test_iterations_are_means_over_the_seeds(tmp_path: Path) -> None:
     )
     found = Iterations(SETTING, 3, {"processor": "abacus", "threads": 2, "torch": "2.13"}, points)
     sheet = iterations_sheet(found)
-    assert sheet.rows == (
+    assert sheet.cells == (
         ("force", "1", "1 ± 1.4", "60.00 ± 14.14", "0.50"),
         ("force", "5", "5 ± 1.4", "90.00 ± 0.00", "2.50"),
     )
@@ -52,7 +52,7 @@ def test_saliencies_are_those_of_the_last_point(tmp_path: Path) -> None:
         for density, pruning in ((0.5, 4.0), (0.1, 0.25 + 0.5 * seed))
     )
     found = Saliencies(SETTING, 3, points)
-    assert saliency_sheet(found).rows == (("snip", "0.5 ± 0.35", "1 ± 0", "0.500"),)
+    assert saliency_sheet(found).cells == (("snip", "0.5 ± 0.35", "1 ± 0", "0.500"),)
     save_saliency_figure(found, tmp_path / "s.png")
     assert png(tmp_path / "s.png")
 
@@ -61,13 +61,13 @@ def test_recovery_sums_over_the_steps(tmp_path: Path) -> None:
     steps = [RecoveryStep("force", seed, n, 10 - n, 2 + 2 * seed, n - 1) for seed in (0, 1) for n in (1, 2, 3)]
     steps += [RecoveryStep("iter_snip", seed, n, 10 - n, 1, 0) for seed in (0, 1) for n in (1, 2, 3)]
     found = Recovery(SETTING, tuple(steps))
-    assert recovery_sheet(found).rows == (("force", "3", "9", "3", "2 at step 3"), ("iter_snip", "3", "3", "0", "none"))
+    assert recovery_sheet(found).cells == (("force", "3", "9", "3", "2 at step 3"), ("iter_snip", "3", "3", "0", "none"))
     save_recovery_figure(found, tmp_path / "r.png")
     assert png(tmp_path / "r.png")
 
 
 def test_layers_are_means_over_the_seeds() -> None:
     seeds = tuple((LayerCount("fc", (2, 3), kept, 6),) for kept in (1, 4))
-    sheet = layers_sheet(Layers(SETTING, {"snip": seeds}, {}))
+    sheet = layers_sheet(Layers(SETTING, {"snip": seeds}))
     assert sheet.header == ("layer", "shape", "weights", "snip")
-    assert sheet.rows == (("fc", "2x3", "6", "2"), ("all", "", "6", "2"))
+    assert sheet.cells == (("fc", "2x3", "6", "2"), ("all", "", "6", "2"))

@@ -14,10 +14,10 @@ from tost.experiment import Comparison
 from tost.paired import paired
 from tost.recipe import Recipe
 from tost.report import (
+    Difference,
     Sheet,
     accuracy_sheet,
     comparisons_of,
-    format_paired,
     recipe_name,
     require_matplotlib,
     save_figure,
@@ -71,10 +71,10 @@ def comparison(times: tuple[StepTime, ...] = ()) -> Comparison:
 def test_accuracy_sheet_says_it_as_it_is() -> None:
     sheet = accuracy_sheet(comparison())
     assert sheet.title == "resnet20 on mnist5k, erk mask, 95% sparse, 30 steps, 2 seeds, compiled sparse kernels"
-    assert sheet.rows[0] == ("vanilla", "91.00 ± 1.41", "baseline", "13,530 of 270,608", "0 -> 0", "12")
-    assert sheet.rows[1][:2] == ("tost", "91.00 ± 0.00")
-    assert sheet.rows[1][2].startswith("+0.00 [-12.71, +12.71], 1 of 2 won")
-    assert sheet.rows[1][4] == "29,696 -> 0"
+    assert sheet.cells[0] == ("vanilla", "91.00 ± 1.41", "baseline", "13,530 of 270,608", "0 -> 0", "12")
+    assert sheet.cells[1][:2] == ("tost", "91.00 ± 0.00")
+    assert sheet.cells[1][2].startswith("+0.00 [-12.71, +12.71], 1 of 2 won")
+    assert sheet.cells[1][4] == "29,696 -> 0"
 
 
 @pytest.mark.parametrize(
@@ -93,17 +93,17 @@ def test_the_title_says_what_computed(backend: str, kernels: str, said: str) -> 
 
 def test_one_run_has_no_spread() -> None:
     alone = Comparison({"vanilla": (result(0.9, Recipe.vanilla()),)}, (0,))
-    assert accuracy_sheet(alone).rows[0][1] == "90.00"
+    assert accuracy_sheet(alone).cells[0][1] == "90.00"
 
 
 def test_losses_are_shown() -> None:
-    assert format_paired(paired([0.9], [0.88])) == "-2.00, 0 of 1 won"
+    assert str(Difference(paired([0.9], [0.88]))) == "-2.00, 0 of 1 won: undecided"
 
 
 def test_step_times_compare_with_dense() -> None:
     sheet = step_time_sheet(TIMES, threads=2)
     assert sheet.title == "Duration of a training step, 2 threads"
-    assert sheet.rows == (
+    assert sheet.cells == (
         ("dense", "80.0", "79.0 - 82.0", "1.00x", "channels_last"),
         ("sparse", "20.0", "19.0 - 21.0", "4.00x", "batch_last"),
         ("sparse, no compiled kernel, ghosts alive", "160.0", "159.0 - 161.0", "0.50x", "contiguous"),
@@ -116,7 +116,7 @@ def test_markdown_and_terminal_have_the_same_cells() -> None:
     console.print(sheet.rich())
     console.file.close()
     terminal, markdown = console.export_text(), sheet.markdown()
-    for cell in [*sheet.header, *(cell for row in sheet.rows for cell in row)]:
+    for cell in [*sheet.header, *(cell for row in sheet.cells for cell in row)]:
         assert cell in terminal
         assert cell in markdown
     assert markdown.splitlines()[3] == "| :-- | --: | --: | --: | --: |"

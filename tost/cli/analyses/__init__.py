@@ -1,0 +1,1 @@
+"""The parts of `tost analyze`, an `Action` each."""
