@@ -18,7 +18,7 @@ from tost_kernels import pswish
 
 __all__ = ["Curve", "Fade", "PSwishCurves", "analyze_pswish"]
 
-REACH, SPACING = 6.0, 0.05  # inputs from -6 to 6
+REACH, SPACING = 6.0, 0.02  # inputs from -6 to 6
 MOMENTS = 201  # steps at which a fade is looked at
 
 
