@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
 from tost.paired import mean_and_spread
 from tost.report.analyses import setting_title
-from tost.report.figures import band, grouped, new_figure, save, styles
+from tost.report.figures import new_figure, save
 from tost.report.layers import layer_figure
+from tost.report.lines import band, grouped, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tost.experiment import Comparison
-from tost.paired import mean_and_spread
 from tost.report.tables import mask_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLOURS",
-    "MARKERS",
-    "band",
-    "check_figure",
-    "grouped",
-    "new_figure",
-    "require_matplotlib",
-    "save",
-    "save_figure",
-    "styles",
-]
-
-Item = TypeVar("Item")
+__all__ = ["COLOURS", "MARKERS", "check_figure", "new_figure", "require_matplotlib", "save", "save_figure"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -85,27 +70,6 @@ def save(figure: Figure, path: str | Path) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=150)
-
-
-def styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(colour, marker, name) of each different name, in order."""
-    n = len(COLOURS)
-    return [(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], name) for i, name in enumerate(dict.fromkeys(names))]
-
-
-def grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, list[Item]]:
-    """Number -> the items of that number, in order."""
-    groups: dict[float, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def band(axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marker: str, label: str, linestyle: str = "-") -> None:
-    """A line through the means, and a band from the least to the largest value of the seeds."""
-    means = [mean_and_spread(group)[0] for group in values.values()]
-    axes.plot(list(values), means, color=colour, marker=marker or None, markersize=4, linestyle=linestyle, label=label)
-    axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)
 
 
 def save_figure(comparison: Comparison, path: str | Path) -> None:

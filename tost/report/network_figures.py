@@ -11,7 +11,8 @@ from tost.analysis.activations import Activations
 from tost.analysis.gradient_flow import GradientFlow
 from tost.analysis.pswish import Fade, PSwishCurves
 from tost.paired import mean_and_spread
-from tost.report.figures import COLOURS, MARKERS, band, new_figure, save, styles
+from tost.report.figures import COLOURS, MARKERS, new_figure, save
+from tost.report.lines import band, styles
 from tost.report.networks import epoch_name, seeds_alike
 
 if TYPE_CHECKING:

@@ -61,9 +61,9 @@ def surface_sheet(found: Surfaces) -> Sheet:
             "area below chance, %",
         ),
         tuple(rows),
-        f"Mean cross entropy of {found.images} {found.part} images on {len(found.steps)} x {len(found.steps)} points, in eval mode, "
-        "mean ± standard deviation over the seeds. Directions: random, masked, each filter's as long as its active weights. Rise: "
-        "mean over the points at this distance. Area: of the square from -1 to 1, of all that is drawn. Chance: "
+        f"Cross entropy of {found.images} {found.part} images on {len(found.steps)} x {len(found.steps)} points, in eval mode, mean ± "
+        "standard deviation over the seeds. Directions: random, masked, each filter's as long as its active weights. Rise: mean "
+        "over the points at this distance from the network. Area: of the square from -1 to 1 along both directions. Chance: "
         f"ln {found.classes} = {chance:.3f}.",
         texts=("network",),
     )
@@ -132,8 +132,8 @@ def gradients_sheet(found: GradientFlow) -> Sheet:
         f"Gradient flow: {found.title}",
         ("variant", "network", "norm of the gradient", "sum of the layers' norms", f"weakest layer (seed {seed})", "its norm"),
         tuple(rows),
-        f"Of the cross entropy, over the active weights; mean over {found.batches} batches of training images, BatchNorm on batch "
-        "statistics; mean ± standard deviation over the seeds.",
+        f"Of the cross entropy, over the active weights; mean over {found.batches} batches of training images, BatchNorm on "
+        "those of the batch; mean ± standard deviation over the seeds.",
         texts=("network", f"weakest layer (seed {seed})"),
     )
 
