@@ -29,11 +29,12 @@ def save_surface_figure(found: Surfaces, path: str | Path) -> None:
     drawn = [surface for surface in found.surfaces if surface.origin.seed == seed]
     variants = list(dict.fromkeys(surface.origin.variant for surface in drawn))
     epochs = sorted({surface.origin.epoch for surface in drawn})
-    figure = new_figure(6.4 * len(epochs) + 1.2, 3.3 * len(variants) + 0.6)
+    figure = new_figure(6.4 * len(epochs) + 1.2, 3.4 * len(variants) + 0.7)
     figure.suptitle(
         f"Loss around the network: {found.title}, seed {seed}; {found.images} {found.part} images, clipped at {CEILING:g}"
     )
-    left, right = figure.subfigures(1, 2, width_ratios=[6.4 * len(epochs), 0.9])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[6.4 * len(epochs), 0.9])
+    left, right = halves
     parts = left.subfigures(len(variants), len(epochs), squeeze=False)
     for surface in drawn:
         part = parts[variants.index(surface.origin.variant), epochs.index(surface.origin.epoch)]
@@ -80,7 +81,7 @@ def _mountain(axes: Any, found: Surfaces, surface: Surface) -> None:
     axes.plot_surface(x, y, heights, cmap=_COLOURS, vmin=0, vmax=CEILING, rcount=51, ccount=51, linewidth=0.1, edgecolor="0.3")
     axes.set_zlim(0, CEILING)
     axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
-    axes.view_init(elev=32, azim=-55)
+    axes.view_init(elev=38, azim=-55)
     axes.set_xticks([-1, 0, 1])
     axes.set_yticks([-1, 0, 1])
     axes.set_zticks([0, 2, 4, 6, 8])
