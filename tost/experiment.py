@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tost import distributed
 from tost.callbacks import NonFiniteLoss
 from tost.config import Config
 from tost.data import load
 from tost.environment import environment
 from tost.grid import Cell, Diverged, Grid
 from tost.grid_plan import Plan, Run, Ticket, plan
-from tost.parallel import in_processes, train_all
+from tost.launch import Launcher, Processes
+from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
 from tost.runs import Result, RunFolder
 from tost.step_times import StepTime, measure_step_times
@@ -43,6 +44,8 @@ def compare(
     baselines: Sequence[str] | None = None,
     timing_rounds: int = 0,
     jobs: int = 1,
+    launcher: Launcher | None = None,
+    snapshots: Sequence[int] = (),
     overwrite: bool = False,
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -68,7 +71,9 @@ def compare(
         baselines: variants that all others are compared with; None: the first.
         timing_rounds: with 2 or more, also time a step of each backend (see `measure_step_times`) in the first cell, with the
             ghosts of the last variant that has any; 0: do not.
-        jobs: how many runs at the same time, each in a process of its own (see `train_all`).
+        jobs: how many runs at the same time, each in a process of its own (see `tost.launch.Processes`).
+        launcher: where runs are trained instead: `tost.launch.Slurm`. A lottery is one piece of work, all its densities in turn.
+        snapshots: epochs after which the networks of the cells are kept, as in `train`.
         overwrite: repeat finished runs, and those that diverged.
         progress: bars on stderr.
         report: gets a line of text as each run ends.
@@ -76,7 +81,8 @@ def compare(
     Raises:
         ValueError, TypeError: a name or number is wrong, something is there twice or not at all, before anything is trained.
         RuntimeError: runs that should be a pair had different masks, initial weights or batches.
-        What `train` and `lottery` raise. Runs that are finished by then stay.
+        tost.parallel.RunsFailed: (a RuntimeError) some runs failed, it says which; the others are finished and stay.
+        What `train` and `lottery` raise where all fail.
     """
     if timing_rounds == 1 or timing_rounds < 0:
         raise ValueError(f"timing_rounds: expected 0 or at least 2, got {timing_rounds}")
@@ -86,7 +92,11 @@ def compare(
     names: dict[Run | Ticket, str] = {}
     for (cell, name, _), run in planned.runs.items():
         names.setdefault(run, f"{name}, {_of(cell, planned)}")
-    ground = _Ground(jobs, overwrite, progress, report)
+    if launcher is not None and jobs != 1:
+        raise ValueError(f"jobs: expected 1 with a launcher, which has its own say, got {jobs}")
+    carrier = launcher or Processes(jobs)
+    check_launcher(carrier)
+    ground = _Ground(carrier, tuple(snapshots), overwrite, progress, report)
 
     runs = list(dict.fromkeys(planned.runs.values()))
     trainings = [run for run in runs if isinstance(run, Run)]
@@ -101,7 +111,7 @@ def compare(
             outcomes[run] = config
         else:
             ready[run] = config
-    trained = ground.train({config: names[run] for run, config in ready.items()})
+    trained = ground.train({config: names[run] for run, config in ready.items()}, snapshots=True)
     outcomes |= {run: trained[config] for run, config in ready.items()}
 
     results = {
@@ -113,48 +123,41 @@ def compare(
     return Grid(base, planned.cells, planned.variants, planned.baselines, planned.seeds, results, tuple(times), environment())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Ground:
     """Where and how runs are trained; arguments as those of `compare`."""
 
-    jobs: int
+    launcher: Launcher
+    snapshots: tuple[int, ...]
     overwrite: bool
     progress: bool
     report: Callable[[str], None]
 
-    def train(self, configs: Mapping[Config, str]) -> dict[Config, Outcome]:
-        """The outcome of each, by its name told as it ends; what is one run is trained once."""
-        folders = {config: RunFolder.of(config) for config in configs}
-        once: dict[Path, Config] = {}
-        for config, folder in folders.items():
-            once.setdefault(folder.path, config)
-        if self.overwrite:
-            _forget(folder for folder in folders.values() if folder.path.is_dir())
-        told: set[Path] = set()
+    def train(self, configs: Mapping[Config, str], snapshots: bool = False) -> dict[Config, Outcome]:
+        """The outcome of each, told by its name as it ends; what is one run is trained once."""
+        once = {RunFolder.of(config).path: config for config in reversed(list(configs))}
+        diverged = {} if self.overwrite else _diverged(once)
+        for path, reason in diverged.items():
+            self._tell(path, once[path].seed, configs[once[path]], Diverged(reason), "diverged earlier")
+        left = [config for path, config in reversed(once.items()) if path not in diverged]
 
-        def ended(result: Result, finished_earlier: bool) -> None:
-            if result.run_dir not in told:
-                told.add(result.run_dir)
-                took = "finished earlier" if finished_earlier else f"in {result.seconds:.0f} s"
-                self._tell(result.config.seed, configs[once[result.run_dir]], result, took)
+        def ended(config: Config, outcome: Result | Exception, finished_earlier: bool) -> None:
+            took = "finished earlier" if finished_earlier else ""
+            self._tell(RunFolder.of(config).path, config.seed, configs[config], outcome, took)
 
-        outcomes: dict[Path, Outcome] = {}
-        results: list[Result] = []
-        waiting: list[Config] = []
-        done = False
-        while not done:
-            for path, reason in _diverged([RunFolder(path) for path in once if path not in outcomes]).items():
-                outcomes[path] = Diverged(reason)
-                self.report(f"seed {once[path].seed}  {configs[once[path]]}: {reason}  ({path})")
-            waiting = [config for path, config in once.items() if path not in outcomes]
-            try:
-                results = train_all(waiting, self.jobs, progress=self.progress, ended=ended) if waiting else []
-                done = True
-            except Exception:
-                if not _diverged([RunFolder.of(config) for config in waiting]):
-                    raise
-        outcomes |= {folders[config].path: result for config, result in zip(waiting, results, strict=True)}
-        return {config: outcomes[folder.path] for config, folder in folders.items()}
+        trained = train_all(
+            left,
+            self.launcher,
+            overwrite=self.overwrite,
+            snapshots=self.snapshots if snapshots else (),
+            progress=self.progress,
+            bear=NonFiniteLoss,
+            title=lambda config: f"seed {config.seed}, {configs[config]} ({config.hash})",
+            ended=ended,
+        )
+        outcomes: dict[Path, Outcome] = {path: Diverged(reason) for path, reason in diverged.items()}
+        outcomes |= {RunFolder.of(config).path: _outcome(end) for config, end in zip(left, trained, strict=True)}
+        return {config: outcomes[RunFolder.of(config).path] for config in configs}
 
     def draw(self, tickets: Mapping[Ticket, str]) -> dict[Ticket, Outcome]:
         """The last round of each; those that differ in density alone follow each other, as they share the rounds before it."""
@@ -163,26 +166,35 @@ class _Ground:
             shared = dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, density=1.0))
             groups.setdefault(shared, []).append(ticket)
         together = [tuple(group) for group in groups.values()]
-        found: dict[Ticket, Outcome] = {}
 
-        def ended(group: tuple[Ticket, ...], outcomes: list[Outcome]) -> None:
-            for ticket, outcome in zip(group, outcomes, strict=True):
-                found[ticket] = outcome
-                self._tell(ticket.config.seed, tickets[ticket], outcome, f"{100 * ticket.config.density:g}% kept")
+        def ended(group: tuple[Ticket, ...], outcomes: list[Outcome] | Exception) -> None:
+            for i, ticket in enumerate(group):
+                outcome = outcomes if isinstance(outcomes, Exception) else outcomes[i]
+                name = f"{tickets[ticket]}, {100 * ticket.config.density:g}% kept"
+                self._tell(Path(ticket.config.out), ticket.config.seed, name, outcome, "")
 
-        if self.jobs > 1 and len(together) > 1:
-            work = functools.partial(_draw, overwrite=self.overwrite)
-            in_processes(work, together, self.jobs, (lambda group: 0.0) if self.progress else None, ended)
+        found = carry_out(
+            functools.partial(_draw, overwrite=self.overwrite),
+            together,
+            self.launcher,
+            progress=self.progress,
+            title=lambda group: f"seed {group[0].config.seed}, {tickets[group[0]]}",
+            ended=ended,
+        )
+        return {
+            ticket: outcome
+            for group, ends in zip(together, found, strict=True)
+            for ticket, outcome in zip(group, ends, strict=True)
+        }
+
+    def _tell(self, path: Path, seed: int, name: str, outcome: Outcome | Exception, took: str) -> None:
+        if isinstance(outcome, Result):
+            path, what = outcome.run_dir, f"{100 * outcome.test_accuracy:.2f}%, {took or f'in {outcome.seconds:.0f} s'}"
+        elif isinstance(outcome, Diverged):
+            what = f"diverged{' earlier' if took else ''}: {outcome.reason}"
         else:
-            for group in together:
-                ended(group, _draw(group, self.overwrite, self.progress))
-        return found
-
-    def _tell(self, seed: int, name: str, outcome: Outcome, more: str) -> None:
-        if isinstance(outcome, Diverged):
-            self.report(f"seed {seed}  {name}: {outcome.reason}")
-        else:
-            self.report(f"seed {seed}  {name}: {100 * outcome.test_accuracy:.2f}%, {more}  ({outcome.run_dir})")
+            what = f"{'diverged' if isinstance(outcome, NonFiniteLoss) else 'failed'}: {outcome}"
+        self.report(f"seed {seed}  {name}: {what}  ({path})")
 
 
 def _of(cell: Cell, planned: Plan) -> str:
@@ -190,28 +202,27 @@ def _of(cell: Cell, planned: Plan) -> str:
     return cell.title if len(planned.cells) > 1 else f"{100 * (1 - cell.density):g}% sparse"
 
 
-def _forget(folders: Iterable[RunFolder]) -> None:
-    """Make runs unfinished ones that begin anew."""
-    with distributed.processes() as me:
-        for folder in folders if me.is_main else ():
-            with folder.held():
-                folder.forget()
+def _outcome(end: Result | NonFiniteLoss) -> Outcome:
+    return end if isinstance(end, Result) else Diverged(str(end))
 
 
-def _diverged(folders: Sequence[RunFolder]) -> dict[Path, str]:
-    """Those that have, and why. Rank 0 says which, as it wrote it."""
-    with distributed.processes():
-        reasons = {folder.path: folder.diverged for folder in folders if distributed.from_main(folder.diverged is not None)}
-    return {path: reason or "it diverged" for path, reason in reasons.items()}
+def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
+    """Which of these runs did earlier, and why: a run is deterministic, it would do so again."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        reason = RunFolder(path).diverged
+        if reason is not None:
+            found[path] = reason
+    return found
 
 
-def _draw(group: Sequence[Ticket], overwrite: bool, progress: bool = False) -> list[Outcome]:
+def _draw(group: Sequence[Ticket], overwrite: bool) -> list[Outcome]:
     if overwrite:
         forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
     outcomes: list[Outcome] = []
     for ticket in group:
         try:
-            outcomes.append(lottery(ticket.config, rewind=ticket.rewind, progress=progress).rounds[-1].result)
+            outcomes.append(lottery(ticket.config, rewind=ticket.rewind).rounds[-1].result)
         except NonFiniteLoss as error:
             outcomes.append(Diverged(str(error)))
     return outcomes
@@ -219,16 +230,17 @@ def _draw(group: Sequence[Ticket], overwrite: bool, progress: bool = False) -> l
 
 def _with_needs(run: Run, teachers: Mapping[Config, Outcome], tickets: Mapping[Ticket, Outcome]) -> Config | Diverged:
     """The configuration with the masks and the teacher that were found for it."""
-    changes: dict[str, str] = {}
-    for field, outcome in (
-        ("masks", tickets[run.ticket] if run.ticket is not None else None),
-        ("teacher", teachers[run.teacher] if run.teacher is not None else None),
-    ):
+    masks = tickets[run.ticket] if run.ticket is not None else None
+    teacher = teachers[run.teacher] if run.teacher is not None else None
+    for what, outcome in (("lottery", masks), ("teacher", teacher)):
         if isinstance(outcome, Diverged):
-            return Diverged(f"its {field} could not be had: {outcome.reason}")
-        if outcome is not None:
-            changes[field] = str(outcome.run_dir)
-    return dataclasses.replace(run.config, **changes)  # type: ignore[arg-type]  # both are of type str
+            return Diverged(f"its {what} diverged: {outcome.reason}")
+    config = run.config
+    if isinstance(masks, Result):
+        config = dataclasses.replace(config, masks=str(masks.run_dir))
+    if isinstance(teacher, Result):
+        config = dataclasses.replace(config, teacher=str(teacher.run_dir))
+    return config
 
 
 # fields that decide the masks, where there is no lottery

@@ -85,6 +85,7 @@ class Grid:
         environment: what the runs were read or trained on.
     """
 
+    kind: ClassVar[str] = "comparison"
     base: Config
     cells: tuple[Cell, ...]
     variants: Mapping[str, Mapping[str, Any]]
@@ -93,7 +94,6 @@ class Grid:
     results: Mapping[Cell, Mapping[str, tuple[Result | Diverged, ...]]]
     step_times: tuple[StepTime, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
-    kind: ClassVar[str] = "comparison"
 
     def runs(self, cell: Cell, variant: str) -> list[Result]:
         """Those that did not diverge."""

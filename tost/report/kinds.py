@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tost.analysis import Iterations, Layers, Recovery, Saliencies
+from tost.analysis import Activations, GradientFlow, Iterations, Layers, PSwishCurves, Recovery, Saliencies, Surfaces
 from tost.choices import check_choice
 from tost.files import DamagedFile, read_json, write_atomic, write_json
 from tost.grid import Grid
@@ -20,8 +20,11 @@ from tost.report.analysis_figures import (
 from tost.report.grid_figures import grid_pictures
 from tost.report.grids import grid_sheets
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
+from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
+from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
 from tost.report.older import modern
 from tost.report.sheet import Sheet, csv_tables
+from tost.report.surface_figure import save_surface_figure
 from tost.tickets import Lottery
 
 __all__ = ["KINDS", "Kind", "Record", "pictures_of", "read_record", "sheets_of", "write_report"]
@@ -43,18 +46,16 @@ class Kind(NamedTuple):
     """A kind of record.
 
     Attributes:
-        read: the file, and what `as_dict` gave, which is in it -> the record.
+        read: what `as_dict` gave -> the record.
         sheets: record -> its tables.
         pictures: record -> what the picture's name has behind the record's ("": nothing) -> draws the record into a file.
+        whole: whether all of the record is in its file; else `read` takes the file's path, and looks beside it.
     """
 
-    read: Callable[[Path, Mapping[str, Any]], Any]
+    read: Callable[..., Any]
     sheets: Callable[[Any], Sequence[Sheet]]
     pictures: Callable[[Any], Mapping[str, Draw]]
-
-
-def _from(read: Callable[[Mapping[str, Any]], Any]) -> Callable[[Path, Mapping[str, Any]], Any]:
-    return lambda file, values: read(values)
+    whole: bool = True
 
 
 def _one(sheet: Callable[[Any], Sheet]) -> Callable[[Any], Sequence[Sheet]]:
@@ -67,13 +68,17 @@ def _alone(draw: Draw) -> Callable[[Any], Mapping[str, Draw]]:
 
 # a new kind is a line here
 KINDS: dict[str, Kind] = {
-    Grid.kind: Kind(_from(Grid.from_dict), grid_sheets, grid_pictures),
+    Grid.kind: Kind(Grid.from_dict, grid_sheets, grid_pictures),
     # the rounds of a lottery are runs beside its own folder
-    Lottery.kind: Kind(lambda file, values: Lottery.load(file), _one(lottery_sheet), _alone(save_lottery_figure)),
-    Iterations.kind: Kind(_from(Iterations.from_dict), _one(iterations_sheet), _alone(save_iterations_figure)),
-    Saliencies.kind: Kind(_from(Saliencies.from_dict), _one(saliency_sheet), _alone(save_saliency_figure)),
-    Recovery.kind: Kind(_from(Recovery.from_dict), _one(recovery_sheet), _alone(save_recovery_figure)),
-    Layers.kind: Kind(_from(Layers.from_dict), _one(layers_sheet), _alone(save_layers_figure)),
+    Lottery.kind: Kind(Lottery.load, _one(lottery_sheet), _alone(save_lottery_figure), whole=False),
+    Iterations.kind: Kind(Iterations.from_dict, _one(iterations_sheet), _alone(save_iterations_figure)),
+    Saliencies.kind: Kind(Saliencies.from_dict, _one(saliency_sheet), _alone(save_saliency_figure)),
+    Recovery.kind: Kind(Recovery.from_dict, _one(recovery_sheet), _alone(save_recovery_figure)),
+    Surfaces.kind: Kind(Surfaces.from_dict, _one(surface_sheet), _alone(save_surface_figure)),
+    Activations.kind: Kind(Activations.from_dict, activations_sheets, _alone(save_activations_figure)),
+    GradientFlow.kind: Kind(GradientFlow.from_dict, _one(gradients_sheet), _alone(save_gradients_figure)),
+    PSwishCurves.kind: Kind(PSwishCurves.from_dict, _one(pswish_sheet), _alone(save_pswish_figure)),
+    Layers.kind: Kind(Layers.from_dict, _one(layers_sheet), _alone(save_layers_figure)),
 }
 
 
@@ -106,7 +111,7 @@ def read_record(path: str | Path) -> Record:
     try:
         values = modern(values)
         kind = KINDS[check_choice("kind", values.get("kind", "none"), KINDS)]
-        found: Record = kind.read(file, values)
+        found: Record = kind.read(values if kind.whole else file)
     except DamagedFile:
         raise  # it names what is damaged
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
