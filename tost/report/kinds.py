@@ -110,7 +110,9 @@ def read_record(path: str | Path) -> Record:
         raise DamagedFile(file, f"no record: expected an object with a kind, one of {', '.join(KINDS)}")
     try:
         values = modern(values)
-        kind = KINDS[check_choice("kind", values.get("kind", "none"), KINDS)]
+        if "kind" not in values:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got none")
+        kind = KINDS[check_choice("kind", values["kind"], KINDS)]
         found: Record = kind.read(values if kind.whole else file)
     except DamagedFile:
         raise  # it names what is damaged
