@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tost.checks import integer, number
 from tost.choices import check_choice
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "recipe_name"]
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,18 @@ class Recipe:
         for name in fields:
             check_choice("recipe", name, known)
         return cls(**fields)  # type: ignore[arg-type]  # __post_init__ checks every type
+
+
+_TWEAKS = ("ghost_skip", "ghost_swish", "rescale_init", "label_smoothing")
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """`vanilla`, `tost`, or what differs: first the tweaks that are on, then settings other than the default."""
+    if recipe == Recipe.vanilla():
+        return "vanilla"
+    values, default = recipe.as_dict(), Recipe.tost().as_dict()
+    tweaks = [name for name in _TWEAKS if values[name]]
+    parts = ["tost" if tweaks == list(_TWEAKS) else "+".join(tweaks) or "vanilla"]
+    off = [name for name in _TWEAKS if not values[name]]  # said by their absence
+    parts += [f"{name}={value}" for name, value in values.items() if value != default[name] and name not in off]
+    return " ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tost.recipe import recipe_name
 from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
 from tost.report.analysis_figures import (
     save_iterations_figure,
@@ -10,7 +11,7 @@ from tost.report.analysis_figures import (
     save_saliency_figure,
 )
 from tost.report.figures import check_figure, require_matplotlib, save_figure
-from tost.report.from_runs import comparisons_of, lotteries_of, recipe_name
+from tost.report.from_runs import comparisons_of, lotteries_of
 from tost.report.kinds import KINDS, Kind, Record, pictures_of, read_record, sheets_of, write_report
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
 from tost.paired import mean_and_spread
 from tost.report.analyses import setting_title
-from tost.report.figures import COLOURS, MARKERS, new_figure, save
+from tost.report.figures import new_figure, save
 from tost.report.layers import layer_figure
+from tost.report.lines import band, grouped, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
-
-Item = TypeVar("Item")
 
 
 def save_iterations_figure(found: Iterations, path: str | Path) -> None:
@@ -26,13 +25,13 @@ def save_iterations_figure(found: Iterations, path: str | Path) -> None:
     figure = new_figure(13, 4.2)
     figure.suptitle(setting_title(found.setting))
     saliency, accuracy, time = figure.subplots(1, 3)
-    for colour, marker, name in _styles([point.method for point in found.points]):
-        groups = _grouped([point for point in found.points if point.method == name], lambda point: point.steps)
+    for colour, marker, name in styles([point.method for point in found.points]):
+        groups = grouped([point for point in found.points if point.method == name], lambda point: point.steps)
         first = {point.seed: point.saliency for point in next(iter(groups.values()))}
         relative = {steps: [p.saliency / first[p.seed] for p in points if first[p.seed]] for steps, points in groups.items()}
-        _band(saliency, {steps: values for steps, values in relative.items() if values}, colour, marker, name)
+        band(saliency, {steps: values for steps, values in relative.items() if values}, colour, marker, name)
         percents = {steps: [100 * point.test_accuracy for point in points] for steps, points in groups.items()}
-        _band(accuracy, percents, colour, marker, name)
+        band(accuracy, percents, colour, marker, name)
         cells = [(mean_and_spread([p.seconds for p in points])[0], points) for points in groups.values()]
         _points(time, cells, colour, marker, name)
     first_steps = found.points[0].steps
@@ -63,14 +62,14 @@ def save_saliency_figure(found: Saliencies, path: str | Path) -> None:
     figure = new_figure(12, 4.8)
     figure.suptitle(setting_title(found.setting))
     way, relation = figure.subplots(1, 2)
-    for colour, marker, name in _styles([point.method for point in found.points]):
+    for colour, marker, name in styles([point.method for point in found.points]):
         points = [point for point in found.points if point.method == name]
-        groups = _grouped(points, lambda point: point.density)
+        groups = grouped(points, lambda point: point.density)
         by_density = {100 * density: group for density, group in groups.items()}
         pruning = {density: [point.saliency.pruning for point in group] for density, group in by_density.items()}
         sparsification = {density: [p.saliency.sparsification for p in group] for density, group in by_density.items()}
-        _band(way, pruning, colour, "", f"{name}, pruning")
-        _band(way, sparsification, colour, "", f"{name}, sparsification", linestyle="--")
+        band(way, pruning, colour, "", f"{name}, pruning")
+        band(way, sparsification, colour, "", f"{name}, sparsification", linestyle="--")
         relation.scatter(
             [point.saliency.sparsification for point in points],
             [point.saliency.pruning for point in points],
@@ -101,14 +100,14 @@ def save_recovery_figure(found: Recovery, path: str | Path) -> None:
     figure = new_figure(12, 4.5)
     figure.suptitle(setting_title(found.setting))
     numbers, parts = figure.subplots(1, 2)
-    for colour, marker, name in _styles([step.method for step in found.steps]):
-        groups = _grouped([step for step in found.steps if step.method == name], lambda step: step.number)
-        _band(numbers, {n: [s.pruned for s in steps] for n, steps in groups.items()}, colour, marker, f"{name}, pruned")
+    for colour, marker, name in styles([step.method for step in found.steps]):
+        groups = grouped([step for step in found.steps if step.method == name], lambda step: step.number)
+        band(numbers, {n: [s.pruned for s in steps] for n, steps in groups.items()}, colour, marker, f"{name}, pruned")
         recovered = {n: [s.recovered for s in steps] for n, steps in groups.items()}
         if any(map(any, recovered.values())):
-            _band(numbers, recovered, colour, marker, f"{name}, recovered", linestyle="--")
+            band(numbers, recovered, colour, marker, f"{name}, recovered", linestyle="--")
         shares = {n: [100 * s.recovered / s.pruned for s in steps if s.pruned] for n, steps in groups.items()}
-        _band(parts, {n: values for n, values in shares.items() if values}, colour, marker, name)
+        band(parts, {n: values for n, values in shares.items() if values}, colour, marker, name)
     numbers.set_yscale("symlog", linthresh=1)
     numbers.set_ylim(bottom=0)
     numbers.set_ylabel("weights")
@@ -125,25 +124,3 @@ def save_layers_figure(found: Layers, path: str | Path) -> None:
     """What the methods leave in each layer, of the first seed."""
     first = dataclasses.replace(found.setting, seeds=found.setting.seeds[:1])
     layer_figure({name: seeds[0] for name, seeds in found.counts.items()}, path, setting_title(first))
-
-
-def _styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(colour, marker, name) of each different name, in order."""
-    n = len(COLOURS)
-    return [(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], name) for i, name in enumerate(dict.fromkeys(names))]
-
-
-def _grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, list[Item]]:
-    groups: dict[float, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def _band(
-    axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marker: str, label: str, linestyle: str = "-"
-) -> None:
-    """A line through the means, and a band from the least to the largest value of the seeds."""
-    means = [mean_and_spread(group)[0] for group in values.values()]
-    axes.plot(list(values), means, color=colour, marker=marker or None, markersize=4, linestyle=linestyle, label=label)
-    axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)

@@ -9,25 +9,11 @@ from pathlib import Path
 
 from tost.experiment import Comparison
 from tost.files import DamagedFile
-from tost.recipe import Recipe
+from tost.recipe import Recipe, recipe_name
 from tost.runs import Result, RunFolder
 from tost.tickets import Lottery
 
-__all__ = ["comparisons_of", "lotteries_of", "recipe_name"]
-
-_TWEAKS = ("ghost_skip", "ghost_swish", "rescale_init", "label_smoothing")
-
-
-def recipe_name(recipe: Recipe) -> str:
-    """`vanilla`, `tost`, or what differs: first the tweaks that are on, then settings other than the default."""
-    if recipe == Recipe.vanilla():
-        return "vanilla"
-    values, default = recipe.as_dict(), Recipe.tost().as_dict()
-    tweaks = [name for name in _TWEAKS if values[name]]
-    parts = ["tost" if tweaks == list(_TWEAKS) else "+".join(tweaks) or "vanilla"]
-    off = [name for name in _TWEAKS if not values[name]]  # said by their absence
-    parts += [f"{name}={value}" for name, value in values.items() if value != default[name] and name not in off]
-    return " ".join(parts)
+__all__ = ["comparisons_of", "lotteries_of"]
 
 
 def comparisons_of(results: Sequence[Result]) -> list[Comparison]:

@@ -1,0 +1,37 @@
+"""Colours, groups and bands that pictures of several runs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from tost.paired import mean_and_spread
+from tost.report.figures import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["band", "grouped", "styles"]
+
+Item = TypeVar("Item")
+
+
+def styles(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(colour, marker, name) of each different name, in order."""
+    n = len(COLOURS)
+    return [(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], name) for i, name in enumerate(dict.fromkeys(names))]
+
+
+def grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, list[Item]]:
+    """Number -> the items of that number, in order."""
+    groups: dict[float, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def band(axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marker: str, label: str, linestyle: str = "-") -> None:
+    """A line through the means, and a band from the least to the largest value of the seeds."""
+    means = [mean_and_spread(group)[0] for group in values.values()]
+    axes.plot(list(values), means, color=colour, marker=marker or None, markersize=4, linestyle=linestyle, label=label)
+    axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)

@@ -1,0 +1,90 @@
+"""Loss surfaces -> a picture: contours and mountains, all at one scale."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tost.analysis.surface import Surface, Surfaces
+from tost.report.figures import new_figure, save
+from tost.report.networks import epoch_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["save_surface_figure"]
+
+CEILING = 8.0  # where the picture ends; the record does not
+_LEVELS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, CEILING)
+_COLOURS = "viridis"
+
+
+def save_surface_figure(found: Surfaces, path: str | Path) -> None:
+    """A row for each variant and for each epoch two panels: contours and the surface, of the first seed, clipped at 8.
+
+    Dashed: the loss of guessing. The cross is the network itself.
+    """
+    seed = found.surfaces[0].origin.seed
+    drawn = [surface for surface in found.surfaces if surface.origin.seed == seed]
+    variants = list(dict.fromkeys(surface.origin.variant for surface in drawn))
+    epochs = sorted({surface.origin.epoch for surface in drawn})
+    figure = new_figure(7.2 * len(epochs) + 1.0, 3.5 * len(variants) + 0.7)
+    figure.suptitle(
+        f"{found.title}, seed {seed}: loss around the network on {found.images} {found.part} images, clipped at {CEILING:g}"
+    )
+    shape = (len(variants), 2 * len(epochs))
+    all_axes: list[Any] = []
+    for surface in drawn:
+        column = 2 * epochs.index(surface.origin.epoch)
+        place = variants.index(surface.origin.variant) * shape[1] + column + 1
+        flat = figure.add_subplot(*shape, place)
+        deep = figure.add_subplot(*shape, place + 1, projection="3d")
+        all_axes += [flat, deep]
+        colours = _contours(flat, found, surface)
+        _mountain(deep, found, surface)
+    bar = figure.colorbar(colours, ax=all_axes, shrink=0.6, aspect=30, pad=0.01, ticks=range(0, round(CEILING) + 1))
+    bar.set_label("mean cross entropy")
+    save(figure, path)
+
+
+def _clipped(surface: Surface) -> list[list[float]]:
+    return [[min(loss, CEILING) for loss in row] for row in surface.losses]
+
+
+def _contours(axes: Axes, found: Surfaces, surface: Surface) -> Any:
+    losses = _clipped(surface)
+    shades = [CEILING * i / 64 for i in range(65)]
+    colours = axes.contourf(found.steps, found.steps, losses, levels=shades, cmap=_COLOURS)
+    lowest = min(map(min, losses))
+    lines = axes.contour(found.steps, found.steps, losses, levels=[level for level in _LEVELS if level > lowest] or [CEILING])
+    lines.set(edgecolor="white", linewidth=0.6, alpha=0.8)
+    axes.clabel(lines, fontsize=6, fmt="%g")
+    chance = math.log(found.classes)
+    if lowest < chance < CEILING:
+        axes.contour(found.steps, found.steps, losses, levels=[chance], colors="black", linestyles="--", linewidths=0.9)
+    axes.plot([0], [0], "+", color="red", markersize=7)
+    axes.set_aspect("equal")
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("first direction, filter norms", fontsize=8)
+    axes.set_ylabel("second direction, filter norms", fontsize=8)
+    axes.set_title(f"{surface.origin.variant}, {epoch_name(surface.origin)}: loss {surface.centre:.3g}", fontsize=9)
+    return colours
+
+
+def _mountain(axes: Any, found: Surfaces, surface: Surface) -> None:
+    import numpy as np
+
+    x, y = np.meshgrid(found.steps, found.steps)
+    heights = np.array(_clipped(surface))
+    axes.plot_surface(x, y, heights, cmap=_COLOURS, vmin=0, vmax=CEILING, rcount=51, ccount=51, linewidth=0.1, edgecolor="0.3")
+    axes.set_zlim(0, CEILING)
+    axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
+    axes.view_init(elev=32, azim=-55)
+    axes.set_xticks([-1, 0, 1])
+    axes.set_yticks([-1, 0, 1])
+    axes.set_zticks([0, 2, 4, 6, 8])
+    axes.tick_params(labelsize=7, pad=-2)
+    axes.set_zlabel("loss", fontsize=8, labelpad=-6)
