@@ -12,6 +12,7 @@ from typing import Any
 from tost.config import Config
 from tost.data import load
 from tost.files import write_json
+from tost.launch import Processes
 from tost.paired import Paired, mean_and_spread, paired
 from tost.parallel import train_all
 from tost.recipe import Recipe
@@ -111,13 +112,19 @@ def compare(
     if len(who) < len(seeds) * len(recipes):
         raise ValueError(f"variants: expected different recipes, got the same under two names of {list(recipes)}")
 
-    def ended(result: Result, finished_earlier: bool) -> None:
-        config = result.config
-        took = "finished earlier" if finished_earlier else f"in {result.seconds:.0f} s"
-        report(f"seed {config.seed}  {who[config]}: {100 * result.test_accuracy:.2f}%, {took}  ({result.run_dir})")
+    def title(config: Config) -> str:
+        return f"seed {config.seed}  {who[config]}"
+
+    def ended(config: Config, outcome: Result | Exception, finished_earlier: bool) -> None:
+        if isinstance(outcome, Exception):
+            report(f"{title(config)}: failed: {outcome}")
+            return
+        took = "finished earlier" if finished_earlier else f"in {outcome.seconds:.0f} s"
+        report(f"{title(config)}: {100 * outcome.test_accuracy:.2f}%, {took}  ({outcome.run_dir})")
 
     runs: dict[str, list[Result]] = {name: [] for name in recipes}
-    for result in train_all(list(who), jobs, overwrite=overwrite, progress=progress, ended=ended):
+    trained = train_all(list(who), Processes(jobs), overwrite=overwrite, progress=progress, title=title, ended=ended)
+    for result in trained:
         runs[who[result.config]].append(result)
     for i, seed in enumerate(seeds):
         _check_pair([results[i] for results in runs.values()], seed)

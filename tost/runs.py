@@ -177,7 +177,16 @@ class RunFolder:
     def forget(self) -> None:
         """Remove what an earlier run found, so that the next one begins anew."""
         self.result.unlink(missing_ok=True)  # first: unfinished from here on
-        for path in (self.checkpoint, self.best, self.model, self.rewind, self.lottery, self.masks, *self.snapshots.values()):
+        for path in (
+            self.checkpoint,
+            self.record,
+            self.best,
+            self.model,
+            self.rewind,
+            self.lottery,
+            self.masks,
+            *self.snapshots.values(),
+        ):
             path.unlink(missing_ok=True)
 
     def start(self, config: Config, masks: Masks | None) -> None:

@@ -83,7 +83,7 @@ def test_the_record_has_every_run(config: Config, tmp_path: Path) -> None:
         ({"variants": {}}, "variants: expected at least one"),
         ({"seeds": ()}, "seeds: expected at least one"),
         ({"seeds": (1, 1)}, r"seeds: expected .* each once, got \[1, 1\]"),
-        ({"jobs": 0}, "jobs: expected at least 1, got 0"),
+        ({"jobs": 0}, "jobs: expected a whole number of at least 1, got 0"),
         ({"variants": {"a": Recipe.vanilla(), "b": Recipe.vanilla()}}, "variants: expected different recipes"),
         ({"timing_rounds": 1}, "timing_rounds: expected 0 or at least 2, got 1"),
     ],

@@ -5,26 +5,43 @@ The figures of "Progressive Skeletonization" (FORCE, https://arxiv.org/abs/2006.
 
 from __future__ import annotations
 
+from tost.analysis.activations import Activations, analyze_activations
+from tost.analysis.curvature import Curvature, Line, Measure, analyze_curvature
+from tost.analysis.gradient_flow import GradientFlow, analyze_gradient_flow
 from tost.analysis.iterations import Iterations, IterationsPoint, analyze_iterations
 from tost.analysis.layers import Layers, analyze_layers
+from tost.analysis.pswish import PSwishCurves, analyze_pswish
 from tost.analysis.recovery import Recovery, analyze_recovery
 from tost.analysis.saliency import Saliencies, Saliency, SaliencyPoint, analyze_saliency, saliency
 from tost.analysis.setting import Setting
+from tost.analysis.surface import Surfaces, analyze_surface
 from tost.environment import environment
 
 __all__ = [
+    "Activations",
+    "Curvature",
+    "GradientFlow",
     "Iterations",
     "IterationsPoint",
     "Layers",
+    "Line",
+    "Measure",
+    "PSwishCurves",
     "Recovery",
     "Saliencies",
     "Saliency",
     "SaliencyPoint",
     "Setting",
+    "Surfaces",
+    "analyze_activations",
+    "analyze_curvature",
+    "analyze_gradient_flow",
     "analyze_iterations",
     "analyze_layers",
+    "analyze_pswish",
     "analyze_recovery",
     "analyze_saliency",
+    "analyze_surface",
     "environment",
     "saliency",
 ]

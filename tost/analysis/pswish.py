@@ -111,7 +111,7 @@ def analyze_pswish(config: Config, betas: Sequence[float] = (1, 2, 5, 10, math.i
     if not betas or len(set(betas)) != len(betas):
         raise ValueError(f"betas: expected at least one and each once, got {list(betas)}")
     reach = round(REACH / SPACING)
-    inputs = torch.arange(-reach, reach + 1, dtype=torch.float64) * SPACING
+    inputs = torch.tensor([round(i * SPACING, 6) for i in range(-reach, reach + 1)], dtype=torch.float64)
     return PSwishCurves(tuple(inputs.tolist()), tuple(_curve(float(beta), inputs) for beta in betas), _fade(config, total_steps))
 
 

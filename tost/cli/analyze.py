@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from tost.cli.analyses import pruning
+from tost.cli.analyses import networks, pruning
 from tost.cli.analyses.action import Action
 from tost.cli.options import Parser, set_threads
 from tost.cli.output import show
@@ -18,6 +18,11 @@ _ACTIONS: dict[str, Action] = {
     "saliency": pruning.SALIENCY,
     "recovery": pruning.RECOVERY,
     "layers": pruning.LAYERS,
+    "surface": networks.SURFACE,
+    "curvature": networks.CURVATURE,
+    "activations": networks.ACTIVATIONS,
+    "gradients": networks.GRADIENTS,
+    "pswish": networks.PSWISH,
 }
 
 

@@ -108,12 +108,12 @@ def add_snapshots(parser: ArgumentParser) -> None:
     )
 
 
-def epochs_of(value: Sequence[int] | int | str) -> tuple[int, ...]:
-    """The epochs that --snapshots, or a list of that kind, means: 0,5,30."""
+def epochs_of(value: Sequence[int] | int | str, name: str = "snapshots") -> tuple[int, ...]:
+    """The epochs that the option `name` means: 0,5,30."""
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) else tuple(value)
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
-        raise ValueError(f"snapshots: expected epochs as in 0,5,30, got {value!r}")
+        raise ValueError(f"{name}: expected epochs as in 0,5,30, got {value!r}")
     return tuple(int(epoch) for epoch in value.split(","))
 
 

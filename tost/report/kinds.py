@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tost.analysis import Iterations, Layers, Recovery, Saliencies
+from tost.analysis import Activations, Curvature, GradientFlow, Iterations, Layers, PSwishCurves, Recovery, Saliencies, Surfaces
 from tost.choices import check_choice
 from tost.files import DamagedFile, read_json, write_atomic, write_json
 from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
@@ -16,7 +16,11 @@ from tost.report.analysis_figures import (
     save_recovery_figure,
     save_saliency_figure,
 )
+from tost.report.curvature import curvature_sheet, save_curvature_figure
+from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
+from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
 from tost.report.sheet import Sheet, csv_tables
+from tost.report.surface_figure import save_surface_figure
 
 __all__ = ["KINDS", "Kind", "Record", "pictures_of", "read_record", "sheets_of", "write_report"]
 
@@ -60,6 +64,11 @@ KINDS: dict[str, Kind] = {
     Iterations.kind: Kind(Iterations.from_dict, _one(iterations_sheet), _alone(save_iterations_figure)),
     Saliencies.kind: Kind(Saliencies.from_dict, _one(saliency_sheet), _alone(save_saliency_figure)),
     Recovery.kind: Kind(Recovery.from_dict, _one(recovery_sheet), _alone(save_recovery_figure)),
+    Curvature.kind: Kind(Curvature.from_dict, _one(curvature_sheet), _alone(save_curvature_figure)),
+    Surfaces.kind: Kind(Surfaces.from_dict, _one(surface_sheet), _alone(save_surface_figure)),
+    Activations.kind: Kind(Activations.from_dict, activations_sheets, _alone(save_activations_figure)),
+    GradientFlow.kind: Kind(GradientFlow.from_dict, _one(gradients_sheet), _alone(save_gradients_figure)),
+    PSwishCurves.kind: Kind(PSwishCurves.from_dict, _one(pswish_sheet), _alone(save_pswish_figure)),
     Layers.kind: Kind(Layers.from_dict, _one(layers_sheet), _alone(save_layers_figure)),
 }
 

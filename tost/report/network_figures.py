@@ -32,7 +32,7 @@ def save_activations_figure(found: Activations, path: str | Path) -> None:
     names = list(dict.fromkeys(layer.name for one in found.networks for layer in one.layers))
     epochs = sorted({epoch for _, epoch, _ in groups})
     figure = new_figure(max(9.0, 0.28 * len(names) + 6.5), 5.2 if len(names) > 8 else 4.6)
-    figure.suptitle(f"Activations of at most {found.threshold:g} in size: {found.title}, {found.images} test images")
+    figure.suptitle(f"Activations of at most {found.threshold:g} in size: {found.title}, {found.images:,} test images")
     layers, means = figure.subplots(1, 2, width_ratios=[max(2.0, 0.1 * len(names)), 1])
     colours = {variant: colour for colour, _, variant in styles([variant for variant, _, _ in groups])}
     labels = []
@@ -62,7 +62,8 @@ def save_activations_figure(found: Activations, path: str | Path) -> None:
     means.yaxis.tick_right()
     means.invert_yaxis()
     means.set_xlabel("mean of the layers, %")
-    means.set_xlim(0, 100)
+    means.set_xlim(0, 116)  # room for the numbers
+    means.set_xticks(range(0, 101, 20))
     means.grid(alpha=0.3, axis="x")
     means.set_axisbelow(True)
     figure.legend(*layers.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
@@ -83,6 +84,9 @@ def save_gradients_figure(found: GradientFlow, path: str | Path) -> None:
     for colour, marker, variant in styles([variant for variant, _, _ in groups]):
         for form, dashes in _OF_FORM.items():
             here = {epoch: group for (of, epoch, in_form), group in groups.items() if (of, in_form) == (variant, form)}
+            later = [epoch for of, epoch, in_form in groups if of == variant and epoch > max(here, default=math.inf)]
+            if form == "training" and later:  # where the ghosts are gone both forms are one
+                here[min(later)] = groups[variant, min(later), "finalized"]
             label = variant + (", ghosts alive" if form == "training" else "")
             totals: dict[float, list[float]] = {
                 epoch: _finite([one.norms.total for one in here[epoch]]) for epoch in sorted(here)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tost.analysis.activations import Activations, NetworkActivations
+from tost.analysis.curvature import NetworkCurvature
 from tost.analysis.gradient_flow import GradientFlow, NetworkGradients
 from tost.analysis.of_runs import Origin
 from tost.analysis.pswish import PSwishCurves
 from tost.analysis.surface import Surface, Surfaces
-from tost.report.sheet import Number, Sheet, Spread
+from tost.report.sheet import Cell, Number, Sheet, Spread
 
 __all__ = ["activations_sheets", "epoch_name", "gradients_sheet", "pswish_sheet", "seeds_alike", "surface_sheet"]
 
-Measured = TypeVar("Measured", NetworkActivations, NetworkGradients, Surface)
+Measured = TypeVar("Measured", NetworkActivations, NetworkCurvature, NetworkGradients, Surface)
 
 
 def epoch_name(origin: Origin) -> str:
@@ -34,7 +35,7 @@ def seeds_alike(found: Sequence[Measured]) -> dict[tuple[str, int, str], list[Me
 
 def surface_sheet(found: Surfaces) -> Sheet:
     """A row for each variant and epoch: how steep and how wide the valley is."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     chance = math.log(found.classes)
     for (variant, _, _), group in seeds_alike(found.surfaces).items():
         rises = ([one.rise(found.steps, radius) for one in group] for radius in (0.1, 0.25, 0.5))
@@ -61,10 +62,10 @@ def surface_sheet(found: Surfaces) -> Sheet:
             "area below chance, %",
         ),
         tuple(rows),
-        f"Cross entropy of {found.images} {found.part} images on {len(found.steps)} x {len(found.steps)} points, in eval mode, mean ± "
-        "standard deviation over the seeds. Directions: random, masked, each filter's as long as its active weights. Rise: mean "
-        "over the points at this distance from the network. Area: of the square from -1 to 1 along both directions. Chance: "
-        f"ln {found.classes} = {chance:.3f}.",
+        f"Cross entropy of {found.images} {found.part} images on {len(found.steps)} x {len(found.steps)} points, in eval mode; "
+        "mean and standard deviation of the seeds. Directions: random, masked, each filter's as long as its active weights. "
+        "Rise: mean over the points at this distance from the network. Area: of the square from -1 to 1 along both directions. "
+        f"Chance: ln {found.classes} = {chance:.3f}.",
         texts=("network",),
     )
 
@@ -87,7 +88,7 @@ def activations_sheets(found: Activations) -> list[Sheet]:
         "standard deviation over the seeds."
     )
     names = list(dict.fromkeys(layer.name for one in found.networks for layer in one.layers))
-    layers = []
+    layers: list[tuple[Cell, ...]] = []
     for name in names:
         of_group = (
             [100 * layer.fraction for one in group for layer in one.layers if layer.name == name] for group in groups.values()

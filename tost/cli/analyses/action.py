@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jsonargparse import Namespace
 
 from tost.cli.options import Parser, add_json
+from tost.cli.options import epochs_of as parse_epochs
 
 if TYPE_CHECKING:
     from tost.report import Record
@@ -51,9 +52,9 @@ def add_runs(parser: Parser, epochs: bool = True) -> None:
     if epochs:
         parser.add_argument(
             "--epochs",
-            type=tuple[int, ...] | int | None,
+            type=tuple[int, ...] | int | str | None,
             default=None,
-            help="networks kept after these epochs (--snapshots); 0: before the first step (default: the finished network)",
+            help="networks kept after these epochs (--snapshots), as in 0,5,30; 0: before the first step (default: finished)",
         )
     parser.add_argument("--seed", type=int, default=0, help="of what the analysis draws")
     add_output(parser)
@@ -68,8 +69,8 @@ def runs_of(options: Namespace) -> list[Result]:
 
 
 def epochs_of(options: Namespace) -> tuple[int, ...] | None:
-    """What --epochs asked for, a lone number too; None: only the finished network."""
-    return (options.epochs,) if isinstance(options.epochs, int) else options.epochs
+    """What --epochs asked for; None: only the finished network."""
+    return None if options.epochs is None else parse_epochs(options.epochs, "epochs")
 
 
 @contextmanager
