@@ -93,6 +93,14 @@ FORBIDDEN = [
     ("tost/training.py", "tost.tickets"),
     ("tost/tickets.py", "tost.cli"),
     ("tost/tickets.py", "tost.report"),
+    ("tost/launch", "tost.training"),
+    ("tost/launch", "tost.runs"),
+    ("tost/launch", "tost.config"),
+    ("tost/watch.py", "tost.launch"),
+    ("tost/watch.py", "tost.training"),
+    ("tost/parallel.py", "tost.experiment"),
+    ("tost/parallel.py", "tost.grid"),
+    ("tost/parallel.py", "tost.cli"),
 ]
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tost.config import Config
+from tost.launch import Processes
 from tost.paired import Paired, mean_and_spread, paired
-from tost.parallel import in_processes, train_all
+from tost.parallel import carry_out, train_all
 from tost.runs import Result
 from tost.tickets import check_lottery, forget_rounds, lottery
 
@@ -126,13 +127,17 @@ def train_grid(
     configs = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, Config)]
     tickets = [plan for plan in dict.fromkeys(cells.values()) if isinstance(plan, _Ticket)]
 
-    def ended(result: Result, finished_earlier: bool) -> None:
-        config = result.config
-        took = "finished earlier" if finished_earlier else f"in {result.seconds:.0f} s"
-        kept = f"{100 * config.density:g}% kept"
-        report(f"seed {config.seed}  {names[config]}, {kept}: {100 * result.test_accuracy:.2f}%, {took}  ({result.run_dir})")
+    def title(config: Config) -> str:
+        return f"seed {config.seed}  {names[config]}, {100 * config.density:g}% kept"
 
-    trained = train_all(configs, jobs, overwrite=overwrite, progress=progress, ended=ended)
+    def ended(config: Config, outcome: Result | Exception, finished_earlier: bool) -> None:
+        if isinstance(outcome, Exception):
+            report(f"{title(config)}: failed: {outcome}")
+            return
+        took = "finished earlier" if finished_earlier else f"in {outcome.seconds:.0f} s"
+        report(f"{title(config)}: {100 * outcome.test_accuracy:.2f}%, {took}  ({outcome.run_dir})")
+
+    trained = train_all(configs, Processes(jobs), overwrite=overwrite, progress=progress, title=title, ended=ended)
     of: dict[Config | _Ticket, Result] = dict(zip(configs, trained, strict=True))
     for ticket, result in _draw(tickets, jobs, overwrite, progress, lambda line, ticket: report(f"{names[ticket]}, {line}")):
         of[ticket] = result
@@ -185,28 +190,21 @@ def _draw(
     together = [tuple(group) for group in groups.values()]
     found: list[tuple[_Ticket, Result]] = []
 
-    def ended(group: tuple[_Ticket, ...], results: list[Result]) -> None:
+    def ended(group: tuple[_Ticket, ...], results: list[Result] | Exception) -> None:
+        if isinstance(results, Exception):
+            return
         found.extend(zip(group, results, strict=True))
         accuracies = ", ".join(
             f"{100 * t.config.density:g}% kept: {100 * r.test_accuracy:.2f}%" for t, r in zip(group, results, strict=True)
         )
         report(f"seed {group[0].config.seed}: {accuracies}  ({results[0].run_dir.parent})", group[0])
 
-    if jobs > 1 and len(together) > 1:
-        in_processes(
-            functools.partial(_draw_group, overwrite=overwrite), together, jobs, _nothing_done if progress else None, ended
-        )
-    else:
-        for group in together:
-            ended(group, _draw_group(group, overwrite, progress))
+    draw = functools.partial(_draw_group, overwrite=overwrite)
+    carry_out(draw, together, Processes(jobs), progress=progress, title=lambda group: f"seed {group[0].config.seed}", ended=ended)
     return found
 
 
-def _draw_group(group: Sequence[_Ticket], overwrite: bool, progress: bool = False) -> list[Result]:
+def _draw_group(group: Sequence[_Ticket], overwrite: bool) -> list[Result]:
     if overwrite:
         forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
-    return [lottery(ticket.config, rewind=ticket.rewind, progress=progress).rounds[-1].result for ticket in group]
-
-
-def _nothing_done(group: tuple[_Ticket, ...]) -> float:
-    return 0.0  # the bar counts lotteries that are done
+    return [lottery(ticket.config, rewind=ticket.rewind).rounds[-1].result for ticket in group]

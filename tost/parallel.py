@@ -1,151 +1,157 @@
-"""Several runs at once, each in a process of its own.
-
-A small sparse network cannot keep two cores busy, two runs can: on two cores two runs of one thread each end sooner than
-one after the other with two threads, and they do not wait for each other in every operation.
-"""
+"""Many runs, wherever they are trained: finished ones are read back, and one that fails does not stop the others."""
 
 from __future__ import annotations
 
 import functools
-import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import connection
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
 
-import torch
-
+from tost import distributed
 from tost.config import Config
-from tost.progress import percent_bar
+from tost.launch import Launcher, Processes
+from tost.launch.launcher import Item, Output
 from tost.runs import Result, RunFolder
 from tost.training import train
+from tost.watch import Standing, standing_of_runs, watching
 
-_POLL_SECONDS = 0.5
+__all__ = ["RunsFailed", "carry_out", "check_launcher", "train_all"]
 
-Item = TypeVar("Item", bound=Hashable)
-Output = TypeVar("Output")
+Borne = TypeVar("Borne", bound=Exception)
+
+
+class RunsFailed(RuntimeError):
+    """Some runs failed; the others are done.
+
+    Attributes:
+        errors: title of the run -> what it raised.
+    """
+
+    def __init__(self, errors: Mapping[str, Exception], total: int) -> None:
+        lines = [f"{title}: {type(error).__name__}: {error}" for title, error in errors.items()]
+        super().__init__(f"{len(errors)} of {total} runs failed, the others are done: {'; '.join(lines)}")
+        self.errors = dict(errors)
 
 
 def train_all(
     configs: Sequence[Config],
-    jobs: int = 1,
+    launcher: Launcher | None = None,
     *,
     overwrite: bool = False,
+    snapshots: Sequence[int] = (),
     progress: bool = False,
-    ended: Callable[[Result, bool], None] = lambda result, finished_earlier: None,
-) -> list[Result]:
-    """The results of `configs`, in their order.
+    bear: type[Borne] | tuple[type[Borne], ...] = (),
+    title: Callable[[Config], str] = lambda config: f"{config.hash} {config.model_name}, seed {config.seed}",
+    ended: Callable[[Config, Result | Exception, bool], None] = lambda config, outcome, finished_earlier: None,
+) -> list[Result | Borne]:
+    """The results of `configs`, in their order; finished runs are read back.
 
     Args:
         configs: all different.
-        jobs: how many run at the same time; with more than one each gets its share of torch's threads, at least one.
-        overwrite: repeat finished runs.
-        progress: a bar on stderr.
-        ended: called as each run ends, with whether it was finished before this call.
+        launcher: where the others are trained; None: one after the other in this process.
+        overwrite: repeat finished runs; all of them are unfinished from the beginning of this call on.
+        snapshots: as in `train`.
+        progress: show on stderr how the runs stand.
+        bear: errors that are returned in place of a result, as NonFiniteLoss for a run that diverged.
+        title: what a run is called, in errors and on stderr.
+        ended: called as each run ends, with whether it was finished before this call; under torchrun in one process.
 
     Raises:
-        ValueError: `jobs` is below 1. What `train` raises; runs that have not begun are dropped then.
-        BrokenProcessPool: a process died.
-
-    An interrupt ends the running processes at once; so does the end of this process, however it comes about.
+        ValueError: the launcher is not one for torchrun. What `train` raises for a finished run.
+        RunsFailed, and what `train` raises: see `carry_out`.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, got {jobs}")
-    if jobs > 1 and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(f"jobs: expected 1 under torchrun, whose processes share each run, got {jobs}")
-    earlier = {config: RunFolder.of(config).finished and not overwrite for config in configs}
-    if jobs == 1 or len(configs) == 1:
-        results = []
-        for config in configs:
-            results.append(train(config, overwrite=overwrite, progress=progress))
-            ended(results[-1], earlier[config])
-        return results
+    check_launcher(launcher)
+    with distributed.processes() as me:
+        if overwrite:
+            for config in configs if me.is_main else ():
+                _forget(RunFolder.of(config))
+        # rank 0 asks when it has forgotten what is to be repeated
+        earlier = [config for config in configs if distributed.from_main(RunFolder.of(config).finished)]
+        found: dict[Config, Result | Borne] = {}
+        for config in earlier:
+            found[config] = train(config, snapshots=snapshots)
+            if me.is_main:
+                ended(config, found[config], True)
+        left = [config for config in configs if config not in found]
+        trained = carry_out(
+            functools.partial(train, snapshots=tuple(snapshots)),
+            left,
+            launcher,
+            progress=progress and me.is_main,
+            bear=bear,
+            title=title,
+            standing=standing_of_runs(left),
+            ended=lambda config, outcome: ended(config, outcome, False) if me.is_main else None,
+        )
+        found |= zip(left, trained, strict=True)
+    return [found[config] for config in configs]
 
-    def one_ended(config: Config, result: Result) -> None:
-        ended(result, earlier[config])
 
-    return in_processes(functools.partial(train, overwrite=overwrite), configs, jobs, _done_of if progress else None, one_ended)
-
-
-def in_processes(
+def carry_out(
     work: Callable[[Item], Output],
     items: Sequence[Item],
-    jobs: int,
-    done_of: Callable[[Item], float] | None = None,
-    ended: Callable[[Item, Output], None] = lambda item, output: None,
-) -> list[Output]:
-    """`work` of every item, in their order, `jobs` at a time, each in a process of its own with its share of torch's threads.
+    launcher: Launcher | None = None,
+    *,
+    progress: bool = False,
+    bear: type[Borne] | tuple[type[Borne], ...] = (),
+    title: Callable[[Item], str] = str,
+    standing: Callable[[Item], Standing] = lambda item: Standing(),
+    ended: Callable[[Item, Output | Exception], None] = lambda item, outcome: None,
+) -> list[Output | Borne]:
+    """`work` of every item, in their order.
 
     Args:
         work: what a new process can import; so are items and outputs what it can send.
         items: all different.
-        jobs: how many at the same time.
-        done_of: which fraction of an item is done, for a bar on stderr; None: no bar.
-        ended: called as each ends.
+        launcher: where; None: one after the other in this process.
+        progress: show on stderr how they stand.
+        bear: errors that are returned in place of an output.
+        title: what an item is called, in errors and on stderr.
+        standing: how an item stands, for stderr.
+        ended: called as each ends, with what `work` returned or raised.
 
     Raises:
-        What `work` raises; items that have not begun are dropped then. BrokenProcessPool: a process died.
+        RunsFailed: when all others have ended, if some raised what is not in `bear`. Where all raised the same, as for a file
+            that is not there, it is that error. Under torchrun an error is raised at once: the other processes wait.
 
-    An interrupt ends the running processes at once; so does the end of this process, however it comes about.
+    An interrupt ends the processes, so does the end of this process, however it comes about; jobs of a cluster go on.
     """
-    threads = max(1, torch.get_num_threads() // jobs)
-    # spawn: a forked child would inherit torch's thread pool without its threads
-    spawn = multiprocessing.get_context("spawn")
-    # Nothing is ever sent: it closes when this process ends it or ends itself, be it killed.
-    lifeline, end = spawn.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, spawn, _begin, (lifeline, threads))
-    outputs: dict[Item, Output] = {}
-    try:
-        futures = {pool.submit(work, item): item for item in items}
-        for future in _as_they_end(futures, done_of):
-            item = futures[future]
-            outputs[item] = future.result()
-            ended(item, outputs[item])
-    except Exception:
-        raise  # the runs that have begun are worth finishing
-    except BaseException:
-        end.close()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        end.close()
-        lifeline.close()
-    return [outputs[item] for item in items]
+    check_launcher(launcher)
+    outcomes: dict[Item, Output | Borne] = {}
+    errors: dict[Item, Exception] = {}
+    with (
+        watching({item: title(item) for item in items}, standing, progress) as watch,
+        closing((launcher or Processes()).outcomes(work, items)) as ends,
+    ):
+        for item, outcome in ends:
+            if isinstance(outcome, Exception) and not isinstance(outcome, bear):
+                if _under_torchrun():
+                    raise outcome
+                errors[item] = outcome
+            else:
+                outcomes[item] = outcome
+            watch.ended(item, failed=isinstance(outcome, Exception))
+            ended(item, outcome)
+    if errors:
+        first = next(iter(errors.values()))
+        if len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1:
+            raise first
+        raise RunsFailed({title(item): errors[item] for item in items if item in errors}, len(items)) from first
+    return [outcomes[item] for item in items]
 
 
-def _begin(lifeline: connection.Connection, threads: int) -> None:
-    """Sets up a new process, which ends when the other end of `lifeline` is closed. The next call goes on with a run cut off."""
-
-    def watch() -> None:
-        connection.wait([lifeline])
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
-    threading.Thread(target=watch, daemon=True).start()
-    torch.set_num_threads(threads)
+def check_launcher(launcher: Launcher | None) -> None:
+    """Raise ValueError if it cannot be used here, before anything else is done."""
+    if launcher not in (None, Processes()) and _under_torchrun():
+        raise ValueError(f"jobs, launcher: expected 1 job under torchrun, whose processes share each run, got {launcher}")
 
 
-def _as_they_end(futures: dict[Future[Output], Item], done_of: Callable[[Item], float] | None) -> Iterator[Future[Output]]:
-    with percent_bar(done_of is not None) as bar:
-        task = bar.add_task(f"{len(futures)} runs", total=len(futures))
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            part = 0.0 if bar.disable or done_of is None else sum(done_of(futures[future]) for future in pending)
-            bar.update(task, completed=len(futures) - len(pending) + part)
-            yield from done
+def _under_torchrun() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _done_of(config: Config) -> float:
-    """Roughly which fraction of a run is done, from the record it writes."""
-    total = config.steps
-    try:
-        lines = RunFolder.of(config).record.read_text().splitlines()
-        last = json.loads(lines[-1])
-        return float(last["step"] / total if total else last["epoch"] / config.epochs)
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        return 0.0  # not begun, or amid a line
+def _forget(folder: RunFolder) -> None:
+    if folder.path.is_dir():
+        with folder.held():
+            folder.forget()

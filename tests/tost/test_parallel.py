@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tost import Config, Recipe
+from tost.launch import Processes
 from tost.parallel import train_all
 from tost.runs import Result
 
@@ -17,12 +18,12 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_two_at_a_time_equal_one_after_the_other(config: Config, tmp_path: Path) -> None:
-    ended: list[tuple[Result, bool]] = []
+    ended: list[tuple[Config, Result | Exception, bool]] = []
     configs = [dataclasses.replace(config, seed=seed) for seed in (0, 1)]
-    together = train_all(configs, jobs=2, progress=True, ended=lambda *args: ended.append(args))
+    together = train_all(configs, Processes(2), progress=True, ended=lambda *args: ended.append(args))
     assert [result.config.seed for result in together] == [0, 1]
-    assert {result.config.seed for result, _ in ended} == {0, 1}
-    assert [earlier for _, earlier in ended] == [False, False]
+    assert {config: outcome for config, outcome, _ in ended} == dict(zip(configs, together, strict=True))
+    assert [earlier for _, _, earlier in ended] == [False, False]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -36,5 +37,5 @@ def test_several_runs_at_once_and_several_processes_a_run_exclude_each_other(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="jobs: expected 1 under torchrun"):
-        train_all([config, dataclasses.replace(config, seed=1)], jobs=2)
+    with pytest.raises(ValueError, match="jobs, launcher: expected 1 job under torchrun"):
+        train_all([config, dataclasses.replace(config, seed=1)], Processes(2))
