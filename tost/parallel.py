@@ -82,7 +82,7 @@ def train_all(
             progress=progress,
             bear=bear,
             title=title,
-            standing=standing_of_runs(left),
+            standing=standing_of_runs({config: [(RunFolder.of(config), config)] for config in left}),
             ended=lambda config, outcome: ended(config, outcome, False),
         )
         found |= zip(left, trained, strict=True)

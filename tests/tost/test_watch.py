@@ -58,9 +58,9 @@ def test_how_a_run_stands_is_read_from_its_record(tmp_path: Path) -> None:
         os.utime(record, ns=(time.time_ns(), record.stat().st_mtime_ns + 10**9))  # the clock of the files may be coarse
 
     write(cut_off, *lines[:3])
-    standing = standing_of_runs([fresh, cut_off])
-    assert standing(fresh) == Standing(0.0, False, ("in its first epoch",))
-    assert (standing(cut_off).fraction, standing(cut_off).begun) == (0.3, False)
+    standing = standing_of_runs({config: [(RunFolder.of(config), config)] for config in (fresh, cut_off)})
+    assert standing(fresh) == Standing(0.0)
+    assert standing(cut_off) == Standing(0.3)
     write(fresh)
     assert standing(fresh) == Standing(0.0, True, ("in its first epoch",))
     write(fresh, {"epoch": 1, "step": 20, "images_per_second": 612.0})  # the accuracy is measured later
@@ -71,13 +71,26 @@ def test_how_a_run_stands_is_read_from_its_record(tmp_path: Path) -> None:
     assert standing(fresh).fraction == 0.0
 
 
+def test_how_a_lottery_stands_is_read_from_its_rounds(tmp_path: Path) -> None:
+    config = Config(steps=40, batch_size=50)
+    rounds = [(RunFolder(tmp_path / f"round-{number}"), config) for number in range(3)]
+    standing = standing_of_runs({"lottery": rounds})
+    assert standing("lottery") == Standing(0.0)
+    for folder, _ in rounds[:2]:
+        folder.path.mkdir()
+        folder.record.write_text('{"epoch": 2, "step": 40, "images_per_second": 50.0}\n')
+    rounds[1][0].record.write_text("")
+    assert standing("lottery") == Standing(1 / 3, True, ("round 1 of 2", "in its first epoch"))
+
+
 def test_a_run_that_is_repeated_begins_at_nothing(tmp_path: Path) -> None:
     result = finished(tmp_path)
     folder = RunFolder(result.run_dir)
     folder.record.write_text('{"epoch": 30, "step": 90, "images_per_second": 1.0}\n')
-    assert standing_of_runs([result.config])(result.config).fraction == 1.0
+    runs = {"run": [(folder, result.config)]}
+    assert standing_of_runs(runs)("run").fraction == 1.0
     folder.forget()
-    assert standing_of_runs([result.config])(result.config).fraction == 0.0
+    assert standing_of_runs(runs)("run").fraction == 0.0
 
 
 def test_a_line_now_and_then_where_stderr_is_no_terminal(
