@@ -22,7 +22,8 @@ from small_images import small_images
 from tost import tickets, training
 from tost.cli import main as tost
 
-VARIANTS = "{vanilla: vanilla, swish: {recipe: vanilla, ghost_swish: true}, taught: {recipe: vanilla, distillation: 0.9, teacher: dense}}"
+TAUGHT = "{recipe: vanilla, distillation: 0.9, teacher: dense}"
+VARIANTS = f"{{vanilla: vanilla, swish: {{recipe: vanilla, ghost_swish: true}}, taught: {TAUGHT}}}"
 COMMAND = ["compare", "--model", "lenet300100", "--steps", "12", "--batch_size", "16", "--eval_every", "1", "--out", "runs"]
 COMMAND += ["--methods", "[random, lth]", "--densities", "[0.7]", "--seeds", "2", "--snapshots", "1", "--variants", VARIANTS]
 SECONDS = ("seconds", "ms_per_step", "ms_per_step_with_ghosts", "images_per_second")
