@@ -82,8 +82,11 @@ class Watch:
     def __rich__(self) -> Group:
         line, going_on = self.look()
         table = Table.grid(padding=(0, 2))
+        table.add_column()  # the only one that gives way
+        for _ in range(max((len(standing.columns) for standing in going_on.values()), default=0)):
+            table.add_column(no_wrap=True)
         for title, standing in going_on.items():
-            table.add_row(Text(title), *standing.columns)
+            table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), *standing.columns)
         return Group(Text(line), table)
 
 

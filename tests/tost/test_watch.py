@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,11 @@ def test_a_terminal_shows_a_row_for_each_that_goes_on(
 ) -> None:
     terminal = Console(stderr=True, force_terminal=True, width=80)
     monkeypatch.setattr(watch, "Console", lambda stderr: terminal)
-    with watching({"a": "run a", "b": "run b"}, lambda name: Standing(0.1, name == "a", ("epoch 1", "12.2 steps/s"))):
+    titles = {"a": "run a", "b": "run b", "c": "a run of a name " + 9 * "longer than the line "}
+    with watching(titles, lambda name: Standing(0.1, name != "b", ("epoch 1", "12.2 steps/s"))):
         pass
     err = capsys.readouterr().err
-    assert "0 of 2 runs done, 1 running, 1 waiting" in err
-    assert "run a  epoch 1  12.2 steps/s" in err
+    assert "0 of 3 runs done, 2 running, 1 waiting" in err
+    assert re.search(r"run a +epoch 1 +12\.2 steps/s", err)
+    assert re.search(r"a run of a name longer.*…  epoch 1  12\.2 steps/s", err)
     assert "run b" not in err
