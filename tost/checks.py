@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 __all__ = ["check_types", "integer", "is_of", "number", "sample_shape", "sample_shapes"]
 
@@ -102,7 +102,7 @@ def check_types(record: Checked) -> Checked:
     """
     for name, kind in get_type_hints(type(record)).items():
         value = getattr(record, name)
-        if not is_of(value, kind):
+        if get_origin(kind) is not ClassVar and not is_of(value, kind):
             raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
     return record
 
