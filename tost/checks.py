@@ -102,7 +102,7 @@ def check_types(record: Checked) -> Checked:
     """
     for name, kind in get_type_hints(type(record)).items():
         value = getattr(record, name)
-        if not is_of(value, kind):
+        if get_origin(kind) is not ClassVar and not is_of(value, kind):
             raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
     return record
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from tost.checks import number
+from tost.checks import check_types, number
 from tost.choices import check_choice
 from tost.config import Config
 from tost.files import DamagedFile, read_json, write_json
@@ -181,13 +181,14 @@ class Grid:
             check_choice("baselines", baseline, list(variants))
         results: dict[Cell, dict[str, tuple[Result | Diverged, ...]]] = {}
         for entry in values["cells"]:
-            cell = Cell(*(entry[f.name] for f in dataclasses.fields(Cell)))
+            cell = check_types(Cell(*(entry[f.name] for f in dataclasses.fields(Cell))))
             runs = {name: tuple(_read_run(run, values["config"]) for run in entry["variants"][name]["runs"]) for name in variants}
             if any(len(of_variant) != len(seeds) for of_variant in runs.values()):
                 raise ValueError(f"runs: expected one a seed ({len(seeds)}) of every variant in {cell.title}")
             results[cell] = runs
-        times = tuple(StepTime(**time) for time in values["step_times"])
-        return cls(base, tuple(results), variants, tuple(values["baselines"]), seeds, results, times, dict(values["environment"]))
+        times = tuple(check_types(StepTime(**time)) for time in values["step_times"])
+        baselines, environment = tuple(values["baselines"]), dict(values["environment"])
+        return check_types(cls(base, tuple(results), variants, baselines, seeds, results, times, environment))
 
     def save(self, path: str | Path) -> None:
         """Write `as_dict()` as JSON, atomically."""

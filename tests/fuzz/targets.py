@@ -17,9 +17,11 @@ from torch import Tensor
 from tests.fuzz.mutations import Mutation, mutate_bytes, mutate_safetensors
 from tests.tost.data.tiny_files import FORMATS, Files
 from tests.tost.finished_run import finished
+from tests.tost.small_grid import small_grid
 from tost import checkpoint, models
 from tost.data import Dataset, MemoryImages
 from tost.files import DamagedFile, read_json, read_yaml, write_json
+from tost.grid import Grid
 from tost.masks import Masks, mask_file, npz_file
 from tost.report.from_runs import grids_of
 from tost.report.grids import grid_sheets
@@ -151,6 +153,17 @@ def _load_run(folder: Path) -> list[str]:
     return [str(sheet.cells) for grid in grids_of([result]) for sheet in grid_sheets(grid)] + [str(result)]
 
 
+def _write_comparison(folder: Path) -> None:
+    small_grid(folder / "made", {"vanilla": [(0.5, 0.6), (0.4, 0.5)], "tost": [(0.6, 0.7), (None, 0.4)]}).save(folder / "c.json")
+    shutil.rmtree(folder / "made")
+
+
+def _load_comparison(folder: Path) -> list[str]:
+    """The tables, and the record once more: a value of a wrong type would show there."""
+    grid = Grid.load(folder / "c.json")
+    return [str(sheet.cells) for sheet in grid_sheets(grid)] + [str(grid.as_dict())]
+
+
 _ONE = MemoryImages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
 _TOY = Dataset("toy", _ONE, _ONE, 10, torch.tensor([0.5]), torch.tensor([0.5]), 0, False)
 
@@ -193,6 +206,7 @@ TARGETS = {
         count=50_000,
     ),
     "result": Target(_write_run, _load_run, _anything),
+    "comparison": Target(_write_comparison, _load_comparison, _anything, count=1000),
     "teacher": Target(_write_teacher, _load_teacher, _same_tree, (ValueError,)),
     "yaml": Target(_write_config, lambda folder: read_yaml(folder / "config.yaml"), _anything, (ValueError,)),
     "json": Target(_write_json, lambda folder: read_json(folder / "comparison.json"), lambda valid, loaded: True),
