@@ -51,10 +51,10 @@ def save_activations_figure(found: Activations, path: str | Path) -> None:
             if form == "training"
             else {"color": colours[variant]}
         )
-        means.barh([at], [mean], xerr=[[mean - min(values)], [max(values) - mean]], capsize=3, height=0.7, **fill)
+        means.barh([at], [mean], xerr=ends, capsize=3, height=0.7, **fill)
         means.annotate(f"{mean:.1f}", (max(values), at), xytext=(5, -3), textcoords="offset points", fontsize=8)
     layers.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 20, fontsize=7)
-    layers.set_xlabel("behind layer, in the order of the forward pass")
+    layers.set_xlabel("layer, in the order of the forward pass")
     layers.set_ylabel("activations near zero, %")
     layers.set_ylim(0, 102)
     layers.grid(alpha=0.3)
