@@ -46,6 +46,7 @@ def save_activations_figure(found: Activations, path: str | Path) -> None:
         band(layers, dict(sorted(shares.items())), colours[variant], marker, labels[-1], _OF_FORM[form])
         values = [100 * one.mean for one in group]
         mean, at = mean_and_spread(values)[0], len(labels) - 1
+        ends = [[mean - min(values)], [max(values) - mean]] if len(values) > 1 else None
         fill = (
             {"color": "white", "edgecolor": colours[variant], "hatch": "///"}
             if form == "training"
