@@ -106,13 +106,7 @@ class Config:
     out: str = _option("runs", "folder of the run folders")
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
-        if isinstance(recipe, str):
-            recipe = Recipe.tost() if check_choice("recipe", recipe, RECIPES) == "tost" else Recipe.vanilla()
-        elif isinstance(recipe, Mapping):
-            recipe = Recipe.from_dict(recipe)
-        elif not isinstance(recipe, Recipe):
-            raise TypeError(f"recipe: expected a Recipe, 'tost', 'vanilla' or a mapping, got {recipe!r}")
+        recipe = recipe_of(self.recipe)
         object.__setattr__(self, "recipe", recipe)
 
         # one value, one hash: 1 and 1.0, lists and tuples are the same; a file is the same from any folder
@@ -305,6 +299,21 @@ _WHOLE = {
     "eval_every": 1,
     "seed": 0,
 }
+
+
+def recipe_of(value: object) -> Recipe:
+    """The Recipe that a field `recipe` means: one, the name of one, or a mapping of settings (others as in ToST).
+
+    Raises:
+        TypeError, ValueError: it is none of these.
+    """
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, str):
+        return Recipe.tost() if check_choice("recipe", value, RECIPES) == "tost" else Recipe.vanilla()
+    if isinstance(value, Mapping):
+        return Recipe.from_dict(value)
+    raise TypeError(f"recipe: expected a Recipe, 'tost', 'vanilla' or a mapping, got {value!r}")
 
 
 def _items(config: Config, name: str) -> tuple[Any, ...]:

@@ -1,146 +1,287 @@
-"""Paired comparison of recipes: for each seed the same mask, initial weights and batches, only the recipe differs."""
+"""`compare`: models x data sets x methods x densities x variants x seeds, in pairs that differ in nothing but the variant.
+
+    what the runs need: lotteries for their masks, dense networks as teachers  ->  the runs  ->  are they pairs?  ->  Grid
+
+Every run is found again by its folder, so a comparison that was cut off goes on where it was, whatever happened to it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tost.callbacks import NonFiniteLoss
 from tost.config import Config
 from tost.data import load
-from tost.files import write_json
-from tost.launch import Processes
-from tost.paired import Paired, mean_and_spread, paired
-from tost.parallel import train_all
+from tost.environment import environment
+from tost.grid import Cell, Diverged, Grid
+from tost.grid_plan import Plan, Run, Ticket, plan
+from tost.launch import Launcher, Processes
+from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
-from tost.runs import Result
+from tost.runs import Result, RunFolder
 from tost.step_times import StepTime, measure_step_times
+from tost.tickets import forget_rounds, lottery
+from tost.variants import Variant
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["compare"]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """The runs of a paired comparison. The first variant is the baseline.
-
-    Attributes:
-        results: variant -> its runs, in the order of `seeds`.
-        seeds: one pair (one run of each variant) a seed.
-        step_times: of this configuration on each backend; empty where not asked for.
-    """
-
-    results: Mapping[str, tuple[Result, ...]]
-    seeds: tuple[int, ...]
-    step_times: tuple[StepTime, ...] = ()
-
-    @property
-    def baseline(self) -> str:
-        """Name of the first variant."""
-        return next(iter(self.results))
-
-    def accuracies(self, variant: str) -> list[float]:
-        """Test accuracy of each run."""
-        return [result.test_accuracy for result in self.results[variant]]
-
-    def against_baseline(self, variant: str) -> Paired:
-        """Differences in test accuracy to the baseline's run of the same seed."""
-        return paired(self.accuracies(self.baseline), self.accuracies(variant))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; every run with its whole history."""
-        variants = {}
-        for name, results in self.results.items():
-            mean, spread = mean_and_spread(self.accuracies(name))
-            variants[name] = {
-                "accuracy_mean": mean,
-                "accuracy_std": spread,
-                "against_baseline": None if name == self.baseline else dataclasses.asdict(self.against_baseline(name)),
-                "runs": [result.as_dict() for result in results],
-            }
-        return {
-            "baseline": self.baseline,
-            "seeds": list(self.seeds),
-            "variants": variants,
-            "step_times": [dataclasses.asdict(t) for t in self.step_times],
-        }
-
-    def save(self, path: Path) -> None:
-        """Write `as_dict()` as JSON, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.as_dict())
+Outcome = Result | Diverged
 
 
 def compare(
     base: Config,
-    variants: Mapping[str, Recipe] | None = None,
+    variants: Mapping[str, Variant] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     *,
+    models: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    densities: Sequence[float] | None = None,
+    baselines: Sequence[str] | None = None,
     timing_rounds: int = 0,
     jobs: int = 1,
+    launcher: Launcher | None = None,
+    snapshots: Sequence[int] = (),
     overwrite: bool = False,
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
-) -> Comparison:
-    """Train every variant once a seed, seed by seed, and check that the runs of a seed are a pair.
+) -> Grid:
+    """Train every variant in every cell once a seed, and check that the runs of a cell and seed are pairs.
+
+    A cell is a model, a data set, a method and a density. Finished runs are read back, not repeated. A run whose loss stays
+    without a number has no accuracy: it is kept as such (`Diverged`), its pair is left out of intervals and counted.
 
     Args:
-        base: everything but recipe and seed.
-        variants: name -> recipe, the baseline first; None: vanilla against ToST.
+        base: what the runs share.
+        variants: name -> what is different: "vanilla" or "tost"; the name of a pruning method; or a mapping of fields of
+            `Config` and settings of `Recipe`, as {"method": "force", "method_steps": 5} or {"recipe": "vanilla",
+            "ghost_skip": True} (settings alone: the others as in ToST). None: vanilla against ToST.
+            {"backend": "dense"} is trained once a seed. {"teacher": "dense", "distillation": 0.9}: the dense network of the
+            same model, data set and seed teaches, trained plainly and as long. {"rewind": ...} is a lottery trained with the
+            variant's own recipe that goes back to there (see `tost.lottery`), and this variant its last round. What decides
+            the batches is the same for all: a variant cannot change it.
         seeds: one pair each, all different.
-        timing_rounds: with 2 or more, also time a step of each backend (see `measure_step_times`), with the ghosts of the
-            last variant that has any; 0: do not.
-        jobs: how many runs at the same time, each in a process of its own (see `train_all`).
-        overwrite: repeat finished runs.
+        models, datasets, methods, densities: the axes of the cells; None: that of `base`. A method "lth" is a lottery: the masks
+            of iterative magnitude pruning, found once a seed with the vanilla recipe, on which every variant starts from the
+            initial weights. An axis has one entry where a variant says for itself which masks it has.
+        baselines: variants that all others are compared with; None: the first.
+        timing_rounds: with 2 or more, also time a step of each backend (see `measure_step_times`) in the first cell, with the
+            ghosts of the last variant that has any; 0: do not.
+        jobs: how many runs at the same time, each in a process of its own (see `tost.launch.Processes`).
+        launcher: where runs are trained instead: `tost.launch.Slurm`. A lottery is one piece of work, all its densities in turn.
+        snapshots: epochs after which the networks of the cells are kept, as in `train`.
+        overwrite: repeat finished runs, and those that diverged.
         progress: bars on stderr.
         report: gets a line of text as each run ends.
 
     Raises:
-        ValueError: fewer than one variant or seed, a seed or recipe twice; and what `train` raises.
-        RuntimeError: two runs of one seed had different masks, initial weights or batches.
+        ValueError, TypeError: a name or number is wrong, something is there twice or not at all, before anything is trained.
+        RuntimeError: runs that should be a pair had different masks, initial weights or batches.
+        tost.parallel.RunsFailed: (a RuntimeError) some runs failed, it says which; the others are finished and stay.
+        What `train` and `lottery` raise where all fail.
     """
-    recipes = dict(variants) if variants is not None else {"vanilla": Recipe.vanilla(), "tost": Recipe.tost()}
-    if not recipes:
-        raise ValueError("variants: expected at least one, got none")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds: expected at least one and each once, got {list(seeds)}")
     if timing_rounds == 1 or timing_rounds < 0:
         raise ValueError(f"timing_rounds: expected 0 or at least 2, got {timing_rounds}")
-    who = {dataclasses.replace(base, recipe=recipe, seed=seed): name for seed in seeds for name, recipe in recipes.items()}
-    if len(who) < len(seeds) * len(recipes):
-        raise ValueError(f"variants: expected different recipes, got the same under two names of {list(recipes)}")
+    planned = plan(base, variants, seeds, models, datasets, methods, densities, baselines)
+    if timing_rounds and not any(isinstance(run, Run) and run.config.backend != "dense" for run in planned.runs.values()):
+        raise ValueError(f"timing_rounds: expected 0, as no variant trains a sparse network, got {timing_rounds}")
+    names: dict[Run | Ticket, str] = {}
+    for (cell, name, _), run in planned.runs.items():
+        names.setdefault(run, f"{name}, {_of(cell, planned)}")
+    if launcher is not None and jobs != 1:
+        raise ValueError(f"jobs: expected 1 with a launcher, which has its own say, got {jobs}")
+    carrier = launcher or Processes(jobs)
+    check_launcher(carrier)
+    ground = _Ground(carrier, tuple(snapshots), overwrite, progress, report)
 
-    def title(config: Config) -> str:
-        return f"seed {config.seed}  {who[config]}"
+    runs = list(dict.fromkeys(planned.runs.values()))
+    trainings = [run for run in runs if isinstance(run, Run)]
+    teachers = ground.train({run.teacher: "teacher" for run in trainings if run.teacher is not None})
+    tickets = {run.ticket: "lottery" for run in trainings if run.ticket is not None}
+    found = ground.draw({**tickets, **{run: names[run] for run in runs if isinstance(run, Ticket)}})
+    ready: dict[Run, Config] = {}
+    outcomes: dict[Run | Ticket, Outcome] = dict(found.items())
+    for run in trainings:
+        config = _with_needs(run, teachers, found)
+        if isinstance(config, Diverged):
+            outcomes[run] = config
+        else:
+            ready[run] = config
+    trained = ground.train({config: names[run] for run, config in ready.items()}, snapshots=True)
+    outcomes |= {run: trained[config] for run, config in ready.items()}
 
-    def ended(config: Config, outcome: Result | Exception, finished_earlier: bool) -> None:
-        if isinstance(outcome, Exception):
-            report(f"{title(config)}: failed: {outcome}")
-            return
-        took = "finished earlier" if finished_earlier else f"in {outcome.seconds:.0f} s"
-        report(f"{title(config)}: {100 * outcome.test_accuracy:.2f}%, {took}  ({outcome.run_dir})")
-
-    runs: dict[str, list[Result]] = {name: [] for name in recipes}
-    trained = train_all(list(who), Processes(jobs), overwrite=overwrite, progress=progress, title=title, ended=ended)
-    for result in trained:
-        runs[who[result.config]].append(result)
-    for i, seed in enumerate(seeds):
-        _check_pair([results[i] for results in runs.values()], seed)
-
-    times: list[StepTime] = []
-    if timing_rounds:
-        with_ghosts = [recipe for recipe in recipes.values() if recipe.has_ghosts]
-        dataset = load(base.dataset, base.data_dir)
-        config = dataclasses.replace(base, seed=seeds[0])
-        times = measure_step_times(config, dataset, with_ghosts[-1] if with_ghosts else Recipe.vanilla(), timing_rounds)
-    return Comparison({name: tuple(results) for name, results in runs.items()}, tuple(seeds), tuple(times))
+    results = {
+        cell: {name: tuple(outcomes[planned.runs[cell, name, seed]] for seed in planned.seeds) for name in planned.variants}
+        for cell in planned.cells
+    }
+    _check_pairs(planned, outcomes)
+    times = _step_times(planned, ready, timing_rounds) if timing_rounds else []
+    return Grid(base, planned.cells, planned.variants, planned.baselines, planned.seeds, results, tuple(times), environment())
 
 
-def _check_pair(results: Sequence[Result], seed: int) -> None:
-    for what in ("masks_fingerprint", "weights_fingerprint", "batches_fingerprint"):
-        seen = {getattr(result, what) for result in results}
-        if len(seen) > 1:
-            folders = json.dumps([str(result.run_dir) for result in results])
-            raise RuntimeError(f"the runs of seed {seed} are no pair: {what} differs ({seen}) in {folders}")
+@dataclass(frozen=True)
+class _Ground:
+    """Where and how runs are trained; arguments as those of `compare`."""
+
+    launcher: Launcher
+    snapshots: tuple[int, ...]
+    overwrite: bool
+    progress: bool
+    report: Callable[[str], None]
+
+    def train(self, configs: Mapping[Config, str], snapshots: bool = False) -> dict[Config, Outcome]:
+        """The outcome of each, told by its name as it ends; what is one run is trained once."""
+        once = {RunFolder.of(config).path: config for config in reversed(list(configs))}
+        diverged = {} if self.overwrite else _diverged(once)
+        for path, reason in diverged.items():
+            self._tell(path, once[path].seed, configs[once[path]], Diverged(reason), "diverged earlier")
+        left = [config for path, config in reversed(once.items()) if path not in diverged]
+
+        def ended(config: Config, outcome: Result | Exception, finished_earlier: bool) -> None:
+            took = "finished earlier" if finished_earlier else ""
+            self._tell(RunFolder.of(config).path, config.seed, configs[config], outcome, took)
+
+        trained = train_all(
+            left,
+            self.launcher,
+            overwrite=self.overwrite,
+            snapshots=self.snapshots if snapshots else (),
+            progress=self.progress,
+            bear=NonFiniteLoss,
+            title=lambda config: f"seed {config.seed}, {configs[config]} ({config.hash})",
+            ended=ended,
+        )
+        outcomes: dict[Path, Outcome] = {path: Diverged(reason) for path, reason in diverged.items()}
+        outcomes |= {RunFolder.of(config).path: _outcome(end) for config, end in zip(left, trained, strict=True)}
+        return {config: outcomes[RunFolder.of(config).path] for config in configs}
+
+    def draw(self, tickets: Mapping[Ticket, str]) -> dict[Ticket, Outcome]:
+        """The last round of each; those that differ in density alone follow each other, as they share the rounds before it."""
+        groups: dict[Ticket, list[Ticket]] = {}
+        for ticket in sorted(tickets, key=lambda t: -t.config.density):
+            shared = dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, density=1.0))
+            groups.setdefault(shared, []).append(ticket)
+        together = [tuple(group) for group in groups.values()]
+
+        def ended(group: tuple[Ticket, ...], outcomes: list[Outcome] | Exception) -> None:
+            for i, ticket in enumerate(group):
+                outcome = outcomes if isinstance(outcomes, Exception) else outcomes[i]
+                name = f"{tickets[ticket]}, {100 * ticket.config.density:g}% kept"
+                self._tell(Path(ticket.config.out), ticket.config.seed, name, outcome, "")
+
+        found = carry_out(
+            functools.partial(_draw, overwrite=self.overwrite),
+            together,
+            self.launcher,
+            progress=self.progress,
+            title=lambda group: f"seed {group[0].config.seed}, {tickets[group[0]]}",
+            ended=ended,
+        )
+        return {
+            ticket: outcome
+            for group, ends in zip(together, found, strict=True)
+            for ticket, outcome in zip(group, ends, strict=True)
+        }
+
+    def _tell(self, path: Path, seed: int, name: str, outcome: Outcome | Exception, took: str) -> None:
+        if isinstance(outcome, Result):
+            path, what = outcome.run_dir, f"{100 * outcome.test_accuracy:.2f}%, {took or f'in {outcome.seconds:.0f} s'}"
+        elif isinstance(outcome, Diverged):
+            what = f"diverged{' earlier' if took else ''}: {outcome.reason}"
+        else:
+            what = f"{'diverged' if isinstance(outcome, NonFiniteLoss) else 'failed'}: {outcome}"
+        self.report(f"seed {seed}  {name}: {what}  ({path})")
+
+
+def _of(cell: Cell, planned: Plan) -> str:
+    """What tells this cell from the others."""
+    return cell.title if len(planned.cells) > 1 else f"{100 * (1 - cell.density):g}% sparse"
+
+
+def _outcome(end: Result | NonFiniteLoss) -> Outcome:
+    return end if isinstance(end, Result) else Diverged(str(end))
+
+
+def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
+    """Which of these runs did earlier, and why: a run is deterministic, it would do so again."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        reason = RunFolder(path).diverged
+        if reason is not None:
+            found[path] = reason
+    return found
+
+
+def _draw(group: Sequence[Ticket], overwrite: bool) -> list[Outcome]:
+    if overwrite:
+        forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
+    outcomes: list[Outcome] = []
+    for ticket in group:
+        try:
+            outcomes.append(lottery(ticket.config, rewind=ticket.rewind).rounds[-1].result)
+        except NonFiniteLoss as error:
+            outcomes.append(Diverged(str(error)))
+    return outcomes
+
+
+def _with_needs(run: Run, teachers: Mapping[Config, Outcome], tickets: Mapping[Ticket, Outcome]) -> Config | Diverged:
+    """The configuration with the masks and the teacher that were found for it."""
+    masks = tickets[run.ticket] if run.ticket is not None else None
+    teacher = teachers[run.teacher] if run.teacher is not None else None
+    for what, outcome in (("lottery", masks), ("teacher", teacher)):
+        if isinstance(outcome, Diverged):
+            return Diverged(f"its {what} diverged: {outcome.reason}")
+    config = run.config
+    if isinstance(masks, Result):
+        config = dataclasses.replace(config, masks=str(masks.run_dir))
+    if isinstance(teacher, Result):
+        config = dataclasses.replace(config, teacher=str(teacher.run_dir))
+    return config
+
+
+# fields that decide the masks, where there is no lottery
+_MASKING = ("method", "method_steps", "density", "include", "exclude", "keep_alive", "masks", "mask_check")
+
+
+def _check_pairs(planned: Plan, outcomes: Mapping[Run | Ticket, Outcome]) -> None:
+    """Raise RuntimeError unless all runs of a seed that share a model, data set and masks began and went on alike.
+
+    Lotteries that are a variant by themselves are left out: they go back to weights and batches of their own.
+    """
+    seen: dict[tuple[object, ...], Result] = {}
+    for (cell, _, seed), run in planned.runs.items():
+        result = outcomes[run]
+        if not isinstance(run, Run) or isinstance(result, Diverged):
+            continue
+        config = run.config.in_effect
+        groups: dict[str, tuple[object, ...]] = {
+            "batches_fingerprint": (cell.dataset,),
+            "weights_fingerprint": (cell.model, cell.dataset, config.mask_check == "reinitialised"),
+        }
+        if config.backend != "dense":
+            masks = tuple(getattr(config, name) for name in _MASKING)
+            groups["masks_fingerprint"] = (cell.model, cell.dataset, *masks, run.ticket)
+        for what, group in groups.items():
+            first = seen.setdefault((what, seed, *group), result)
+            if getattr(first, what) != getattr(result, what):
+                raise RuntimeError(
+                    f"the runs of seed {seed} are no pair: {what} differs ({getattr(first, what)}, {getattr(result, what)}) in "
+                    f"{first.run_dir} and {result.run_dir}: repeat them (--overwrite)"
+                )
+
+
+def _step_times(planned: Plan, ready: Mapping[Run, Config], rounds: int) -> list[StepTime]:
+    """Of the first cell and seed."""
+    runs = [planned.runs[planned.cells[0], name, planned.seeds[0]] for name in planned.variants]
+    configs = [ready[run] for run in runs if isinstance(run, Run) and run in ready and run.config.backend != "dense"]
+    if not configs:
+        return []  # the masks of all of them could not be had
+    with_ghosts = [config for config in configs if config.recipe.has_ghosts]
+    config = (with_ghosts or configs)[-1]
+    return measure_step_times(
+        config, load(config.dataset, config.data_dir), config.recipe if with_ghosts else Recipe.vanilla(), rounds
+    )

@@ -15,13 +15,11 @@ from tost.config import Config
 from tost.files import DamagedFile, read_json, write_json
 from tost.model_address import is_address
 from tost.paired import Paired, mean_and_spread, paired
-from tost.recipe import Recipe
 from tost.runs import Result
 from tost.step_times import StepTime
 
 __all__ = ["Cell", "Diverged", "Grid", "Verdicts"]
 
-KIND = "comparison"
 _PLACES = ("out", "data_dir")  # where files lie on this machine: no part of a record
 _NAMED = ("masks", "teacher")  # of these the name alone
 
@@ -87,7 +85,7 @@ class Grid:
         environment: what the runs were read or trained on.
     """
 
-    kind: ClassVar[str] = KIND
+    kind: ClassVar[str] = "comparison"
     base: Config
     cells: tuple[Cell, ...]
     variants: Mapping[str, Mapping[str, Any]]
@@ -136,7 +134,7 @@ class Grid:
         """Plain JSON types, no paths; `from_dict` reads it back. Means and counts are there for readers."""
         pairs = [(variant, baseline) for baseline in self.baselines for variant in self.variants if variant != baseline]
         return {
-            "kind": KIND,
+            "kind": self.kind,
             "config": _config(self.base),
             "variants": {name: dict(changes) for name, changes in self.variants.items()},
             "baselines": list(self.baselines),
@@ -176,8 +174,8 @@ class Grid:
         Raises:
             ValueError, TypeError, KeyError: it is no such record.
         """
-        if values.get("kind") != KIND:
-            raise ValueError(f"kind: expected {KIND!r}, got {values.get('kind')!r}")
+        if values.get("kind") != cls.kind:
+            raise ValueError(f"kind: expected {cls.kind!r}, got {values.get('kind')!r}")
         base, seeds, variants = Config.from_dict(values["config"]), tuple(values["seeds"]), dict(values["variants"])
         for baseline in values["baselines"]:
             check_choice("baselines", baseline, list(variants))
@@ -254,11 +252,3 @@ def _read_run(values: Mapping[str, Any], shared: Mapping[str, Any]) -> Result | 
     if "diverged" in values:
         return Diverged(str(values["diverged"]))
     return Result.from_dict({**values, "config": {**shared, **values["config"]}})
-
-
-def recipe_changes(recipe: Recipe) -> str | dict[str, Any]:
-    """As a variant says it: "vanilla", "tost", or the settings that are not as in the latter."""
-    if recipe == Recipe.vanilla():
-        return "vanilla"
-    default = Recipe.tost().as_dict()
-    return {name: value for name, value in recipe.as_dict().items() if value != default[name]} or "tost"

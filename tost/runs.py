@@ -115,8 +115,9 @@ class RunFolder:
     the best validation accuracy) and, written last, result.json: where it is, the run is finished. Until then
     checkpoint.safetensors holds all that a run needs to go on. The dense round of a lottery also has rewind.safetensors: the
     state_dict of the network in training, its ghosts included, at the step to which the other rounds go back; the last round
-    has lottery.json, the record of all rounds. Where snapshots were asked for, epoch-0005.safetensors is the network in training,
-    its ghosts included, as it was after 5 epochs.
+    has lottery.json, the record of all rounds. A run that stopped at a loss without a number has diverged.json, which says where.
+    Where snapshots were asked for, epoch-0005.safetensors is the network in training, its ghosts included, as it was after 5
+    epochs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,6 +131,7 @@ class RunFolder:
         self.rewind = path / "rewind.safetensors"
         self.lottery = path / "lottery.json"
         self.result = path / "result.json"
+        self.divergence = path / "diverged.json"
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
@@ -149,6 +151,25 @@ class RunFolder:
         """Epoch -> file, of those that were kept, the first epoch first."""
         named = {path.stem.removeprefix("epoch-"): path for path in self.path.glob("epoch-*.safetensors")}
         return {int(epoch): named[epoch] for epoch in sorted(named) if epoch.isdecimal()}
+
+    @property
+    def diverged(self) -> str | None:
+        """Why the run stopped for good, where its loss stayed without a number: what `save_divergence` wrote.
+
+        Raises:
+            DamagedFile: (a ValueError) the file is damaged.
+        """
+        if self.finished or not self.divergence.is_file():
+            return None
+        with _advice("to repeat the run overwrite it (--overwrite)"):
+            values = read_json(self.divergence)
+            if not (isinstance(values, dict) and isinstance(values.get("reason"), str)):
+                raise DamagedFile(self.divergence, f"expected a reason, got {values!r:.50}")
+            return str(values["reason"])
+
+    def save_divergence(self, reason: str) -> None:
+        """Say why the run has no result. The checkpoint stays: `train` goes on from it, and diverges once more."""
+        write_json(self.divergence, {"reason": reason})
 
     @property
     def can_go_on(self) -> bool:
@@ -185,6 +206,7 @@ class RunFolder:
             self.rewind,
             self.lottery,
             self.masks,
+            self.divergence,
             *self.snapshots.values(),
         ):
             path.unlink(missing_ok=True)
@@ -265,6 +287,7 @@ class RunFolder:
         """Write the result; the checkpoint is of no use then."""
         write_json(self.result, result.as_dict())
         self.checkpoint.unlink(missing_ok=True)
+        self.divergence.unlink(missing_ok=True)  # of another machine
 
     def load(self) -> Result:
         """The result of a finished run.

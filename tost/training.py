@@ -180,7 +180,12 @@ def train_in(folder: RunFolder, config: Config, conduct: Conduct, start: Start |
             cudnn_search(config, me.device),
             own_plans(),
         ):
-            return _train(folder, config, conduct, start, me)
+            try:
+                return _train(folder, config, conduct, start, me)
+            except NonFiniteLoss as error:
+                if me.is_main:
+                    folder.save_divergence(str(error))
+                raise
 
 
 def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | None, me: distributed.Processes) -> Result:

@@ -19,9 +19,9 @@ from tests.tost.data.tiny_files import FORMATS, Files
 from tests.tost.finished_run import finished
 from tost import checkpoint, models
 from tost.data import Dataset, MemoryImages
-from tost.experiment import Comparison
 from tost.files import DamagedFile, read_json, read_yaml, write_json
 from tost.masks import Masks, mask_file, npz_file
+from tost.old_experiment import Comparison
 from tost.report.tables import accuracy_sheet
 from tost.runs import RunFolder, find_runs
 from tost.teacher import load_teacher

@@ -15,7 +15,7 @@ from tost.config import RECIPES, Config
 from tost.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tost.experiment import Comparison
+    from tost.old_experiment import Comparison
     from tost.report import Sheet
 
 HELP = "paired comparison of recipes"
@@ -50,7 +50,7 @@ def run(options: Namespace) -> None:
     set_threads(options.threads)
     import torch
 
-    from tost.experiment import compare
+    from tost.old_experiment import compare
     from tost.report import accuracy_sheet, require_matplotlib, save_figure, step_time_sheet
 
     require_matplotlib()  # before minutes of training, not after

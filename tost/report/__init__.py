@@ -12,11 +12,13 @@ from tost.report.analysis_figures import (
 )
 from tost.report.figures import check_figure, require_matplotlib, save_figure
 from tost.report.from_runs import comparisons_of, lotteries_of
+from tost.report.grids import grid_sheets
 from tost.report.kinds import KINDS, Kind, Record, pictures_of, read_record, sheets_of, write_report
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.sheet import Difference, Number, Range, Sheet, Spread, csv_tables
-from tost.report.tables import accuracy_sheet, step_time_sheet
+from tost.report.step_times import step_time_sheet
+from tost.report.tables import accuracy_sheet
 
 __all__ = [
     "KINDS",
@@ -32,6 +34,7 @@ __all__ = [
     "comparison_sheets",
     "comparisons_of",
     "csv_tables",
+    "grid_sheets",
     "iterations_sheet",
     "layer_figure",
     "layer_sheet",

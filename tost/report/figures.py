@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tost.experiment import Comparison
+from tost.old_experiment import Comparison
 from tost.report.tables import mask_name
 
 if TYPE_CHECKING:

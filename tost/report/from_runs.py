@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tost.experiment import Comparison
 from tost.files import DamagedFile
+from tost.old_experiment import Comparison
 from tost.recipe import Recipe, recipe_name
 from tost.runs import Result, RunFolder
 from tost.tickets import Lottery

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from tost.analysis import Activations, Curvature, GradientFlow, Iterations, Layers, PSwishCurves, Recovery, Saliencies, Surfaces
 from tost.choices import check_choice
 from tost.files import DamagedFile, read_json, write_atomic, write_json
+from tost.grid import Grid
 from tost.report.analyses import iterations_sheet, layers_sheet, recovery_sheet, saliency_sheet
 from tost.report.analysis_figures import (
     save_iterations_figure,
@@ -17,6 +18,8 @@ from tost.report.analysis_figures import (
     save_saliency_figure,
 )
 from tost.report.curvature import curvature_sheet, save_curvature_figure
+from tost.report.grid_figures import grid_pictures
+from tost.report.grids import grid_sheets
 from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
 from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
 from tost.report.sheet import Sheet, csv_tables
@@ -61,6 +64,7 @@ def _alone(draw: Draw) -> Callable[[Any], Mapping[str, Draw]]:
 
 # a new kind is a line here
 KINDS: dict[str, Kind] = {
+    Grid.kind: Kind(Grid.from_dict, grid_sheets, grid_pictures),
     Iterations.kind: Kind(Iterations.from_dict, _one(iterations_sheet), _alone(save_iterations_figure)),
     Saliencies.kind: Kind(Saliencies.from_dict, _one(saliency_sheet), _alone(save_saliency_figure)),
     Recovery.kind: Kind(Recovery.from_dict, _one(recovery_sheet), _alone(save_recovery_figure)),

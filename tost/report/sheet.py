@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tost.paired import Paired, mean_and_spread
 
-__all__ = ["Cell", "Difference", "Number", "Range", "Sheet", "Spread", "Value", "csv_tables"]
+__all__ = ["Cell", "Change", "Difference", "Number", "Part", "Range", "Sheet", "Spread", "Value", "csv_tables"]
 
 
 class Value(Protocol):
@@ -81,6 +81,34 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A count and what it is a part of; None: there is none."""
+
+    count: int | None
+    of: int | None
+
+    def __str__(self) -> str:
+        return "" if self.count is None or self.of is None else f"{self.count:,} of {self.of:,}"
+
+    def numbers(self) -> Mapping[str, Any]:
+        return {"": self.count, "of": self.of}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A count before and after; None: there is none."""
+
+    before: int | None
+    after: int | None
+
+    def __str__(self) -> str:
+        return "" if self.before is None or self.after is None else f"{self.before:,} -> {self.after:,}"
+
+    def numbers(self) -> Mapping[str, Any]:
+        return {"before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True)
 class Difference:
     """Paired differences of fractions, shown in points: mean, its 95% interval, wins, verdict. None: there is no pair to make."""
 
@@ -95,7 +123,7 @@ class Difference:
         text = f"{100 * found.mean:+.2f}"
         if found.low is not None and found.high is not None:
             text += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-        return f"{text}, {found.wins} of {len(found.differences)} won: {found.verdict}"
+        return f"{text}, {found.wins} of {len(found.differences)} pairs: {found.verdict}"
 
     def numbers(self) -> Mapping[str, Any]:
         found = self.paired
@@ -213,10 +241,11 @@ _SPECIAL = {
     "|": "$|$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+_MATHS = {"+": "$+$", "-": "$-$", "->": r"$\rightarrow$"}
 
 
 def _latex(text: str) -> str:
     """`text` where TeX would take some of it for commands; signs of numbers are as long as a plus."""
-    parts = re.split(r"((?<![\w.])[+-](?=[\d.]))", text)  # odd ones are signs
-    told = "".join(f"${part}$" if i % 2 else "".join(_SPECIAL.get(c, c) for c in part) for i, part in enumerate(parts))
+    parts = re.split(r"((?<![\w.])[+-](?=[\d.])|->)", text)  # odd ones are signs and arrows
+    told = "".join(_MATHS[part] if i % 2 else "".join(_SPECIAL.get(c, c) for c in part) for i, part in enumerate(parts))
     return "{}" + told if told.startswith("[") else told  # the end of a row takes a bracket for its own

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from tost.experiment import Comparison
+from tost.old_experiment import Comparison
 from tost.paired import mean_and_spread
-from tost.report.sheet import Difference, Number, Range, Sheet, Spread
+from tost.report.sheet import Difference, Number, Sheet, Spread
+from tost.report.step_times import NONE_COMPILED, none_compiled
 from tost.runs import Result
-from tost.step_times import StepTime
 
-__all__ = ["accuracy_sheet", "mask_name", "step_time_sheet"]
-
-
-_NONE_COMPILED = "no compiled kernel"
-
-
-def _none_compiled(backend: str, kernels: str) -> bool:
-    """Whether a run that asked for the sparse kernels had to do without."""
-    return backend == "sparse" and kernels == "dense"
+__all__ = ["accuracy_sheet", "mask_name"]
 
 
 def _kernels(backend: str, kernels: str) -> str:
-    if _none_compiled(backend, kernels):
-        return _NONE_COMPILED
+    if none_compiled(backend, kernels):
+        return NONE_COMPILED
     names = {"cpu": "compiled sparse kernels", "reference": "reference kernels", "dense": "dense kernels"}
     return names.get(kernels, f"kernels {kernels}")  # "tuned (triton, dense)"
 
@@ -67,28 +58,4 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
         tuple(rows),
         "Accuracy after the last step, finalized network: mean ± standard deviation. Difference: points, with its 95% "
         "t-interval. Ghost weights: while training -> left in the result.",
-    )
-
-
-def step_time_sheet(times: Sequence[StepTime], threads: int | None = None) -> Sheet:
-    """Milliseconds a step of each backend, and how many times faster than dense without ghosts."""
-    dense = next((t.ms for t in times if t.backend == "dense" and not t.ghosts), None)
-    rows = tuple(
-        (
-            t.backend
-            + (f", {_NONE_COMPILED}" if _none_compiled(t.backend, t.kernels) else "")
-            + (", ghosts alive" if t.ghosts else ""),
-            Number(t.ms, ".1f"),
-            Range(t.ms_low, t.ms_high),
-            Number(dense / t.ms if dense else None, ".2f", "x"),
-            t.layout,
-        )
-        for t in times
-    )
-    return Sheet(
-        "Duration of a training step" + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""),
-        ("backend", "ms (median)", "quartiles", "speed against dense", "images"),
-        rows,
-        "Forward, backward and update, interleaved in one process on the same batches. Dense and masked-dense: the faster "
-        "of contiguous and channels_last.",
     )

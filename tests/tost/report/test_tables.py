@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tost.accounting import Accounting
 from tost.config import Config
-from tost.experiment import Comparison
+from tost.old_experiment import Comparison
 from tost.paired import paired
 from tost.recipe import Recipe
 from tost.report import (

@@ -1,0 +1,202 @@
+"""Axes and variants of a comparison -> its cells, and the runs that each needs; all that can be wrong is told here."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tost.choices import check_choice
+from tost.config import Config
+from tost.grid import Cell
+from tost.masks import Masks, methods
+from tost.tickets import check_lottery
+from tost.variants import LOTTERY, Variant, changes_of, fields_of, named
+
+__all__ = ["DENSE", "Plan", "Run", "Ticket", "plan"]
+
+DENSE = "dense"  # as a teacher: the dense network of the run's own model, data set and seed
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A lottery down to `config.density`, whose rounds go back to `rewind`."""
+
+    config: Config
+    rewind: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        config: without the masks and the teacher that are still to be found.
+        ticket: the lottery whose masks it gets; None: its configuration says which masks.
+        teacher: the dense run that teaches it; None: its configuration says which, if any.
+    """
+
+    config: Config
+    ticket: Ticket | None = None
+    teacher: Config | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes:
+        cells, variants, baselines, seeds: as in `Grid`.
+        runs: what each variant comes to in each cell with each seed; a Ticket stands for its last round. Several may be one.
+    """
+
+    cells: tuple[Cell, ...]
+    variants: Mapping[str, Mapping[str, Any]]
+    baselines: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[Cell, str, int], Run | Ticket]
+
+
+def plan(
+    base: Config,
+    variants: Mapping[str, Variant] | None,
+    seeds: Sequence[int],
+    models: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    densities: Sequence[float] | None = None,
+    baselines: Sequence[str] | None = None,
+) -> Plan:
+    """Arguments and errors as those of `tost.compare`. Nothing is written; data sets are read where there are lotteries."""
+    given = {"vanilla": "vanilla", "tost": "tost"} if variants is None else variants
+    changes = {str(name): changes_of(str(name), variant) for name, variant in _some("variants", given).items()}
+    chosen = tuple(_each_once("baselines", baselines, tuple(changes)[:1]))
+    for name in chosen:
+        check_choice("baselines", name, list(changes))
+    cells = [
+        Cell(dataclasses.replace(base, model=model).model, dataset, method, density)
+        for model, dataset, method, density in itertools.product(
+            _each_once("models", models, [base.model]),
+            _each_once("datasets", datasets, [base.dataset]),
+            _methods(base, changes, methods),
+            _densities(base, changes, densities),
+        )
+    ]
+    runs: dict[tuple[Cell, str, int], Run | Ticket] = {}
+    for cell, seed in itertools.product(cells, _each_once("seeds", seeds, ())):
+        names: dict[Run | Ticket, str] = {}
+        for name, change in changes.items():
+            with named(name):
+                run = _run(base, cell, change, seed)
+            if names.setdefault(run, name) != name:
+                raise ValueError(f"variants: expected different ones, got the same under the names {names[run]!r} and {name!r}")
+            runs[cell, name, seed] = run
+    _check_lotteries(runs)
+    return Plan(tuple(cells), changes, chosen, tuple(seeds), runs)
+
+
+def _methods(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequence[str] | None) -> Sequence[str]:
+    fixed = [name for name, change in changes.items() if {"method", "masks", "rewind"} & set(change)]
+    free = [name for name, change in changes.items() if name not in fixed and change.get("backend", base.backend) != "dense"]
+    values = _each_once("methods", given, [base.method] if free else [""])
+    if fixed and (len(values) > 1 or (given is not None and not free)):
+        raise ValueError(f"methods: expected none, as the variant {fixed[0]!r} has masks of its own, got {list(values)}")
+    if base.masks is not None:
+        if given is not None:
+            raise ValueError(f"methods: expected none, as the masks are those of {base.masks}, got {list(values)}")
+        return [Path(base.masks).name]
+    return values
+
+
+def _densities(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequence[float] | None) -> Sequence[float]:
+    fixed = [name for name, change in changes.items() if {"density", "masks"} & set(change)]
+    values = _each_once("densities", given, [base.density])
+    if len(values) > 1 and fixed:
+        raise ValueError(f"densities: expected one, as the variant {fixed[0]!r} has its own, got {list(values)}")
+    if base.backend == "dense" and given is None:
+        return [1.0]
+    if (file := base.masks_file) is not None:
+        if given is not None:
+            raise ValueError(f"densities: expected none, as the masks are those of {base.masks}, got {list(values)}")
+        return [Masks.load(file).density]
+    return values
+
+
+def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run | Ticket:
+    """What a variant comes to in a cell, with a seed."""
+    of_cell: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset, "seed": seed}
+    if base.masks is None:
+        of_cell |= {"density": cell.density, **({"method": cell.method} if cell.method else {})}
+    fields = {**base.as_dict(), **of_cell, **fields_of(change)}
+    if fields["backend"] == "dense":
+        fields |= {"density": 1.0, "method": base.method, "method_steps": None, "masks": None}  # one run, whatever the cell
+    if fields["method"] != base.method and "method_steps" not in change and _takes_one_step(fields["method"]):
+        fields["method_steps"] = None  # those of the base are for the others
+    config = Config.from_dict(fields)
+    if "rewind" in change:
+        return Ticket(config, str(change["rewind"]))
+    teacher = _dense(base, cell, seed) if config.teacher == DENSE else None
+    if teacher is not None and not config.recipe.distillation:
+        if "teacher" in change:
+            raise ValueError("teacher: expected recipe.distillation above 0 with it, got 0.0")
+        config, teacher = dataclasses.replace(config, teacher=None), None
+    if config.method != LOTTERY or config.backend == "dense" or config.masks is not None:
+        config.check_names()
+        return Run(config, None, teacher)
+    # found plainly, so that every variant of the seed gets the same
+    plain = {"recipe": "vanilla", "teacher": None, "method": base.method, "method_steps": None, "mask_check": "none"}
+    masked = {name: getattr(config, name) for name in ("density", "include", "exclude", "keep_alive")}
+    ticket = Ticket(Config.from_dict({**base.as_dict(), **of_cell, **plain, **masked}), "init")
+    return Run(dataclasses.replace(config, method_steps=None, keep_alive=False), ticket, teacher)
+
+
+def _takes_one_step(method: str) -> bool:
+    return method in methods() and methods()[method].steps == 1
+
+
+def _dense(base: Config, cell: Cell, seed: int) -> Config:
+    """The dense network of a cell's model, data set and seed, trained plainly for as long as the others."""
+    changes = {
+        "model": cell.model,
+        "dataset": cell.dataset,
+        "seed": seed,
+        "backend": "dense",
+        "density": 1.0,
+        "masks": None,
+        "mask_check": "none",
+        "recipe": "vanilla",
+        "teacher": None,
+    }
+    return Config.from_dict({**base.as_dict(), **changes})
+
+
+def _check_lotteries(runs: Mapping[tuple[Cell, str, int], Run | Ticket]) -> None:
+    """Those of the first seed; the others differ in nothing that can be wrong."""
+    seen: set[Ticket] = set()
+    for (_, name, _), run in runs.items():
+        ticket = run if isinstance(run, Ticket) else run.ticket
+        if ticket is None or (same := dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, seed=0))) in seen:
+            continue
+        seen.add(same)
+        with named(name):
+            check_lottery(ticket.config, rewind=ticket.rewind)
+
+
+def _some(name: str, values: Mapping[str, Item]) -> Mapping[str, Item]:
+    if not values:
+        raise ValueError(f"{name}: expected at least one, got none")
+    return values
+
+
+def _each_once(name: str, values: Sequence[Item] | None, default: Sequence[Item]) -> Sequence[Item]:
+    """`values`, or the default where they are not given; a lone word would be taken for its letters."""
+    found = default if values is None else values
+    if isinstance(found, str):
+        raise TypeError(f"{name}: expected a list, got {found!r}")
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"{name}: expected at least one and each once, got {list(found)}")
+    return found
