@@ -86,6 +86,7 @@ FORBIDDEN = [
     ("tost/grid.py", "tost.cli"),
     ("tost/analysis", "tost.report"),
     ("tost/analysis", "tost.cli"),
+    ("tost/analysis/hessian.py", "tost"),
     ("tost/analysis/networks.py", "tost.training"),
     ("tost/analysis/of_runs.py", "tost.training"),
     ("tost/report/lines.py", "tost.analysis"),

@@ -30,7 +30,8 @@ class RunsFailed(RuntimeError):
 
     def __init__(self, errors: Mapping[str, Exception], total: int) -> None:
         lines = [f"{title}: {type(error).__name__}: {error}" for title, error in errors.items()]
-        super().__init__(f"{len(errors)} of {total} runs failed, the others are done: {'; '.join(lines)}")
+        others = ", the others are done" if len(errors) < total else ""
+        super().__init__(f"{len(errors)} of {total} runs failed{others}: {'; '.join(lines)}")
         self.errors = dict(errors)
 
 
@@ -78,11 +79,11 @@ def train_all(
             functools.partial(train, snapshots=tuple(snapshots)),
             left,
             launcher,
-            progress=progress and me.is_main,
+            progress=progress,
             bear=bear,
             title=title,
             standing=standing_of_runs(left),
-            ended=lambda config, outcome: ended(config, outcome, False) if me.is_main else None,
+            ended=lambda config, outcome: ended(config, outcome, False),
         )
         found |= zip(left, trained, strict=True)
     return [found[config] for config in configs]
@@ -109,19 +110,21 @@ def carry_out(
         bear: errors that are returned in place of an output.
         title: what an item is called, in errors and on stderr.
         standing: how an item stands, for stderr.
-        ended: called as each ends, with what `work` returned or raised.
+        ended: called as each ends, with what `work` returned or raised; under torchrun in one process.
 
     Raises:
-        RunsFailed: when all others have ended, if some raised what is not in `bear`. Where all raised the same, as for a file
-            that is not there, it is that error. Under torchrun an error is raised at once: the other processes wait.
+        RunsFailed: when all have ended, if some raised what is not in `bear`. Where all raised the same for what is wrong with
+            the configuration, as a file that is not there, it is that error. Under torchrun an error is raised at once: the other
+            processes wait.
 
     An interrupt ends the processes, so does the end of this process, however it comes about; jobs of a cluster go on.
     """
     check_launcher(launcher)
+    speaks = os.environ.get("RANK", "0") == "0"
     outcomes: dict[Item, Output | Borne] = {}
     errors: dict[Item, Exception] = {}
     with (
-        watching({item: title(item) for item in items}, standing, progress) as watch,
+        watching({item: title(item) for item in items}, standing, progress and speaks) as watch,
         closing((launcher or Processes()).outcomes(work, items)) as ends,
     ):
         for item, outcome in ends:
@@ -132,10 +135,12 @@ def carry_out(
             else:
                 outcomes[item] = outcome
             watch.ended(item, failed=isinstance(outcome, Exception))
-            ended(item, outcome)
+            if speaks:
+                ended(item, outcome)
     if errors:
         first = next(iter(errors.values()))
-        if len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1:
+        alike = len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1
+        if alike and isinstance(first, (ValueError, TypeError, OSError, ModuleNotFoundError)):
             raise first
         raise RunsFailed({title(item): errors[item] for item in items if item in errors}, len(items)) from first
     return [outcomes[item] for item in items]

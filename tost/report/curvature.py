@@ -51,7 +51,7 @@ def curvature_sheet(found: Curvature) -> Sheet:
     if line is not None:
         header += ["test loss", f"rise at {line.reach:g}"]
         along = (
-            f" Test loss: of {found.images} images; rise: along the top eigenvector of the first batch, whose length is 1, to the "
+            f" Test loss: of {found.images} images; rise: along the first batch's top eigenvector, whose length is 1, to the "
             "steeper side."
         )
     kind = "Largest eigenvalues" if measure.which == "LA" else "Eigenvalues largest in size"
