@@ -41,7 +41,7 @@ def curvature_sheet(found: Curvature) -> Sheet:
                 variant,
                 epoch_name(group[0].origin),
                 *(Spread([one.mean(place) for one in group], ".4g", ".2g") for place in range(measure.count)),
-                Spread([one.spread() for one in group], ".2g"),
+                Spread([one.spread() for one in group] if measure.batches > 1 else [], ".2g"),
                 *losses,
             )
         )
@@ -101,9 +101,10 @@ def _course(axes: Axes, found: Curvature) -> None:
     if least > 0:
         axes.set_yscale("log")
     size = "largest" if found.measure.which == "LA" else "eigenvalue largest in size:"
-    axes.set_title(
-        f"{size} eigenvalue over {_MOVING[found.measure.parameters]},\nmean and deviation of {_batches(found)}", fontsize=9
-    )
+    seeds = len({one.origin.seed for one in found.networks})
+    said = [f"{size} eigenvalue over {_MOVING[found.measure.parameters]},", f"mean and deviation of {_batches(found)}"]
+    said += [f"bands: from the least to the largest of {seeds} seeds"] if seeds > 1 else []
+    axes.set_title("\n".join(said), fontsize=9)
     axes.set_xlabel("epoch (0: initialisation)")
     axes.set_ylabel("eigenvalue of the Hessian")
     axes.locator_params(axis="x", integer=True)

@@ -37,8 +37,7 @@ LOST = dataclasses.replace(curvature().networks[0], losses=(math.inf,) * 5)
     [
         curvature(),
         curvature(line=None),
-        curvature(-3.0),  # no logarithm
-        dataclasses.replace(curvature(), measure=Measure(batches=1, which="LM", parameters="all", line=LINE)),
+        dataclasses.replace(curvature(-3.0), measure=Measure(batches=1, which="LM", parameters="all", line=LINE)),  # no logarithm
         dataclasses.replace(curvature(), networks=(LOST,)),
     ],
 )
