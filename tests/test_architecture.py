@@ -98,6 +98,7 @@ FORBIDDEN = [
     ("tost/experiment.py", "tost.report"),
     ("tost/analysis", "tost.report"),
     ("tost/analysis", "tost.cli"),
+    ("tost/analysis/hessian.py", "tost"),
     ("tost/analysis/networks.py", "tost.training"),
     ("tost/analysis/of_runs.py", "tost.training"),
     ("tost/report/lines.py", "tost.analysis"),

@@ -368,8 +368,8 @@ def test_says_what_a_value_should_look_like(words: list[str], said: str, capsys:
         ),
         (
             ["analyze"],
-            "tost analyze: error: expected a command: iterations, saliency, recovery, layers, surface, activations, gradients, "
-            "pswish (tost analyze --help)",
+            "tost analyze: error: expected a command: iterations, saliency, recovery, layers, surface, curvature, activations, "
+            "gradients, pswish (tost analyze --help)",
         ),
     ],
 )
