@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tost.init import rescale_init
     from tost.macs import Macs, count_macs
     from tost.masks import Masks, PruneStep, methods, prune, score
-    from tost.method_grid import train_grid
     from tost.recipe import Recipe
     from tost.tickets import Lottery, lottery
     from tost.training import Result, train
@@ -48,7 +47,6 @@ _EXPORTS = {
     "rescale_init": "tost.init",
     "score": "tost.masks",
     "train": "tost.training",
-    "train_grid": "tost.method_grid",
 }
 _SUBMODULES = {
     "analysis",
@@ -100,7 +98,6 @@ __all__ = [
     "rescale_init",
     "score",
     "train",
-    "train_grid",
 ]
 
 

@@ -30,7 +30,8 @@ class RunsFailed(RuntimeError):
 
     def __init__(self, errors: Mapping[str, Exception], total: int) -> None:
         lines = [f"{title}: {type(error).__name__}: {error}" for title, error in errors.items()]
-        super().__init__(f"{len(errors)} of {total} runs failed, the others are done: {'; '.join(lines)}")
+        others = ", the others are done" if len(errors) < total else ""
+        super().__init__(f"{len(errors)} of {total} runs failed{others}: {'; '.join(lines)}")
         self.errors = dict(errors)
 
 
@@ -112,8 +113,9 @@ def carry_out(
         ended: called as each ends, with what `work` returned or raised.
 
     Raises:
-        RunsFailed: when all others have ended, if some raised what is not in `bear`. Where all raised the same, as for a file
-            that is not there, it is that error. Under torchrun an error is raised at once: the other processes wait.
+        RunsFailed: when all have ended, if some raised what is not in `bear`. Where all raised the same for what is wrong with
+            the configuration, as a file that is not there, it is that error. Under torchrun an error is raised at once: the other
+            processes wait.
 
     An interrupt ends the processes, so does the end of this process, however it comes about; jobs of a cluster go on.
     """
@@ -135,7 +137,8 @@ def carry_out(
             ended(item, outcome)
     if errors:
         first = next(iter(errors.values()))
-        if len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1:
+        alike = len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1
+        if alike and isinstance(first, (ValueError, TypeError, OSError, ModuleNotFoundError)):
             raise first
         raise RunsFailed({title(item): errors[item] for item in items if item in errors}, len(items)) from first
     return [outcomes[item] for item in items]

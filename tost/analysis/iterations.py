@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 from tost.analysis.saliency import BATCHES, saliency
 from tost.analysis.setting import Setting, each
+from tost.callbacks import NonFiniteLoss
 from tost.checks import integer
 from tost.config import Config
 from tost.environment import environment
+from tost.experiment import compare
+from tost.grid import Diverged
 from tost.masks import Masks, PruneStep
-from tost.method_grid import train_grid
 
 __all__ = ["Iterations", "IterationsPoint", "analyze_iterations"]
 
@@ -95,9 +97,12 @@ def analyze_iterations(
         names: methods.
         iterations: numbers of steps T, all different.
         batches: over which the gradients of the saliency are averaged, the same images for all of a seed.
-        jobs, overwrite, report: of the training, as in `tost.grid.train_grid`; finished runs are read back.
+        jobs, overwrite, report: of the training, as in `tost.compare`; finished runs are read back.
         progress: called with the number of networks that were pruned.
         bars: progress bars of the training on stderr.
+
+    Raises:
+        NonFiniteLoss: a training diverged; the others are done.
     """
     if not iterations or len(set(iterations)) != len(iterations):
         raise ValueError(f"iterations: expected at least one and each once, got {list(iterations)}")
@@ -113,15 +118,15 @@ def analyze_iterations(
             done += 1
             progress(done)
     variants = {f"{name}, T = {steps}": {"method": name, "method_steps": steps} for name in names for steps in iterations}
-    density = setting.config.density
-    grid = train_grid(
-        setting.config, variants, [density], setting.seeds, jobs=jobs, overwrite=overwrite, progress=bars, report=report
-    )
+    grid = compare(setting.config, variants, setting.seeds, jobs=jobs, overwrite=overwrite, progress=bars, report=report)
+    (cell,) = grid.cells
     points = []
     for name in names:
         for steps in iterations:
-            for seed, result in zip(setting.seeds, grid.results[density][f"{name}, T = {steps}"], strict=True):
-                points.append(IterationsPoint(name, steps, seed, *measured[name, steps, seed], result.test_accuracy))
+            for seed, run in zip(setting.seeds, grid.results[cell][f"{name}, T = {steps}"], strict=True):
+                if isinstance(run, Diverged):
+                    raise NonFiniteLoss(f"{name}, T = {steps}, seed {seed}: {run.reason}")
+                points.append(IterationsPoint(name, steps, seed, *measured[name, steps, seed], run.test_accuracy))
     return Iterations(setting, batches, environment(), tuple(points))
 
 

@@ -1,94 +1,108 @@
-"""`tost compare`: recipes against each other, in pairs."""
+"""`tost compare`: a grid of recipes, masks or other variants, in pairs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import Namespace
 
-from tost.cli.options import Parser, add_config, add_running, config_of, set_threads
-from tost.cli.output import note, print_json, print_sheets
-from tost.config import RECIPES, Config
+from tost.ablations import ABLATIONS, ablation
+from tost.cli.options import Parser, add_config, add_running, add_snapshots, config_of, epochs_of, set_threads, words
+from tost.cli.output import note, show
+from tost.config import Config
 from tost.recipe import Recipe
 
-if TYPE_CHECKING:
-    from tost.old_experiment import Comparison
-    from tost.report import Sheet
-
-HELP = "paired comparison of recipes"
+HELP = "paired comparison of recipes, masks or other variants"
 
 
 def parser() -> Parser:
-    compare = Parser(description="Train recipes against each other on the same masks, initial weights and batches.")
+    compare = Parser(
+        description="Train variants against each other on the same masks, initial weights and batches: in every cell of "
+        "models x datasets x methods x densities, once a seed."
+    )
     add_config(compare, [f.name for f in dataclasses.fields(Config) if f.name != "recipe"])
+    for axis in ("models", "datasets"):
+        compare.add_argument(f"--{axis}", type=tuple[str, ...] | str | None, default=None, help=f"as --{axis[:-1]}, several")
+    compare.add_argument(
+        "--methods",
+        type=tuple[str, ...] | str | None,
+        default=None,
+        help="as --method, several; lth is a lottery, found first and shared by all variants",
+    )
+    compare.add_argument("--densities", type=tuple[float, ...] | float | None, default=None, help="as --density, several")
     compare.add_argument(
         "--variants",
-        type=dict,
-        default={name: name for name in reversed(RECIPES)},
-        help="name -> 'vanilla', 'tost' or settings of the recipe (others as in 'tost'); the first is the baseline",
+        type=dict | None,
+        default=None,
+        help="name -> vanilla, tost or a pruning method; or what is different, as {lr: 0.05, ghost_swish: false}: fields of the "
+        "configuration and settings of the recipe (others as in `recipe`, or as in tost); {backend: dense}; {teacher: dense, "
+        "distillation: 0.9}; {rewind: init}: a lottery (default: vanilla and tost)",
     )
-    compare.add_argument("--seeds", type=int, default=3, help="number of pairs; their seeds count up from --seed")
+    compare.add_argument("--ablation", type=str | None, default=None, help=f"variants by name: {_ablations()}")
+    compare.add_argument(
+        "--baselines",
+        type=tuple[str, ...] | str | None,
+        default=None,
+        help="variants that all others are compared with (default: the first, or those of the ablation)",
+    )
+    compare.add_argument("--seeds", type=int, default=3, help="number of pairs in a cell; their seeds count up from --seed")
     compare.add_argument(
         "--timing_rounds", type=int, default=0, help="also time a step of each backend, this many turns of 2 steps"
     )
     compare.add_argument("--jobs", type=int, default=1, help="runs at the same time, sharing the threads")
+    add_snapshots(compare)
     add_running(compare)
     return compare
 
 
 def run(options: Namespace) -> None:
     base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla())
-    base.check_names()
-    variants = _variants(options.variants)
+    variants, baselines = _variants(options)
     if options.seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
-    if options.jobs < 1:
-        raise ValueError(f"jobs: expected at least 1, got {options.jobs}")
+    axes = {name: _axis(options[name]) for name in ("models", "datasets", "methods", "densities")}
     set_threads(options.threads)
-    import torch
+    from tost.experiment import compare
+    from tost.report import check_figure
 
-    from tost.old_experiment import compare
-    from tost.report import accuracy_sheet, require_matplotlib, save_figure, step_time_sheet
-
-    require_matplotlib()  # before minutes of training, not after
-    comparison = compare(
+    stem = Path(base.out) / "comparison"
+    check_figure(stem.with_suffix(".png"), "out")  # before minutes of training, not after
+    grid = compare(
         base,
         variants,
         range(base.seed, base.seed + options.seeds),
+        **axes,
+        baselines=baselines,
         timing_rounds=options.timing_rounds,
         jobs=options.jobs,
+        snapshots=epochs_of(options.snapshots),
         overwrite=options.overwrite,
         progress=True,
         report=note,
     )
-    out = Path(base.out)
-    sheets = [accuracy_sheet(comparison)]
-    if comparison.step_times:
-        sheets.append(step_time_sheet(comparison.step_times, torch.get_num_threads()))
-    _save(comparison, sheets, out / "comparison")
-    save_figure(comparison, out / "comparison.png")
-    if options.json:
-        print_json(comparison.as_dict())
-    else:
-        print_sheets(sheets)
-        print(f"picture {out / 'comparison.png'}, records {out / 'comparison.json'}, runs in {out}")
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun one process speaks
+    show(grid, stem, options.json)
 
 
-def _variants(values: dict[str, Any]) -> dict[str, Recipe]:
-    recipes = {}
-    for name, value in values.items():
-        try:
-            recipes[str(name)] = Config(recipe=value).recipe
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"variants: {name}: {error}") from None
-    return recipes
+def _variants(options: Namespace) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
+    baselines = None if options.baselines is None else words(options.baselines)
+    if options.ablation is None:
+        return options.variants, baselines
+    chosen = ablation(options.ablation)
+    if options.variants is not None:
+        raise ValueError(f"variants: expected none beside the ablation {options.ablation!r}, got {list(options.variants)}")
+    return chosen.variants, baselines or chosen.baselines
 
 
-def _save(comparison: Comparison, sheets: Sequence[Sheet], stem: Path) -> None:
-    from tost.files import write_atomic
+def _axis(value: Any) -> Any:
+    """A lone value is an axis of one."""
+    return (value,) if isinstance(value, str | float) else value
 
-    comparison.save(stem.with_suffix(".json"))
-    write_atomic(stem.with_suffix(".md"), "\n".join(sheet.markdown() for sheet in sheets))
+
+def _ablations() -> str:
+    return "; ".join(f"{name} ({chosen.about})" for name, chosen in ABLATIONS.items())
