@@ -17,6 +17,7 @@ __all__ = ["BUDGETS", "NOT_MEASURED", "PaperNumber", "Preset", "Stage", "find_pr
 
 BUDGETS = ("small", "paper")
 NOT_MEASURED = "not measured"
+SWITCHES = ("line", "overwrite", "tensorboard")  # options that are there or not, and take no value
 TRAINING = ("compare", "lottery", "train")
 COMMANDS = ("analyze", *TRAINING)
 
@@ -46,7 +47,10 @@ class Stage:
         """The command line, without `tost`; every stage has a folder of its name in `folder`."""
         words = [*self.command.split(), *(str(folder / name) for name in self.runs)]
         for name, value in {**self.options, "out": str(folder / self.name)}.items():
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+            if name not in SWITCHES:
+                words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+            elif value:
+                words.append(f"--{name}")
         return words
 
 

@@ -55,6 +55,11 @@ def test_values_are_written_as_yaml_reads_them() -> None:
     ]
 
 
+def test_switches_have_no_value() -> None:
+    stage = Stage("s", "analyze curvature", {"line": True, "overwrite": False}, ("runs",))
+    assert stage.words(Path("o")) == ["analyze", "curvature", "o/runs", "--line", "--out", "o/s"]
+
+
 def test_settings_are_those_of_every_stage_that_trains(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("small: {steps: 7, lr: 0.5}\npaper: {epochs: 99}\n")
     one = read(tmp_path, settings="settings.yaml")

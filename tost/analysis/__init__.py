@@ -6,6 +6,7 @@ The figures of "Progressive Skeletonization" (FORCE, https://arxiv.org/abs/2006.
 from __future__ import annotations
 
 from tost.analysis.activations import Activations, analyze_activations
+from tost.analysis.curvature import Curvature, Line, Measure, analyze_curvature
 from tost.analysis.gradient_flow import GradientFlow, analyze_gradient_flow
 from tost.analysis.iterations import Iterations, IterationsPoint, analyze_iterations
 from tost.analysis.layers import Layers, analyze_layers
@@ -18,10 +19,13 @@ from tost.environment import environment
 
 __all__ = [
     "Activations",
+    "Curvature",
     "GradientFlow",
     "Iterations",
     "IterationsPoint",
     "Layers",
+    "Line",
+    "Measure",
     "PSwishCurves",
     "Recovery",
     "Saliencies",
@@ -30,6 +34,7 @@ __all__ = [
     "Setting",
     "Surfaces",
     "analyze_activations",
+    "analyze_curvature",
     "analyze_gradient_flow",
     "analyze_iterations",
     "analyze_layers",

@@ -19,6 +19,7 @@ _ACTIONS: dict[str, Action] = {
     "recovery": pruning.RECOVERY,
     "layers": pruning.LAYERS,
     "surface": networks.SURFACE,
+    "curvature": networks.CURVATURE,
     "activations": networks.ACTIVATIONS,
     "gradients": networks.GRADIENTS,
     "pswish": networks.PSWISH,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tost.analysis.activations import Activations, NetworkActivations
+from tost.analysis.curvature import NetworkCurvature
 from tost.analysis.gradient_flow import GradientFlow, NetworkGradients
 from tost.analysis.of_runs import Origin
 from tost.analysis.pswish import PSwishCurves
@@ -15,7 +16,7 @@ from tost.report.sheet import Cell, Number, Sheet, Spread
 
 __all__ = ["activations_sheets", "epoch_name", "gradients_sheet", "pswish_sheet", "seeds_alike", "surface_sheet"]
 
-Measured = TypeVar("Measured", NetworkActivations, NetworkGradients, Surface)
+Measured = TypeVar("Measured", NetworkActivations, NetworkCurvature, NetworkGradients, Surface)
 
 
 def epoch_name(origin: Origin) -> str:

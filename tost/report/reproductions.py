@@ -34,7 +34,8 @@ def reproduction_sheets(found: Reproduction) -> Sequence[Sheet]:
     accuracies = [row for row in found.rows if row.against is None]
     gains = [row for row in found.rows if row.against is not None]
     title = f"{found.item}: {found.title}; {found.budget} budget"
-    notes = [found.shows, "" if found.budget == "paper" else NOT_COMPARABLE]
+    warning = "" if found.budget == "paper" else f" {NOT_COMPARABLE}"
+    notes = [found.shows]
     notes += [
         f"{label}: {text}"
         for label, text in (("Numbers from", found.source), ("Inferred", found.inferred), ("Missing", found.missing))
@@ -46,19 +47,19 @@ def reproduction_sheets(found: Reproduction) -> Sequence[Sheet]:
         f"{found.paper}: stages",
         ("stage", "command"),
         tuple(found.commands.items()),
-        " ".join(note for note in notes if note),
+        " ".join(notes),
         texts,
         "stages",
     )
     sheets = []
     if accuracies:
         header = (*first, "paper %", "ours %", "ours - paper")
-        note = "Test accuracy, mean ± standard deviation over the seeds; n is their number."
+        note = "Test accuracy, mean ± standard deviation over the seeds; n is their number." + warning
         rows = tuple((*_place(row), _paper(row, ".2f"), *_accuracy(row)) for row in accuracies)
         sheets.append(Sheet(title, (*header[:-1], "n", header[-1]), rows, note, texts))
     if gains:
         rows = tuple((*_place(row), str(row.against), _paper(row, "+.2f"), _gain(row), _difference(row)) for row in gains)
-        note = "Points of test accuracy, on the same seeds, with the 95% interval."
+        note = "Points of test accuracy, on the same seeds, with the 95% interval." + warning
         sheets.append(Sheet(f"{title}: gains", (*first, "over", "paper", "ours", "ours - paper"), rows, note, texts, "gains"))
     return [*sheets, stages]
 

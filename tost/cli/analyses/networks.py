@@ -1,4 +1,4 @@
-"""`tost analyze surface | activations | gradients | pswish`: what training leads to, and what the tweaks do to it."""
+"""`tost analyze surface | curvature | activations | gradients | pswish`: what training leads to, and what the tweaks do to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tost.cli.analyses.action import Action, add_output, add_runs, counting, epo
 from tost.cli.options import Parser, add_config, config_of
 
 if TYPE_CHECKING:
-    from tost.analysis import Activations, GradientFlow, PSwishCurves, Surfaces
+    from tost.analysis import Activations, Curvature, GradientFlow, PSwishCurves, Surfaces
 
 
 def _surface_options(parser: Parser) -> None:
@@ -40,6 +40,41 @@ def _surface(options: Namespace) -> Surfaces:
             part=options.part,
             form=options.form,
             seed=options.seed,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+
+
+def _curvature_options(parser: Parser) -> None:
+    add_runs(parser)
+    parser.add_argument("--batches", type=int, default=10, help="batches of training images, each with a Hessian of its own")
+    parser.add_argument("--batch_size", type=int, default=128, help="images in each")
+    parser.add_argument("--count", type=int, default=1, help="eigenvalues of each")
+    parser.add_argument("--which", type=str, default="LA", help="LA: the largest; LM: the largest in size")
+    parser.add_argument(
+        "--parameters", type=str, default="weights", help="what moves: weights (those kept) or all (biases and BatchNorm, too)"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, of the eigenvalues")
+    parser.add_argument("--line", action="store_true", help="also the test loss along the top eigenvector of the first batch")
+    parser.add_argument("--reach", type=float, default=0.5, help="how far, to either side")
+    parser.add_argument("--points", type=int, default=21, help="places along it, an odd number")
+    parser.add_argument("--images", type=int | None, default=None, help="test images, the first so many (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="measure anew what was measured already")
+
+
+def _curvature(options: Namespace) -> Curvature:
+    results, epochs = runs_of(options), epochs_of(options)
+    from tost.analysis import Line, Measure, analyze_curvature
+
+    line = Line(options.reach, options.points, options.images)  # looked at in any case
+    names = ("batches", "batch_size", "count", "which", "parameters", "tolerance", "seed")
+    measure = Measure(**{name: options[name] for name in names}, line=line if options.line else None)
+    with counting("networks", len(results) * len(epochs or [0])) as progress:
+        return analyze_curvature(
+            results,
+            epochs,
+            measure,
+            folder=Path(options.out) / "curvature-batches",
             overwrite=options.overwrite,
             progress=progress,
         )
@@ -91,6 +126,9 @@ def _pswish(options: Namespace) -> PSwishCurves:
 
 
 SURFACE = Action("the loss around networks of runs, along two random directions: contours and 3-D", _surface_options, _surface)
+CURVATURE = Action(
+    "the largest eigenvalues of the Hessian over the active weights of networks of runs", _curvature_options, _curvature
+)
 ACTIVATIONS = Action(
     "activations near zero in networks of runs, layer by layer (ToST's Table 1)", _activations_options, _activations
 )
