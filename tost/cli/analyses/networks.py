@@ -71,12 +71,7 @@ def _curvature(options: Namespace) -> Curvature:
     measure = Measure(**{name: options[name] for name in names}, line=line if options.line else None)
     with counting("networks", len(results) * len(epochs or [0])) as progress:
         return analyze_curvature(
-            results,
-            epochs,
-            measure,
-            folder=Path(options.out) / "curvature-batches",
-            overwrite=options.overwrite,
-            progress=progress,
+            results, epochs, measure, folder=Path(options.out) / "curvature-batches", overwrite=options.overwrite, progress=progress
         )
 
 
