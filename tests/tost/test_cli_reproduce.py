@@ -114,6 +114,14 @@ def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader)
     assert planned.runs == 2 * (5 + 4)
 
 
+def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> None:
+    taught = {"recipe": "vanilla", "distillation": 0.9, "teacher": "dense"}
+    options = {"method": "random", "density": 0.1, "seeds": 2, "variants": {"plain": "vanilla", "taught": taught}}
+    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 3
+    options["variants"] = {"dense": {"backend": "dense"}, "taught": taught}
+    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 2  # the teacher is a variant
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
