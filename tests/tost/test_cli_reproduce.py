@@ -91,11 +91,12 @@ def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: 
 
 
 def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["reproduce", tiny, "--dry-run", "--seeds", "4", "--jobs", "2", "--out", "else"]) == 0
+    assert main(["reproduce", tiny, "--dry-run", "--seed", "9", "--seeds", "4", "--jobs", "2", "--out", "else"]) == 0
     told = capsys.readouterr().out
     assert "Table 9: two recipes; small budget, cost: a second" in told
     assert "masks, 16 trainings:" in told
     assert "--seeds 4 " in told
+    assert told.count("--seed 9") == 2  # pswish has a seed, too
     assert "--jobs 2" in told
     assert "shape, no trainings:\n  tost analyze pswish --threads" not in told  # --threads was not given
     assert "--out else/tiny/small/shape" in told

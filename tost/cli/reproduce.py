@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HELP = "experiments of the papers, their numbers beside ours"
 
 _COMMANDS = {"analyze": analyze, "compare": compare, "lottery": lottery, "train": train}
-_PASSED_ON = ("seeds", "jobs", "data_dir", "threads")  # to every stage whose command has the option
+_PASSED_ON = ("seed", "seeds", "jobs", "data_dir", "threads")  # to every stage whose command has the option
 
 
 def parser() -> Parser:
@@ -41,6 +41,7 @@ def parser() -> Parser:
     reproduce.add_argument("--out", type=str, default="runs", help="folder; runs and report are in OUT/PRESET/BUDGET")
     reproduce.add_argument("--dry_run", action="store_true", help="check and print the stages, and run none")
     reproduce.add_argument("--seeds", type=int | None, default=None, help="number of seeds (default: the preset's)")
+    reproduce.add_argument("--seed", type=int | None, default=None, help="the first of them (default: the preset's)")
     reproduce.add_argument("--jobs", type=int | None, default=None, help="runs at the same time, sharing the threads")
     reproduce.add_argument("--data_dir", type=str | None, default=None, help="folder of the data set's files")
     reproduce.add_argument("--threads", type=int | None, default=None, help="CPU threads (default: torch's choice)")
