@@ -15,7 +15,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from tost import Config, Masks, Recipe, experiment, training
+from tost import Config, Masks, Recipe, experiment, tickets, training
 from tost.cli import main
 from tost.data import Dataset
 
@@ -42,7 +42,8 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def small_images(monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -> None:
-    monkeypatch.setattr(training, "load", lambda name, folder: toy_images)
+    for module in (training, tickets):
+        monkeypatch.setattr(module, "load", lambda name, folder: toy_images)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,9 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         ),
         (["analyze", "layers", "--out", "/dev/null"], "tost: error: out: expected a folder, got a file: /dev/null"),
         (["compare-masks", "m.npz", "n.npz", "--seed", "1"], "tost compare-masks: error: unrecognized arguments: --seed 1"),
+        (["compare", "--densities", "0.5,x"], "tost: error: densities: expected numbers as in 0.05,0.02, got '0.5,x'"),
         (["compare", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
-        (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe: unknown name 'tots'"),
+        (["compare", "--variants", "{a: tots}"], "tost: error: variants: a: recipe or method: unknown name 'tots'"),
         (["compare-masks", "m.npz"], "tost: error: masks: expected at least two files or run folders, got 1"),
         (["compare-masks", "m.npz", "n.npz"], "tost: error: m.npz: no such mask file"),
         (
@@ -214,22 +216,37 @@ def test_train_then_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.usefixtures("small_images")
-def test_compare_saves_table_picture_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_saves_tables_picture_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--out", str(tmp_path / "o")]
     variants = "{plain: vanilla, smooth: {ghost_skip: false, ghost_swish: false, rescale_init: false}}"
-    assert main([*command, "--variants", variants, "--seeds", "2", "--seed", "3"]) == 0
+    command += ["--variants", variants, "--densities", "0.5,0.2", "--seeds", "2", "--seed", "3", "--snapshots", "0"]
+    assert main(command) == 0
     captured = capsys.readouterr()
     assert "paired difference to plain" in captured.out
-    assert captured.err.count("seed 3  ") == captured.err.count("seed 4  ") == 2
-    assert {p.name for p in (tmp_path / "o").iterdir() if p.is_file()} == {
-        "comparison.json",
-        "comparison.md",
-        "comparison.png",
-    }
-    assert main([*command, "--variants", variants, "--seeds", "2", "--seed", "3", "--json"]) == 0
+    assert captured.err.count("seed 3  ") == captured.err.count("seed 4  ") == 4
+    files = {p.name for p in (tmp_path / "o").iterdir() if p.is_file()}
+    assert {f"comparison.{suffix}" for suffix in ("json", "md", "csv", "tex", "png")} <= files
+    assert len(list((tmp_path / "o").glob("*/epoch-0000.safetensors"))) == 8
+    assert main([*command, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values == json.loads((tmp_path / "o" / "comparison.json").read_text())
     assert values["seeds"] == [3, 4]
+    assert [(cell["method"], cell["density"]) for cell in values["cells"]] == [("erk", 0.5), ("erk", 0.2)]
+
+
+@pytest.mark.usefixtures("small_images")
+def test_an_ablation_is_one_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--seeds", "1", "--out", str(tmp_path)]
+    assert main([*command, "--ablation", "smoothing", "--methods", "lth", "--density", "0.7", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert list(values["variants"]) == ["vanilla", "label smoothing", "distillation"]
+    assert values["baselines"] == ["vanilla", "label smoothing"]
+    assert [cell["method"] for cell in values["cells"]] == ["lth"]
+    assert str(tmp_path) not in json.dumps(values)
+    assert main([*command, "--ablation", "smoothing", "--variants", "{a: vanilla}"]) == 2
+    assert capsys.readouterr().err == "tost: error: variants: expected none beside the ablation 'smoothing', got ['a']\n"
+    assert main([*command, "--ablation", "twaeks"]) == 2
+    assert "ablation: unknown name 'twaeks'; did you mean tweaks?" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_images")
@@ -340,7 +357,8 @@ def test_says_what_a_value_should_look_like(words: list[str], said: str, capsys:
         ),
         (
             ["analyze"],
-            "tost analyze: error: expected a command: iterations, saliency, recovery, layers, methods (tost analyze --help)",
+            "tost analyze: error: expected a command: iterations, saliency, recovery, layers, surface, activations, gradients, "
+                "pswish (tost analyze --help)",
         ),
     ],
 )

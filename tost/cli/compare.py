@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from tost.ablations import ABLATIONS, ablation
+from tost.cli.launching import add_launcher, launcher_of
 from tost.cli.options import Parser, add_config, add_running, add_snapshots, config_of, epochs_of, set_threads, words
 from tost.cli.output import note, show
 from tost.config import Config
@@ -29,14 +30,16 @@ def parser() -> Parser:
     )
     add_config(compare, [f.name for f in dataclasses.fields(Config) if f.name != "recipe"])
     for axis in ("models", "datasets"):
-        compare.add_argument(f"--{axis}", type=tuple[str, ...] | str | None, default=None, help=f"as --{axis[:-1]}, several")
+        compare.add_argument(f"--{axis}", type=tuple[str, ...] | str | None, default=None, help=f"as --{axis[:-1]}, several: A,B")
     compare.add_argument(
         "--methods",
         type=tuple[str, ...] | str | None,
         default=None,
         help="as --method, several; lth is a lottery, found first and shared by all variants",
     )
-    compare.add_argument("--densities", type=tuple[float, ...] | float | None, default=None, help="as --density, several")
+    compare.add_argument(
+        "--densities", type=tuple[float, ...] | float | str | None, default=None, help="as --density, several: 0.05,0.02"
+    )
     compare.add_argument(
         "--variants",
         type=dict | None,
@@ -56,7 +59,7 @@ def parser() -> Parser:
     compare.add_argument(
         "--timing_rounds", type=int, default=0, help="also time a step of each backend, this many turns of 2 steps"
     )
-    compare.add_argument("--jobs", type=int, default=1, help="runs at the same time, sharing the threads")
+    add_launcher(compare)
     add_snapshots(compare)
     add_running(compare)
     return compare
@@ -73,7 +76,7 @@ def run(options: Namespace) -> None:
     grid = compare(
         **asked,
         timing_rounds=options.timing_rounds,
-        jobs=options.jobs,
+        launcher=launcher_of(options),
         snapshots=epochs_of(options.snapshots),
         overwrite=options.overwrite,
         progress=True,
@@ -97,9 +100,15 @@ def _asked(options: Namespace) -> dict[str, Any]:
     variants, baselines = _variants(options)
     if options.seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
-    axes = {name: _axis(options[name]) for name in ("models", "datasets", "methods", "densities")}
-    seeds = range(base.seed, base.seed + options.seeds)
-    return {"base": base, "variants": variants, "seeds": seeds, "baselines": baselines, **axes}
+    axes = {name: _axis(options[name]) for name in ("models", "datasets", "methods")}
+    return {
+        "base": base,
+        "variants": variants,
+        "seeds": range(base.seed, base.seed + options.seeds),
+        **axes,
+        "densities": _densities(options.densities),
+        "baselines": baselines,
+    }
 
 
 def _variants(options: Namespace) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
@@ -113,8 +122,18 @@ def _variants(options: Namespace) -> tuple[Mapping[str, Any] | None, tuple[str, 
 
 
 def _axis(value: Any) -> Any:
-    """A lone value is an axis of one."""
-    return (value,) if isinstance(value, str | float) else value
+    """A lone value is an axis of one; words are told apart by commas."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(","))
+    return (value,) if isinstance(value, float) else value
+
+
+def _densities(value: Any) -> Any:
+    values = _axis(value)
+    try:
+        return None if values is None else tuple(map(float, values))
+    except ValueError:
+        raise ValueError(f"densities: expected numbers as in 0.05,0.02, got {value!r}") from None
 
 
 def _ablations() -> str:

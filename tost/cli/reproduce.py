@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 from tost.choices import check_choice
 from tost.cli import analyze, compare, lottery, train
+from tost.cli.launching import add_launcher
 from tost.cli.options import Parser, add_json, config_of
 from tost.cli.output import note, print_json, print_sheets, show
 from tost.cli.tree import tree
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 HELP = "experiments of the papers, their numbers beside ours"
 
 _COMMANDS = {"analyze": analyze, "compare": compare, "lottery": lottery, "train": train}
-_PASSED_ON = ("seed", "seeds", "jobs", "data_dir", "threads")  # to every stage whose command has the option
+# options that are passed on to every stage whose command has them -> what means that they were not given
+_PASSED_ON = {
+    "seed": None,
+    "seeds": None,
+    "jobs": 1,
+    "launcher": "processes",
+    "slurm": {},
+    "data_dir": None,
+    "threads": None,
+}
 
 
 def parser() -> Parser:
@@ -42,7 +52,7 @@ def parser() -> Parser:
     reproduce.add_argument("--dry_run", action="store_true", help="check and print the stages, and run none")
     reproduce.add_argument("--seeds", type=int | None, default=None, help="number of seeds (default: the preset's)")
     reproduce.add_argument("--seed", type=int | None, default=None, help="the first of them (default: the preset's)")
-    reproduce.add_argument("--jobs", type=int | None, default=None, help="runs at the same time, sharing the threads")
+    add_launcher(reproduce)
     reproduce.add_argument("--data_dir", type=str | None, default=None, help="folder of the data set's files")
     reproduce.add_argument("--threads", type=int | None, default=None, help="CPU threads (default: torch's choice)")
     add_json(reproduce)
@@ -58,7 +68,7 @@ def run(options: Namespace) -> None:
     preset = Preset.load(find_preset(options.preset))
     budget = check_choice("budget", options.budget, BUDGETS)
     folder = Path(options.out) / preset.name / budget
-    read, passed_on = Reader(), {name: options[name] for name in _PASSED_ON}
+    read, passed_on = Reader(), {name: options[name] for name, absent in _PASSED_ON.items() if options[name] != absent}
     stages = [read(stage, folder, passed_on) for stage in preset.stages[budget]]
     if options.dry_run:
         _show_stages(preset, budget, stages, options.json)
@@ -108,10 +118,10 @@ class Reader:
         """The stage as it will be run in `folder`.
 
         Args:
-            passed_on: options that override those of the stage, where its command has them; None: not given.
+            passed_on: options that override those of the stage, where its command has them.
         """
         known = self._options_of(stage.command)
-        own = {name: value for name, value in passed_on.items() if value is not None and name in known}
+        own = {name: value for name, value in passed_on.items() if name in known}
         words = dataclasses.replace(stage, options={**stage.options, **own}).words(folder)
         try:
             options = self._parser.parse_args(with_recipe_spelled_out(words))
