@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["integer", "number", "sample_shape", "sample_shapes"]
+__all__ = ["check_types", "integer", "is_of", "number", "sample_shape", "sample_shapes"]
+
+Checked = TypeVar("Checked")
 
 
 def number(
@@ -89,3 +92,32 @@ def _interval(least: float, most: float, above: float, below: float) -> str:
     if right:
         return f" {'<=' if closed_right else '<'} {right[:-1]}"
     return ", finite"
+
+
+def check_types(record: Checked) -> Checked:
+    """`record`, a dataclass or named tuple that was read from a file, if every field is of the type that it declares.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not is_of(value, kind):
+            raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
+    return record
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether `value` is what an annotation says: Any, unions, tuples and mappings of such; a float may be whole."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if outer is UnionType:
+        return any(is_of(value, one) for one in inner)
+    if outer is tuple:
+        return isinstance(value, tuple) and all(is_of(item, inner[0]) for item in value)
+    if outer in (Mapping, dict):
+        return isinstance(value, Mapping) and all(is_of(key, inner[0]) and is_of(item, inner[1]) for key, item in value.items())
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -79,11 +79,11 @@ def train_all(
             functools.partial(train, snapshots=tuple(snapshots)),
             left,
             launcher,
-            progress=progress and me.is_main,
+            progress=progress,
             bear=bear,
             title=title,
             standing=standing_of_runs(left),
-            ended=lambda config, outcome: ended(config, outcome, False) if me.is_main else None,
+            ended=lambda config, outcome: ended(config, outcome, False),
         )
         found |= zip(left, trained, strict=True)
     return [found[config] for config in configs]
@@ -110,7 +110,7 @@ def carry_out(
         bear: errors that are returned in place of an output.
         title: what an item is called, in errors and on stderr.
         standing: how an item stands, for stderr.
-        ended: called as each ends, with what `work` returned or raised.
+        ended: called as each ends, with what `work` returned or raised; under torchrun in one process.
 
     Raises:
         RunsFailed: when all have ended, if some raised what is not in `bear`. Where all raised the same for what is wrong with
@@ -120,10 +120,11 @@ def carry_out(
     An interrupt ends the processes, so does the end of this process, however it comes about; jobs of a cluster go on.
     """
     check_launcher(launcher)
+    speaks = os.environ.get("RANK", "0") == "0"
     outcomes: dict[Item, Output | Borne] = {}
     errors: dict[Item, Exception] = {}
     with (
-        watching({item: title(item) for item in items}, standing, progress) as watch,
+        watching({item: title(item) for item in items}, standing, progress and speaks) as watch,
         closing((launcher or Processes()).outcomes(work, items)) as ends,
     ):
         for item, outcome in ends:
@@ -134,7 +135,8 @@ def carry_out(
             else:
                 outcomes[item] = outcome
             watch.ended(item, failed=isinstance(outcome, Exception))
-            ended(item, outcome)
+            if speaks:
+                ended(item, outcome)
     if errors:
         first = next(iter(errors.values()))
         alike = len(errors) == len(items) and len({(type(error), str(error)) for error in errors.values()}) == 1

@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from torch import Tensor, nn
 
 from tost import checkpoint, tensor_file
 from tost.accounting import Accounting
+from tost.checks import check_types, is_of
 from tost.config import Config
 from tost.files import DamagedFile, locked, read_json, remove_stale, write_json
 from tost.masks import Masks
@@ -101,8 +101,8 @@ class Result:
                 "accounting": Accounting(**values["accounting"]),
             }
         )
-        _check_types(result.accounting)
-        _check_types(result)
+        check_types(result.accounting)
+        check_types(result)
         _check_history(result.history)
         return result
 
@@ -309,36 +309,13 @@ class RunFolder:
             raise DamagedFile(self.result, f"not a run's result: {error}") from error
 
 
-def _check_types(record: Any) -> None:
-    """Raise TypeError unless every field of a dataclass is of the type that it declares."""
-    for name, kind in get_type_hints(type(record)).items():
-        value = getattr(record, name)
-        if not _is(value, kind):
-            raise TypeError(f"{name}: expected {kind}, got {value!r:.50}")
-
-
 def _check_history(lines: tuple[Mapping[str, Any], ...]) -> None:
     """Raise TypeError or KeyError unless the tables and figures can be drawn from it."""
     if not lines:
         raise TypeError("history: expected an epoch or more, got none")
     for line in lines:
-        if not (_is(line["epoch"], int) and _is(line["step"], int) and _is(line.get("test_accuracy", 0.0), float)):
+        if not (is_of(line["epoch"], int) and is_of(line["step"], int) and is_of(line.get("test_accuracy", 0.0), float)):
             raise TypeError(f"history: expected numbers for epoch, step and test_accuracy, got {line!r:.100}")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    outer, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if outer is UnionType:
-        return any(_is(value, one) for one in inner)
-    if outer is tuple:
-        return isinstance(value, tuple) and all(_is(item, inner[0]) for item in value)
-    if outer is Mapping:
-        return isinstance(value, Mapping) and all(_is(key, inner[0]) and _is(item, inner[1]) for key, item in value.items())
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _save_weights(path: Path, net: nn.Module) -> None:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -83,6 +83,7 @@ class Lottery:
         rounds: the dense one first; the last has the density asked for.
     """
 
+    kind: ClassVar[str] = "lottery"
     config: Config
     rate: float
     rewind: int | None
@@ -95,6 +96,7 @@ class Lottery:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
+            "kind": self.kind,
             "config": self.config.as_dict(),
             "rate": self.rate,
             "rewind": self.rewind,

@@ -21,8 +21,8 @@ from tost import checkpoint, models
 from tost.data import Dataset, MemoryImages
 from tost.files import DamagedFile, read_json, read_yaml, write_json
 from tost.masks import Masks, mask_file, npz_file
-from tost.old_experiment import Comparison
-from tost.report.tables import accuracy_sheet
+from tost.report.from_runs import grids_of
+from tost.report.grids import grid_sheets
 from tost.runs import RunFolder, find_runs
 from tost.teacher import load_teacher
 
@@ -148,8 +148,7 @@ def _write_run(folder: Path) -> None:
 def _load_run(folder: Path) -> list[str]:
     """The result, and the tables that are made of it: a value of a wrong type would show there."""
     (result,) = find_runs(folder)
-    compared = Comparison({"a": (result,), "b": (result,)}, (result.config.seed,), ())
-    return [str(accuracy_sheet(compared)), str(result)]
+    return [str(sheet.cells) for grid in grids_of([result]) for sheet in grid_sheets(grid)] + [str(result)]
 
 
 _ONE = MemoryImages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))

@@ -119,7 +119,7 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["compare-maks"], "tost: error: command: unknown name 'compare-maks'; did you mean compare-masks"),
         (["report", ".", "--figure", "f.foo"], "tost: error: figure: expected a picture (."),
         (["report", "nowhere"], "tost: error: runs: no such folder: nowhere"),
-        (["report"], "tost: error: the following arguments are required: report.folder"),
+        (["report"], "tost: error: the following arguments are required: report.source"),
         (["info", "--jsn"], "tost info: error: unrecognized arguments: --jsn; did you mean --json?"),
     ],
 )

@@ -54,7 +54,7 @@ def test_one_command_draws_tabulates_and_records(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "tost analyze: error: expected a command: iterations, saliency, recovery, layers (tost analyze --help)"),
+        ([], "tost analyze: error: expected a command: iterations, saliency, recovery, layers, surface, "),
         (["layrs"], "tost analyze: error: command: unknown name 'layrs'; did you mean layers?"),
         (["layers", "--seeds", "0"], "tost: error: seeds: expected at least 1, got 0"),
         (["layers", "--methods", "[snap]"], "tost: error: method: unknown name 'snap'; did you mean snip?"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tost.recipe import Recipe
+from tost.recipe import Recipe, recipe_name
 
 
 def test_presets() -> None:
@@ -99,3 +99,12 @@ def test_unknown_field_is_named_with_the_nearest() -> None:
         Recipe.from_dict({"gost_skip": True})
     with pytest.raises(TypeError, match="fields: expected a mapping, got list"):
         Recipe.from_dict([])  # type: ignore[arg-type]
+
+
+def test_recipes_have_telling_names() -> None:
+    assert recipe_name(Recipe.vanilla()) == "vanilla"
+    assert recipe_name(Recipe.tost()) == "tost"
+    assert recipe_name(Recipe(ghost_skip=False, label_smoothing=0)) == "ghost_swish+rescale_init"
+    assert recipe_name(Recipe(rescale_iterations=60, label_smoothing=0.2)) == "tost label_smoothing=0.2 rescale_iterations=60"
+    assert recipe_name(Recipe(rescale_gamma=0)) != recipe_name(Recipe.tost())
+    assert recipe_name(dataclasses.replace(Recipe.vanilla(), rescale_init=True)) == "rescale_init"

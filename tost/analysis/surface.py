@@ -73,7 +73,7 @@ class Surface:
     def share_below(self, limit: float) -> float:
         """Fraction of the grid where the loss is at most `limit`."""
         losses = [loss for row in self.losses for loss in row]
-        return sum(loss <= limit for loss in losses) / len(losses)
+        return sum(loss <= limit and loss < math.inf for loss in losses) / len(losses)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from tost.report.analysis_figures import (
     save_recovery_figure,
     save_saliency_figure,
 )
-from tost.report.figures import check_figure, require_matplotlib, save_figure
-from tost.report.from_runs import comparisons_of, lotteries_of
+from tost.report.figures import check_figure, require_matplotlib
+from tost.report.from_runs import grids_of, lotteries_of
+from tost.report.grid_figures import save_curves_figure, save_forest_figure, save_sparsity_figure
 from tost.report.grids import grid_sheets
 from tost.report.kinds import KINDS, Kind, Record, pictures_of, read_record, sheets_of, write_report
 from tost.report.layers import comparison_sheets, layer_figure, layer_sheet
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.sheet import Difference, Number, Range, Sheet, Spread, csv_tables
 from tost.report.step_times import step_time_sheet
-from tost.report.tables import accuracy_sheet
 
 __all__ = [
     "KINDS",
@@ -29,12 +29,11 @@ __all__ = [
     "Record",
     "Sheet",
     "Spread",
-    "accuracy_sheet",
     "check_figure",
     "comparison_sheets",
-    "comparisons_of",
     "csv_tables",
     "grid_sheets",
+    "grids_of",
     "iterations_sheet",
     "layer_figure",
     "layer_sheet",
@@ -47,12 +46,14 @@ __all__ = [
     "recovery_sheet",
     "require_matplotlib",
     "saliency_sheet",
-    "save_figure",
+    "save_curves_figure",
+    "save_forest_figure",
     "save_iterations_figure",
     "save_layers_figure",
     "save_lottery_figure",
     "save_recovery_figure",
     "save_saliency_figure",
+    "save_sparsity_figure",
     "sheets_of",
     "step_time_sheet",
     "write_report",

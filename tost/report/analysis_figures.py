@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tost.analysis import Iterations, IterationsPoint, Layers, Recovery, Saliencies
 from tost.paired import mean_and_spread
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["save_iterations_figure", "save_layers_figure", "save_recovery_figure", "save_saliency_figure"]
+
+_BAND: dict[str, Any] = {"title": "mean; band: least to largest of the seeds", "title_fontsize": 8, "fontsize": 8}
 
 
 def save_iterations_figure(found: Iterations, path: str | Path) -> None:
@@ -46,7 +48,7 @@ def save_iterations_figure(found: Iterations, path: str | Path) -> None:
     for axes in (saliency, accuracy, time):
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
-    saliency.legend()
+    saliency.legend(**_BAND)
     save(figure, path)
 
 
@@ -91,7 +93,8 @@ def save_saliency_figure(found: Saliencies, path: str | Path) -> None:
     relation.set_ylabel("pruning saliency")
     for axes in (way, relation):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    way.legend(**_BAND)
+    relation.legend(fontsize=8, title="a point: a step of a seed; line: equal", title_fontsize=8)
     save(figure, path)
 
 
@@ -116,7 +119,7 @@ def save_recovery_figure(found: Recovery, path: str | Path) -> None:
     for axes in (numbers, parts):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(**_BAND)
     save(figure, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,43 +50,50 @@ class _Row(NamedTuple):
 
 
 def save_forest_figure(grid: Grid, path: str | Path) -> None:
-    """Paired differences in points with their 95% intervals.
+    """Paired differences in points with their 95% intervals, of every variant in every cell, and of all cells together.
 
-    Of several cells a row each, and one for all, in a panel for each variant; of one cell a row for each variant. The panels of
-    a further baseline lie below those of the first.
+    Where there are more cells than variants, a cell is a row and a variant a panel; else the other way round. The panels of a
+    further baseline lie below those of the first.
     """
-    panels = _panels(grid)
-    columns = min(len(grid.variants) - 1, _PANELS) if len(grid.cells) > 1 else 1
-    lines = math.ceil(len(panels) / columns)
+    blocks = [_panels(grid, baseline) for baseline in grid.baselines]
+    columns = min(max(map(len, blocks)), _PANELS)
+    lines = [block[i : i + columns] for block in blocks for i in range(0, len(block), columns)]
+    panels = [panel for line in lines for panel in line]
     longest = max(len(row.label) for _, rows in panels for row in rows)
     width = (2.1 if columns > 2 else 4.4) * columns + 0.065 * longest + 0.4
-    height = max(_ROW * max(len(rows) for _, rows in panels), 0.7) + 0.8
-    figure = new_figure(max(width, 6.0), lines * height + 0.9)
+    height = max(_ROW * max(len(rows) for _, rows in panels), 0.7) + 0.95
+    figure = new_figure(max(width, 6.0), len(lines) * height + 0.9)
     figure.suptitle(f"Paired differences in test accuracy\n{grid_title(grid)}", fontsize=11)
-    places = figure.subplots(lines, columns, squeeze=False, sharey="row")
+    places = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
     edge = _edge([row for _, rows in panels for row in rows])
-    for axes, (title, rows) in zip(places.flat, panels, strict=False):
-        _forest(axes, rows, edge)
-        axes.set_title(title, fontsize=9)
-    for axes in list(places.flat)[len(panels) :]:
-        axes.set_visible(False)
+    for all_axes, line in zip(places, lines, strict=True):
+        for axes, (title, rows) in zip(all_axes, line, strict=False):
+            _forest(axes, rows, edge)
+            parts = [textwrap.fill(part, 30 if columns > 2 else 60) for part in title.split("\n")]
+            axes.set_title("\n".join(parts), fontsize=8)
+        for axes in all_axes[len(line) :]:
+            axes.set_visible(False)
     figure.legend(handles=_verdict_marks(), loc="outside lower center", ncols=2 if columns == 1 else 4, fontsize=8, frameon=False)
     save(figure, path)
 
 
-def _panels(grid: Grid) -> list[tuple[str, list[_Row]]]:
+def _panels(grid: Grid, baseline: str) -> list[tuple[str, list[_Row]]]:
     """Title and rows of each."""
-    panels = []
-    for baseline in grid.baselines:
-        names = [name for name in grid.variants if name != baseline]
-        if len(grid.cells) == 1:
-            rows = [_Row(name, grid.against(grid.cells[0], name, baseline)) for name in names]
-            panels.append((f"{names[0] if len(names) == 1 else 'variant'} minus {baseline}", rows))
-            continue
+    labels, names = cell_labels(grid), [name for name in grid.variants if name != baseline]
+    together = f"all {len(labels)} cells"
+    panels: list[tuple[str, list[_Row]]] = []
+    if len(labels) > len(names):
         for name in names:
-            rows = [_Row(label, grid.against(cell, name, baseline)) for cell, label in cell_labels(grid).items()]
-            rows.append(_Row(f"all {len(grid.cells)} cells", grid.pooled(name, baseline), pooled=True))
-            panels.append((f"{name} minus {baseline}", rows))
+            rows = [_Row(label, grid.against(cell, name, baseline)) for cell, label in labels.items()]
+            panels.append((f"{name} minus {baseline}", [*rows, _Row(together, grid.pooled(name, baseline), pooled=True)]))
+        return panels
+    difference = f"{names[0] if len(names) == 1 else 'variant'} minus {baseline}"
+    for cell, label in labels.items():
+        title = difference if len(labels) == 1 else f"{label}\n{difference}"
+        panels.append((title, [_Row(name, grid.against(cell, name, baseline)) for name in names]))
+    if len(labels) > 1:
+        rows = [_Row(name, grid.pooled(name, baseline), pooled=True) for name in names]
+        panels.append((f"{together}\n{difference}", rows))
     return panels
 
 
@@ -160,7 +168,7 @@ def save_sparsity_figure(grid: Grid, path: str | Path) -> None:
         row[0].set_ylabel("test accuracy, %")
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside right upper", fontsize=8, title="mean ± standard\ndeviation of seeds", title_fontsize=8
+        handles, labels, loc="outside right center", fontsize=8, title="mean ± standard\ndeviation of seeds", title_fontsize=8
     )
     save(figure, path)
 

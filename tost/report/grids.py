@@ -72,11 +72,17 @@ def _note(grid: Grid) -> str:
     note = (
         "Accuracy after the last step, finalized network: mean ± standard deviation. Difference: points, mean over pairs of the "
         "same seed, mask, initial weights and batches, with its 95% t-interval, and how many of the pairs are above 0; won: the "
-        "interval lies above 0, lost: it lies below. Ghost weights: while training -> left in the result."
+        "interval lies above 0, lost: it lies below."
     )
+    if _ghosts(grid):
+        note += " Ghost weights: while training -> left in the result."
     if _diverged(grid):
         note += " Diverged: runs whose loss was no number any more; they have no accuracy, and their pairs no difference."
     return note
+
+
+def _ghosts(grid: Grid) -> bool:
+    return any(run.ghost_weights_at_start for cell in grid.cells for name in grid.variants for run in grid.runs(cell, name))
 
 
 def _diverged(grid: Grid) -> bool:
@@ -84,7 +90,7 @@ def _diverged(grid: Grid) -> bool:
 
 
 def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
-    diverged = _diverged(grid)
+    diverged, ghosts = _diverged(grid), _ghosts(grid)
     rows = []
     for name in grid.variants:
         runs = grid.runs(cell, name)
@@ -93,12 +99,12 @@ def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
             row.append(Difference(grid.against(cell, name, baseline) if name != baseline else None))
         if diverged:
             row.append(Number(grid.diverged(cell, name)))
-        if runs:
-            counts, left = runs[0].accounting, max(run.accounting.ghost_weights for run in runs)
-            row += [Part(counts.weights_kept, counts.weights_prunable), Change(runs[0].ghost_weights_at_start, left)]
-            row.append(Number(mean_and_spread([run.seconds for run in runs])[0], ".0f"))
-        else:
-            row += [Part(None, None), Change(None, None), Number(None)]
+        counts = runs[0].accounting if runs else None
+        row.append(Part(counts.weights_kept, counts.weights_prunable) if counts else "")
+        if ghosts:
+            left = [run.accounting.ghost_weights for run in runs]
+            row.append(Change(runs[0].ghost_weights_at_start, max(left)) if runs else "")
+        row.append(Number(mean_and_spread([run.seconds for run in runs])[0] if runs else None, ".0f"))
         rows.append(tuple(row))
     header = [
         "variant",
@@ -106,7 +112,7 @@ def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
         *(f"paired difference to {baseline}" for baseline in grid.baselines),
         *(["diverged"] if diverged else []),
         "weights kept",
-        "ghost weights",
+        *(["ghost weights"] if ghosts else []),
         "s/run",
     ]
     keys = (("model", short_name(cell.model)), ("data set", cell.dataset), ("mask", cell.method), ("density", cell.density))

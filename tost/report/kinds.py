@@ -20,12 +20,15 @@ from tost.report.analysis_figures import (
 from tost.report.curvature import curvature_sheet, save_curvature_figure
 from tost.report.grid_figures import grid_pictures
 from tost.report.grids import grid_sheets
+from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
 from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
+from tost.report.older import modern
 from tost.report.reproductions import reproduction_sheets
 from tost.report.sheet import Sheet, csv_tables
 from tost.report.surface_figure import save_surface_figure
 from tost.reproduction import Reproduction
+from tost.tickets import Lottery
 
 __all__ = ["KINDS", "Kind", "Record", "pictures_of", "read_record", "sheets_of", "write_report"]
 
@@ -49,11 +52,13 @@ class Kind(NamedTuple):
         read: what `as_dict` gave -> the record.
         sheets: record -> its tables.
         pictures: record -> what the picture's name has behind the record's ("": nothing) -> draws the record into a file.
+        whole: whether all of the record is in its file; else `read` takes the file's path, and looks beside it.
     """
 
-    read: Callable[[Mapping[str, Any]], Any]
+    read: Callable[..., Any]
     sheets: Callable[[Any], Sequence[Sheet]]
     pictures: Callable[[Any], Mapping[str, Draw]]
+    whole: bool = True
 
 
 def _one(sheet: Callable[[Any], Sheet]) -> Callable[[Any], Sequence[Sheet]]:
@@ -67,6 +72,8 @@ def _alone(draw: Draw) -> Callable[[Any], Mapping[str, Draw]]:
 # a new kind is a line here
 KINDS: dict[str, Kind] = {
     Grid.kind: Kind(Grid.from_dict, grid_sheets, grid_pictures),
+    # the rounds of a lottery are runs beside its own folder
+    Lottery.kind: Kind(Lottery.load, _one(lottery_sheet), _alone(save_lottery_figure), whole=False),
     Iterations.kind: Kind(Iterations.from_dict, _one(iterations_sheet), _alone(save_iterations_figure)),
     Saliencies.kind: Kind(Saliencies.from_dict, _one(saliency_sheet), _alone(save_saliency_figure)),
     Recovery.kind: Kind(Recovery.from_dict, _one(recovery_sheet), _alone(save_recovery_figure)),
@@ -104,11 +111,15 @@ def read_record(path: str | Path) -> Record:
     if not file.is_file():
         raise FileNotFoundError(f"record: no such file: {file}")
     values = read_json(file)
-    if not isinstance(values, dict) or "kind" not in values:
+    if not isinstance(values, dict):
         raise DamagedFile(file, f"no record: expected an object with a kind, one of {', '.join(KINDS)}")
     try:
-        found: Record = KINDS[check_choice("kind", values["kind"], KINDS)].read(values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        values = modern(values)
+        kind = KINDS[check_choice("kind", values.get("kind", "none"), KINDS)]
+        found: Record = kind.read(values if kind.whole else file)
+    except DamagedFile:
+        raise  # it names what is damaged
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DamagedFile(file, f"no record that can be read here: {what}") from error
     return found

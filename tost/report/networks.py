@@ -33,6 +33,11 @@ def seeds_alike(found: Sequence[Measured]) -> dict[tuple[str, int, str], list[Me
     return groups
 
 
+def _spread(values: Sequence[float], form: str = ".2f", spread_form: str | None = None) -> Cell:
+    """Mean and standard deviation; inf where a network of the group overflowed."""
+    return Spread(values, form, spread_form) if all(map(math.isfinite, values)) else Number(math.inf, form)
+
+
 def surface_sheet(found: Surfaces) -> Sheet:
     """A row for each variant and epoch: how steep and how wide the valley is."""
     rows: list[tuple[Cell, ...]] = []
@@ -43,10 +48,10 @@ def surface_sheet(found: Surfaces) -> Sheet:
             (
                 variant,
                 epoch_name(group[0].origin),
-                Spread([one.centre for one in group], ".3f"),
-                *(Spread(rise, ".3g", ".2g") for rise in rises),
-                Spread([100 * one.share_below(one.centre + 1) for one in group], ".1f"),
-                Spread([100 * one.share_below(chance) for one in group], ".1f"),
+                _spread([one.centre for one in group], ".3f"),
+                *(_spread(rise, ".3g", ".2g") for rise in rises),
+                _spread([100 * one.share_below(one.centre + 1) for one in group], ".1f"),
+                _spread([100 * one.share_below(chance) for one in group], ".1f"),
             )
         )
     return Sheet(
@@ -78,8 +83,8 @@ def activations_sheets(found: Activations) -> list[Sheet]:
             variant,
             epoch_name(group[0].origin),
             group[0].functions,
-            Spread([100 * one.mean for one in group]),
-            Spread([100 * one.overall for one in group]),
+            _spread([100 * one.mean for one in group]),
+            _spread([100 * one.overall for one in group]),
         )
         for (variant, _, _), group in groups.items()
     )
@@ -122,8 +127,8 @@ def gradients_sheet(found: GradientFlow) -> Sheet:
             (
                 variant,
                 epoch_name(group[0].origin),
-                Spread([one.norms.total for one in group], ".4g", ".2g"),
-                Spread([one.norms.summed for one in group], ".4g", ".2g"),
+                _spread([one.norms.total for one in group], ".4g", ".2g"),
+                _spread([one.norms.summed for one in group], ".4g", ".2g"),
                 weakest.removesuffix(".weight"),
                 Number(group[0].norms.layers[weakest], ".3g"),
             )

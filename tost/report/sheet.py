@@ -82,13 +82,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Part:
-    """A count and what it is a part of; None: there is none."""
+    """A count and what it is a part of."""
 
-    count: int | None
-    of: int | None
+    count: int
+    of: int
 
     def __str__(self) -> str:
-        return "" if self.count is None or self.of is None else f"{self.count:,} of {self.of:,}"
+        return f"{self.count:,} of {self.of:,}"
 
     def numbers(self) -> Mapping[str, Any]:
         return {"": self.count, "of": self.of}
@@ -96,13 +96,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Change:
-    """A count before and after; None: there is none."""
+    """A count before and after."""
 
-    before: int | None
-    after: int | None
+    before: int
+    after: int
 
     def __str__(self) -> str:
-        return "" if self.before is None or self.after is None else f"{self.before:,} -> {self.after:,}"
+        return f"{self.before:,} -> {self.after:,}"
 
     def numbers(self) -> Mapping[str, Any]:
         return {"before": self.before, "after": self.after}
@@ -123,7 +123,7 @@ class Difference:
         text = f"{100 * found.mean:+.2f}"
         if found.low is not None and found.high is not None:
             text += f" [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-        return f"{text}, {found.wins} of {len(found.differences)} pairs: {found.verdict}"
+        return f"{text}, {found.wins}/{len(found.differences)}, {found.verdict}"
 
     def numbers(self) -> Mapping[str, Any]:
         found = self.paired

@@ -30,7 +30,11 @@ VANILLA, TOST = Config(recipe=Recipe.vanilla()), Config()
             "resnet20 on mnist5k",
             ("tost, erk mask, 95% sparse", "tost, erk mask, 98% sparse"),
         ),
-        ((VANILLA, dataclasses.replace(VANILLA, backend="dense")), "resnet20 on mnist5k", ("vanilla, erk mask, 95% sparse", "vanilla, dense")),
+        (
+            (VANILLA, dataclasses.replace(VANILLA, backend="dense")),
+            "resnet20 on mnist5k",
+            ("vanilla, erk mask, 95% sparse", "vanilla, dense"),
+        ),
         ((TOST, dataclasses.replace(TOST, model="vgg19")), "mnist5k, erk mask, 95% sparse", ("tost, resnet20", "tost, vgg19")),
         ((TOST, dataclasses.replace(TOST, seed=1)), "resnet20 on mnist5k, erk mask, 95% sparse", ("tost", "tost")),
         (
@@ -39,7 +43,7 @@ VANILLA, TOST = Config(recipe=Recipe.vanilla()), Config()
             (f"tost ({TOST.hash})", f"tost ({dataclasses.replace(TOST, lr=0.3).hash})"),
         ),
     ],
-)  # fmt: skip
+)
 def test_labels_say_what_differs(configs: tuple[Config, ...], title: str, variants: tuple[str, ...]) -> None:
     assert labels(configs) == (title, variants)
 

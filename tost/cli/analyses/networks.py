@@ -109,7 +109,6 @@ def _pswish_options(parser: Parser) -> None:
     )
     add_config(parser, ("recipe", "steps", "schedule", "milestones", "drop_every"))
     parser.set_defaults({"steps": 1000})
-    parser.add_argument("--seed", type=int, default=0, help="of nothing: nothing is drawn by chance")
     add_output(parser)
 
 
@@ -117,7 +116,7 @@ def _pswish(options: Namespace) -> PSwishCurves:
     from tost.analysis import analyze_pswish
 
     betas = (options.betas,) if isinstance(options.betas, float) else options.betas
-    return analyze_pswish(config_of(options, without=("betas", "out", "seed")), betas)  # Adam has betas, too
+    return analyze_pswish(config_of(options, without=("betas", "out")), betas)  # Adam has betas, too
 
 
 SURFACE = Action("the loss around networks of runs, along two random directions: contours and 3-D", _surface_options, _surface)
