@@ -29,7 +29,7 @@ HELP = "experiments of the papers, their numbers beside ours"
 
 _COMMANDS = {"analyze": analyze, "compare": compare, "lottery": lottery, "train": train}
 # options that are passed on to every stage whose command has them -> what means that they were not given
-_PASSED_ON = {
+_PASSED_ON: Mapping[str, Any] = {
     "seed": None,
     "seeds": None,
     "jobs": 1,
