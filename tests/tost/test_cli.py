@@ -66,7 +66,11 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, data, info"),
+        (
+            [],
+            "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, reproduce, data, "
+            "info",
+        ),
         (["trian"], "tost: error: command: unknown name 'trian'; did you mean train?"),
         (["train", "--densty", "1"], "tost train: error: unrecognized arguments: --densty 1; did you mean --density?"),
         (["train", "stray"], "tost train: error: unrecognized arguments: stray"),
@@ -151,7 +155,7 @@ def test_mistakes_in_yaml_are_one_line(text: str, tmp_path: Path, capsys: pytest
 
 
 def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "prune", "lottery", "compare", "compare-masks", "report", "info"):
+    for command in ("train", "prune", "lottery", "compare", "compare-masks", "report", "reproduce", "info"):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "--json" in text
