@@ -15,6 +15,7 @@ both `python script.py` and `torchrun --nproc-per-node 2 script.py`::
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -141,7 +142,11 @@ def processes(device: str | torch.device | None = None, timeout_seconds: float =
     with contextlib.ExitStack() as leaving:
         try:
             with _translated(rank, world):
-                dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+                wait = timedelta(seconds=seconds)
+                store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=wait))  # type: ignore[attr-defined]
+                # a prefix of its own: a group joined earlier has left its addresses in torchrun's store
+                own = dist.PrefixStore(f"tost/{next(_joins)}", store)  # type: ignore[attr-defined]
+                dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=wait)
                 yield Processes(rank, world, _current(chosen))
                 dist.barrier()
         except BaseException as error:
@@ -332,6 +337,8 @@ def _translated(rank: int, world: int) -> Iterator[None]:
             f"the same command goes on from the last checkpoint ({what})"
         ) from error
 
+
+_joins = itertools.count()  # as many in every process
 
 # Every DistributedDataParallel that `wrap` made and somebody still holds.
 _wrapped: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()

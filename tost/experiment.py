@@ -8,7 +8,6 @@ Every run is found again by its folder, so a comparison that was cut off goes on
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
 from tost.runs import Result, RunFolder
 from tost.step_times import StepTime, measure_step_times
-from tost.tickets import forget_rounds, lottery
+from tost.tickets import forget_rounds, lottery, rounds_of
 from tost.variants import Variant
+from tost.watch import standing_of_runs
 
 __all__ = ["compare"]
 
@@ -173,12 +173,16 @@ class _Ground:
                 name = f"{tickets[ticket]}, {100 * ticket.config.density:g}% kept"
                 self._tell(Path(ticket.config.out), ticket.config.seed, name, outcome, "")
 
+        if self.overwrite:
+            for group in together:  # once: what its tickets share is not trained for each, nor anew where a job goes on
+                forget_rounds(group[0].config, rewind=group[0].rewind)
         found = carry_out(
-            functools.partial(_draw, overwrite=self.overwrite),
+            _draw,
             together,
             self.launcher,
             progress=self.progress,
             title=lambda group: f"seed {group[0].config.seed}, {tickets[group[0]]}",
+            standing=standing_of_runs({group: _rounds(group) for group in together}),
             ended=ended,
         )
         return {
@@ -216,9 +220,13 @@ def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def _draw(group: Sequence[Ticket], overwrite: bool) -> list[Outcome]:
-    if overwrite:
-        forget_rounds(group[0].config, rewind=group[0].rewind)  # once: what the tickets share is not trained for each
+def _rounds(group: Sequence[Ticket]) -> list[tuple[RunFolder, Config]]:
+    """Those of its tickets, each once."""
+    rounds = [one for ticket in group for one in rounds_of(ticket.config, rewind=ticket.rewind)]
+    return list({folder.path: (folder, config) for folder, config in rounds}.values())
+
+
+def _draw(group: Sequence[Ticket]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for ticket in group:
         try:

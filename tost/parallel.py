@@ -82,7 +82,7 @@ def train_all(
             progress=progress,
             bear=bear,
             title=title,
-            standing=standing_of_runs(left),
+            standing=standing_of_runs({config: [(RunFolder.of(config), config)] for config in left}),
             ended=lambda config, outcome: ended(config, outcome, False),
         )
         found |= zip(left, trained, strict=True)
@@ -124,7 +124,7 @@ def carry_out(
     outcomes: dict[Item, Output | Borne] = {}
     errors: dict[Item, Exception] = {}
     with (
-        watching({item: title(item) for item in items}, standing, progress and speaks) as watch,
+        watching({item: title(item) for item in items}, standing, progress and speaks and len(items) > 0) as watch,
         closing((launcher or Processes()).outcomes(work, items)) as ends,
     ):
         for item, outcome in ends:

@@ -32,7 +32,7 @@ from tost.preparation import Start, initial_model, train_batches, trained_model
 from tost.runs import Result, RunFolder
 from tost.training import Conduct, train_in
 
-__all__ = ["Lottery", "Round", "check_lottery", "forget_rounds", "lottery", "rewind_step"]
+__all__ = ["Lottery", "Round", "check_lottery", "forget_rounds", "lottery", "rewind_step", "rounds_of"]
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,18 @@ def check_lottery(config: Config, *, rate: float = 0.2, rewind: int | str = "ini
 
 def forget_rounds(config: Config, *, rate: float = 0.2, rewind: int | str = "init") -> None:
     """Make every round that is there of a lottery, to whatever density, an unfinished one that begins anew."""
+    with distributed.processes() as me:
+        dense, _ = rounds_of(config, rate=rate, rewind=rewind)[0]
+        for path in sorted(dense.path.parent.glob("round-*")) if me.is_main else ():
+            folder = RunFolder(path)
+            with folder.held():
+                folder.forget()
+
+
+def rounds_of(config: Config, *, rate: float = 0.2, rewind: int | str = "init") -> list[tuple[RunFolder, Config]]:
+    """Where each round of a lottery is, or will be, trained, and what; the dense one first."""
     plan = _plan(config, load(config.dataset, config.data_dir), rate, rewind)
-    for path in sorted(plan.folders[0].path.parent.glob("round-*")):
-        folder = RunFolder(path)
-        with folder.held():
-            folder.forget()
+    return [(folder, plan.config_of(number)) for number, folder in enumerate(plan.folders)]
 
 
 class _Plan(NamedTuple):

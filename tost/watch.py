@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,6 +24,8 @@ from tost.config import Config
 from tost.runs import RunFolder
 
 __all__ = ["Standing", "Watch", "standing_of_runs", "watching"]
+
+Item = TypeVar("Item", bound=Hashable)
 
 LINE_SECONDS = 30.0  # between two lines where stderr is no terminal
 
@@ -80,8 +82,11 @@ class Watch:
     def __rich__(self) -> Group:
         line, going_on = self.look()
         table = Table.grid(padding=(0, 2))
+        table.add_column()  # the only one that gives way
+        for _ in range(max((len(standing.columns) for standing in going_on.values()), default=0)):
+            table.add_column(no_wrap=True)
         for title, standing in going_on.items():
-            table.add_row(Text(title), *standing.columns)
+            table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), *standing.columns)
         return Group(Text(line), table)
 
 
@@ -118,22 +123,28 @@ def _write_lines(watch: Watch, over: threading.Event) -> None:
         last = line
 
 
-def standing_of_runs(configs: Sequence[Config]) -> Callable[[Config], Standing]:
-    """How each of these runs stands, from now on.
+def standing_of_runs(runs: Mapping[Item, Sequence[tuple[RunFolder, Config]]]) -> Callable[[Item], Standing]:
+    """How each item stands from now on, of which so many runs are trained one after the other.
 
     A record that was there before and stays as it is belongs to a run that was cut off, and waits.
     """
-    before = {config: _changed(RunFolder.of(config).record) for config in configs}
+    before = {folder.record: _changed(folder.record) for of_item in runs.values() for folder, _ in of_item}
 
-    def standing(config: Config) -> Standing:
-        record = RunFolder.of(config).record
-        changed = _changed(record)
-        return _standing(config, record, begun=changed is not None and changed != before[config])
+    def standing(item: Item) -> Standing:
+        rounds = [_standing(folder.record, config, before[folder.record]) for folder, config in runs[item]]
+        fraction = sum(one.fraction for one in rounds) / len(rounds)
+        begun = [number for number, one in enumerate(rounds) if one.begun]
+        if not begun:
+            return Standing(fraction)
+        which = (f"round {begun[-1]} of {len(rounds) - 1}",) if len(rounds) > 1 else ()
+        return Standing(fraction, True, (*which, *rounds[begun[-1]].columns))
 
     return standing
 
 
-def _standing(config: Config, record: Path, begun: bool) -> Standing:
+def _standing(record: Path, config: Config, before: int | None) -> Standing:
+    changed = _changed(record)
+    begun = changed is not None and changed != before
     try:
         line = json.loads(record.read_text().splitlines()[-1])
         epoch, step = int(line["epoch"]), int(line["step"])

@@ -62,7 +62,12 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(
 
 
 def test_the_command_line_speaks_once(tmp_path: Path) -> None:
-    options = ["--model", "lenet300100", "--recipe", "vanilla", "--steps", "2", "--batch-size", "16", "--out", str(tmp_path)]
-    done = torchrun("-m", "tost", "train", *options, "--json")
+    """Of a whole comparison: run after run, a lottery first, in the same two processes."""
+    options = ["--model", "lenet300100", "--steps", "2", "--batch-size", "16", "--density", "0.85", "--out", str(tmp_path)]
+    variants = ["--variants", "{vanilla: vanilla, smooth: {recipe: vanilla, label_smoothing: 0.1}}", "--seeds", "1"]
+    done = torchrun("-m", "tost", "compare", *options, *variants, "--methods", "lth", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["processes"] == 2
+    assert json.loads(done.stdout)["kind"] == "comparison"
+    assert done.stderr.count("seed 0  vanilla") == 1
+    runs = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert [run["processes"] for run in runs] == [2, 2, 2, 2]  # two rounds, two recipes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def test_how_a_run_stands_is_read_from_its_record(tmp_path: Path) -> None:
         os.utime(record, ns=(time.time_ns(), record.stat().st_mtime_ns + 10**9))  # the clock of the files may be coarse
 
     write(cut_off, *lines[:3])
-    standing = standing_of_runs([fresh, cut_off])
-    assert standing(fresh) == Standing(0.0, False, ("in its first epoch",))
-    assert (standing(cut_off).fraction, standing(cut_off).begun) == (0.3, False)
+    standing = standing_of_runs({config: [(RunFolder.of(config), config)] for config in (fresh, cut_off)})
+    assert standing(fresh) == Standing(0.0)
+    assert standing(cut_off) == Standing(0.3)
     write(fresh)
     assert standing(fresh) == Standing(0.0, True, ("in its first epoch",))
     write(fresh, {"epoch": 1, "step": 20, "images_per_second": 612.0})  # the accuracy is measured later
@@ -71,13 +72,26 @@ def test_how_a_run_stands_is_read_from_its_record(tmp_path: Path) -> None:
     assert standing(fresh).fraction == 0.0
 
 
+def test_how_a_lottery_stands_is_read_from_its_rounds(tmp_path: Path) -> None:
+    config = Config(steps=40, batch_size=50)
+    rounds = [(RunFolder(tmp_path / f"round-{number}"), config) for number in range(3)]
+    standing = standing_of_runs({"lottery": rounds})
+    assert standing("lottery") == Standing(0.0)
+    for folder, _ in rounds[:2]:
+        folder.path.mkdir()
+        folder.record.write_text('{"epoch": 2, "step": 40, "images_per_second": 50.0}\n')
+    rounds[1][0].record.write_text("")
+    assert standing("lottery") == Standing(1 / 3, True, ("round 1 of 2", "in its first epoch"))
+
+
 def test_a_run_that_is_repeated_begins_at_nothing(tmp_path: Path) -> None:
     result = finished(tmp_path)
     folder = RunFolder(result.run_dir)
     folder.record.write_text('{"epoch": 30, "step": 90, "images_per_second": 1.0}\n')
-    assert standing_of_runs([result.config])(result.config).fraction == 1.0
+    runs = {"run": [(folder, result.config)]}
+    assert standing_of_runs(runs)("run").fraction == 1.0
     folder.forget()
-    assert standing_of_runs([result.config])(result.config).fraction == 0.0
+    assert standing_of_runs(runs)("run").fraction == 0.0
 
 
 def test_a_line_now_and_then_where_stderr_is_no_terminal(
@@ -108,9 +122,11 @@ def test_a_terminal_shows_a_row_for_each_that_goes_on(
 ) -> None:
     terminal = Console(stderr=True, force_terminal=True, width=80)
     monkeypatch.setattr(watch, "Console", lambda stderr: terminal)
-    with watching({"a": "run a", "b": "run b"}, lambda name: Standing(0.1, name == "a", ("epoch 1", "12.2 steps/s"))):
+    titles = {"a": "run a", "b": "run b", "c": "a run of a name " + 9 * "longer than the line "}
+    with watching(titles, lambda name: Standing(0.1, name != "b", ("epoch 1", "12.2 steps/s"))):
         pass
     err = capsys.readouterr().err
-    assert "0 of 2 runs done, 1 running, 1 waiting" in err
-    assert "run a  epoch 1  12.2 steps/s" in err
+    assert "0 of 3 runs done, 2 running, 1 waiting" in err
+    assert re.search(r"run a +epoch 1 +12\.2 steps/s", err)
+    assert re.search(r"a run of a name longer.*…  epoch 1  12\.2 steps/s", err)
     assert "run b" not in err
