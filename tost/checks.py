@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["check_types", "integer", "is_of", "number", "sample_shape", "sample_shapes"]
+__all__ = ["check_types", "filled", "integer", "is_of", "number", "sample_shape", "sample_shapes"]
 
 Checked = TypeVar("Checked")
 
@@ -107,10 +107,21 @@ def check_types(record: Checked) -> Checked:
     return record
 
 
+def filled(name: str, values: Sequence[Checked]) -> tuple[Checked, ...]:
+    """`values` of a record that was read from a file, each checked as by `check_types`.
+
+    Raises:
+        ValueError: there is none. TypeError: as `check_types`.
+    """
+    if not values:
+        raise ValueError(f"{name}: expected at least one, got none")
+    return tuple(map(check_types, values))
+
+
 def is_of(value: Any, kind: Any) -> bool:
     """Whether `value` is what an annotation says: Any, unions, tuples and mappings of such; a float may be whole."""
     outer, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or outer is ClassVar:
         return True
     if outer is UnionType:
         return any(is_of(value, one) for one in inner)

@@ -17,7 +17,7 @@ from tost.config import Config
 from tost.data import load
 from tost.environment import environment
 from tost.grid import Cell, Diverged, Grid
-from tost.grid_plan import Plan, Run, Ticket, plan
+from tost.grid_plan import Plan, Run, Ticket, check_lotteries, plan
 from tost.launch import Launcher, Processes
 from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
@@ -87,6 +87,7 @@ def compare(
     if timing_rounds == 1 or timing_rounds < 0:
         raise ValueError(f"timing_rounds: expected 0 or at least 2, got {timing_rounds}")
     planned = plan(base, variants, seeds, models, datasets, methods, densities, baselines)
+    check_lotteries(planned)
     if timing_rounds and not any(isinstance(run, Run) and run.config.backend != "dense" for run in planned.runs.values()):
         raise ValueError(f"timing_rounds: expected 0, as no variant trains a sparse network, got {timing_rounds}")
     names: dict[Run | Ticket, str] = {}

@@ -13,10 +13,10 @@ from tost.choices import check_choice
 from tost.config import Config
 from tost.grid import Cell
 from tost.masks import Masks, methods
-from tost.tickets import check_lottery
+from tost.tickets import check_lottery, rounds_to
 from tost.variants import LOTTERY, Variant, changes_of, fields_of, named
 
-__all__ = ["DENSE", "Plan", "Run", "Ticket", "plan"]
+__all__ = ["DENSE", "Plan", "Run", "Ticket", "check_lotteries", "plan", "trainings"]
 
 DENSE = "dense"  # as a teacher: the dense network of the run's own model, data set and seed
 Item = TypeVar("Item")
@@ -71,7 +71,7 @@ def plan(
     densities: Sequence[float] | None = None,
     baselines: Sequence[str] | None = None,
 ) -> Plan:
-    """Arguments and errors as those of `tost.compare`. Nothing is written; data sets are read where there are lotteries."""
+    """Arguments and errors as those of `tost.compare`. Nothing is read or written but a file of masks; see `check_lotteries`."""
     given = {"vanilla": "vanilla", "tost": "tost"} if variants is None else variants
     changes = {str(name): changes_of(str(name), variant) for name, variant in _some("variants", given).items()}
     chosen = tuple(_each_once("baselines", baselines, tuple(changes)[:1]))
@@ -95,7 +95,6 @@ def plan(
             if names.setdefault(run, name) != name:
                 raise ValueError(f"variants: expected different ones, got the same under the names {names[run]!r} and {name!r}")
             runs[cell, name, seed] = run
-    _check_lotteries(runs)
     return Plan(tuple(cells), changes, chosen, tuple(seeds), runs)
 
 
@@ -174,16 +173,30 @@ def _dense(base: Config, cell: Cell, seed: int) -> Config:
     return Config.from_dict({**base.as_dict(), **changes})
 
 
-def _check_lotteries(runs: Mapping[tuple[Cell, str, int], Run | Ticket]) -> None:
-    """Those of the first seed; the others differ in nothing that can be wrong."""
+def check_lotteries(planned: Plan) -> None:
+    """Raise what the lotteries would; their data sets are read. Of the first seed: others differ in nothing that can be wrong."""
     seen: set[Ticket] = set()
-    for (_, name, _), run in runs.items():
+    for (_, name, _), run in planned.runs.items():
         ticket = run if isinstance(run, Ticket) else run.ticket
         if ticket is None or (same := dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, seed=0))) in seen:
             continue
         seen.add(same)
         with named(name):
             check_lottery(ticket.config, rewind=ticket.rewind)
+
+
+def trainings(planned: Plan) -> int:
+    """How many networks are trained, unless some are finished: runs, teachers and all rounds of lotteries."""
+    runs = set(planned.runs.values())
+    plain = {run for run in runs if isinstance(run, Run)}
+    tickets = {run for run in runs if isinstance(run, Ticket)} | {run.ticket for run in plain if run.ticket is not None}
+    rounds: dict[Ticket, set[int]] = {}  # of tickets that differ in density alone: they share those of the same size
+    for ticket in tickets:
+        shared = dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, density=1.0))
+        rounds.setdefault(shared, set()).update(rounds_to(ticket.config.density))
+    teachers = {run.teacher for run in plain if run.teacher is not None}
+    configs = {run.config for run in plain if run.ticket is None and run.teacher is None}
+    return len(plain) + len(teachers - configs) + sum(map(len, rounds.values()))
 
 
 def _some(name: str, values: Mapping[str, Item]) -> Mapping[str, Item]:

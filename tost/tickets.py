@@ -32,7 +32,16 @@ from tost.preparation import Start, initial_model, train_batches, trained_model
 from tost.runs import Result, RunFolder
 from tost.training import Conduct, train_in
 
-__all__ = ["Lottery", "Round", "check_lottery", "forget_rounds", "lottery", "rewind_step", "rounds_of"]
+__all__ = [
+    "Lottery",
+    "Round",
+    "check_lottery",
+    "forget_rounds",
+    "lottery",
+    "rewind_step",
+    "rounds_of",
+    "rounds_to",
+]
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,11 @@ def check_lottery(config: Config, *, rate: float = 0.2, rewind: int | str = "ini
     """Raise what `lottery` would for these arguments, before anything is trained."""
     _check_config(config)
     _plan(config, load(config.dataset, config.data_dir), number("rate", rate, above=0.0, below=1.0), rewind)
+
+
+def rounds_to(density: float, rate: float = 0.2) -> list[int]:
+    """The rounds of a lottery down to `density`, the dense one first, each as the weights that it keeps of a billion."""
+    return _counts(10**9, rate, density)
 
 
 def forget_rounds(config: Config, *, rate: float = 0.2, rewind: int | str = "init") -> None:

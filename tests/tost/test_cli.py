@@ -66,7 +66,11 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, data, info"),
+        (
+            [],
+            "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, reproduce, data, "
+            "info",
+        ),
         (["trian"], "tost: error: command: unknown name 'trian'; did you mean train?"),
         (["train", "--densty", "1"], "tost train: error: unrecognized arguments: --densty 1; did you mean --density?"),
         (["train", "stray"], "tost train: error: unrecognized arguments: stray"),
@@ -116,6 +120,9 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
         (["compare-maks"], "tost: error: command: unknown name 'compare-maks'; did you mean compare-masks"),
         (["report", ".", "--figure", "f.foo"], "tost: error: figure: expected a picture (."),
         (["report", "nowhere"], "tost: error: runs: no such folder: nowhere"),
+        (["report", "none.json"], "tost: error: source: no such file: none.json"),
+        (["report", "/dev/null"], "tost: error: runs: no such folder: /dev/null"),
+        (["report", ".", "--csv", "--json"], "tost: error: json: expected one way to print, got --csv and --json"),
         (["report"], "tost: error: the following arguments are required: report.source"),
         (["info", "--jsn"], "tost info: error: unrecognized arguments: --jsn; did you mean --json?"),
     ],
@@ -148,7 +155,7 @@ def test_mistakes_in_yaml_are_one_line(text: str, tmp_path: Path, capsys: pytest
 
 
 def test_every_command_has_help_json_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "prune", "lottery", "compare", "compare-masks", "report", "info"):
+    for command in ("train", "prune", "lottery", "compare", "compare-masks", "report", "reproduce", "info"):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "--json" in text
@@ -213,6 +220,14 @@ def test_train_then_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert json.loads(capsys.readouterr().out)[0]["seeds"] == [5]
     assert main(["report", "runs", "--seed", "6"]) == 2
     assert "seed: no run in runs has seed 6" in capsys.readouterr().err
+
+    assert main(["report", "runs", "--csv", "--out", "o"]) == 0
+    table = capsys.readouterr().out
+    assert table == (tmp_path / "o" / "comparison.csv").read_text()
+    assert main(["report", "o/comparison.json", "--latex"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "o" / "comparison.tex").read_text()
+    assert main(["report", "o/comparison.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [json.loads((tmp_path / "o" / "comparison.json").read_text())]
 
 
 @pytest.mark.usefixtures("small_images")

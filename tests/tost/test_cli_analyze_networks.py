@@ -20,6 +20,7 @@ def small(toy_images: Dataset) -> Iterator[None]:
 COMMANDS = {
     "surface": (["--epochs", "1,4", "--points", "3", "--images", "8"], "Loss around the network", "surfaces", 4),
     "activations": (["--epochs", "4"], "Activations near zero", "networks", 2),
+    "curvature": (["--epochs", "1", "--batches", "1", "--batch_size", "16", "--line"], "Curvature of the loss", "networks", 3),
     "gradients": (["--batches", "1"], "Gradient flow", "networks", 8),
 }
 
@@ -46,6 +47,9 @@ def test_from_runs_to_pictures_tables_and_records(tmp_path: Path, capsys: pytest
     assert "epochs: no network after epoch 2 in" in capsys.readouterr().err
     for arguments, message in (
         (["surface", "--points", "2"], "points: expected a whole number of at least 3, got 2"),
+        (["curvature", "--points", "4", "--line"], "points: expected an odd number"),
+        (["curvature", "--which", "SA"], "which: unknown name 'SA'"),
+        (["curvature", "--batch_size", "49"], "batch_size: expected 1 to 48"),
         (["activations", "--threshold", "-1"], "threshold: expected a number >= 0, got -1"),
         (["gradients", "--batches", "0"], "batches: expected a whole number of at least 1, got 0"),
         (["gradients", "--epochs", "1;2"], "epochs: expected epochs as in 0,5,30, got '1;2'"),

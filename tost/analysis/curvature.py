@@ -46,7 +46,7 @@ __all__ = [
 PARAMETERS = ("weights", "all")
 WHICH = ("LA", "LM")  # as scipy calls them
 _EVAL_BATCH = 256
-_VERSION = 1  # of the numbers: half-measured networks of another one are measured anew
+_VERSION = 2  # of the numbers: half-measured networks of another one are measured anew
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class NetworkCurvature:
         origin: of the network.
         eigenvalues: for each batch the largest first.
         products: of the Hessian and a vector that they took, all batches together.
-        losses: of the test images at each distance of the line; inf where there is no finite one; (): there is no line.
+        losses: of the test images at each distance of the line, higher at its end than at its beginning; inf where there is no
+            finite one; (): there is no line.
     """
 
     origin: Origin
@@ -285,6 +286,8 @@ def _measured(snapshot: Snapshot, measure: Measure, batch: tuple[Tensor, Tensor]
     if measure.line is not None and place == 0:
         images = list(eval_batches(snapshot.dataset, _EVAL_BATCH, "test", test))
         losses = list(losses_along(snapshot.net, weights, found.vectors[0], measure.line.distances, images))
+        if losses[0] > losses[-1]:  # an eigenvector has no sign of its own: of all networks the steeper side is the right one
+            losses.reverse()
     return {"eigenvalues": list(found.values), "products": hessian.products, "losses": _finite(losses)}
 
 

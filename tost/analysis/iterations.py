@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tost.analysis.saliency import BATCHES, saliency
 from tost.analysis.setting import Setting, each
 from tost.callbacks import NonFiniteLoss
-from tost.checks import integer
+from tost.checks import check_types, filled, integer
 from tost.config import Config
 from tost.environment import environment
 from tost.experiment import compare
@@ -74,8 +74,8 @@ class Iterations:
     def from_dict(cls, values: Mapping[str, Any]) -> Iterations:
         """What `as_dict` gave."""
         length = {"steps": values["training_steps"], **({"epochs": values["epochs"]} if values["epochs"] is not None else {})}
-        points = tuple(IterationsPoint(**point) for point in values["points"])
-        return cls(Setting.from_dict(values, **length), values["batches"], dict(values["environment"]), points)
+        points = filled("points", [IterationsPoint(**point) for point in values["points"]])
+        return check_types(cls(Setting.from_dict(values, **length), values["batches"], dict(values["environment"]), points))
 
 
 def analyze_iterations(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tost.analysis.setting import Setting, each
+from tost.checks import filled
 from tost.masks import LayerCount
 
 __all__ = ["Layers", "analyze_layers"]
@@ -41,11 +42,12 @@ class Layers:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layers:
         """What `as_dict` gave."""
-        counts = {
-            name: tuple(tuple(LayerCount(**{**layer, "shape": tuple(layer["shape"])}) for layer in layers) for layers in seeds)
-            for name, seeds in values["layers"].items()
-        }
+        counts = {name: filled("seeds", [_read(layers) for layers in seeds]) for name, seeds in values["layers"].items()}
         return cls(Setting.from_dict(values), counts)
+
+
+def _read(layers: Sequence[Mapping[str, Any]]) -> tuple[LayerCount, ...]:
+    return filled("layers", [LayerCount(**{**layer, "shape": tuple(layer["shape"])}) for layer in layers])
 
 
 def analyze_layers(

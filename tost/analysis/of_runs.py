@@ -97,11 +97,14 @@ def networks(
         progress: called with the number of epochs of runs that the caller is through with.
 
     Raises:
-        ValueError: no run, no epoch or one twice. FileNotFoundError: a run did not keep one of the networks. Both are raised
-            before any is loaded.
+        ValueError: no run, or runs on several data sets; no epoch, or one twice. FileNotFoundError: a run did not keep one of
+            the networks. All of them are raised before any network is loaded.
     """
     if not results:
         raise ValueError("runs: expected at least one, got none")
+    datasets = sorted({result.config.dataset for result in results})
+    if len(datasets) > 1:
+        raise ValueError(f"runs: expected runs on one data set, to be compared on the same images, got {', '.join(datasets)}")
     if epochs is not None and (not epochs or len(set(epochs)) != len(epochs)):
         raise ValueError(f"epochs: expected at least one and each once, got {list(epochs)}")
     wanted = [(result, epoch) for result in results for epoch in (epochs if epochs is not None else (_last(result),))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tost.analysis.setting import Setting, each
+from tost.checks import filled
 from tost.masks import PruneStep
 
 __all__ = ["Recovery", "RecoveryStep", "analyze_recovery"]
@@ -40,7 +41,7 @@ class Recovery:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recovery:
         """What `as_dict` gave."""
-        return cls(Setting.from_dict(values), tuple(RecoveryStep(**step) for step in values["steps"]))
+        return cls(Setting.from_dict(values), filled("steps", [RecoveryStep(**step) for step in values["steps"]]))
 
 
 def analyze_recovery(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tost.analysis.setting import Setting, each, is_iterative
+from tost.checks import check_types, filled
 from tost.config import Config
 from tost.masks import Masks, PruneStep, methods, score
 from tost.masks.probe import Data, Loss
@@ -90,8 +91,10 @@ class Saliencies:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Saliencies:
         """What `as_dict` gave."""
-        points = tuple(SaliencyPoint(**{**point, "saliency": Saliency(**point["saliency"])}) for point in values["points"])
-        return cls(Setting.from_dict(values), values["batches"], points)
+        points = [
+            SaliencyPoint(**{**point, "saliency": check_types(Saliency(**point["saliency"]))}) for point in values["points"]
+        ]
+        return check_types(cls(Setting.from_dict(values), values["batches"], filled("points", points)))
 
 
 def analyze_saliency(

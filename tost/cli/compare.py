@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -16,6 +16,9 @@ from tost.cli.options import Parser, add_config, add_running, add_snapshots, con
 from tost.cli.output import note, show
 from tost.config import Config
 from tost.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tost.grid_plan import Plan
 
 HELP = "paired comparison of recipes, masks or other variants"
 
@@ -63,24 +66,15 @@ def parser() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla())
-    variants, baselines = _variants(options)
-    if options.seeds < 1:
-        raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
-    axes = {name: _axis(options[name]) for name in ("models", "datasets", "methods")}
+    asked = _asked(options)
     set_threads(options.threads)
     from tost.experiment import compare
     from tost.report import check_figure
 
-    stem = Path(base.out) / "comparison"
+    stem = Path(options.out) / "comparison"
     check_figure(stem.with_suffix(".png"), "out")  # before minutes of training, not after
     grid = compare(
-        base,
-        variants,
-        range(base.seed, base.seed + options.seeds),
-        **axes,
-        densities=_densities(options.densities),
-        baselines=baselines,
+        **asked,
         timing_rounds=options.timing_rounds,
         launcher=launcher_of(options),
         snapshots=epochs_of(options.snapshots),
@@ -91,6 +85,30 @@ def run(options: Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun one process speaks
     show(grid, stem, options.json)
+
+
+def plan_of(options: Namespace) -> Plan:
+    """What `run` is going to train."""
+    from tost.grid_plan import plan
+
+    return plan(**_asked(options))
+
+
+def _asked(options: Namespace) -> dict[str, Any]:
+    """The question, as `tost.compare` takes it."""
+    base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla())
+    variants, baselines = _variants(options)
+    if options.seeds < 1:
+        raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
+    axes = {name: _axis(options[name]) for name in ("models", "datasets", "methods")}
+    return {
+        "base": base,
+        "variants": variants,
+        "seeds": range(base.seed, base.seed + options.seeds),
+        **axes,
+        "densities": _densities(options.densities),
+        "baselines": baselines,
+    }
 
 
 def _variants(options: Namespace) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, train
-from tost.cli.options import Parser
+from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, reproduce, train
 from tost.cli.output import complain, print_warning, reader_is_gone
+from tost.cli.tree import tree
 from tost.cli.words import with_recipe_spelled_out, with_underscores
 
-# a command: a module with a parser(), run(options) and a line of HELP; torch is imported inside run, so that --help and
-# typos answer at once
 _COMMANDS = {
     "train": train,
     "prune": prune,
@@ -26,6 +24,7 @@ _COMMANDS = {
     "compare-masks": compare_masks,
     "analyze": analyze,
     "report": report,
+    "reproduce": reproduce,
     "data": data,
     "info": info,
 }
@@ -44,7 +43,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     words = [with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         words = with_recipe_spelled_out(words)
-        options = _parser().parse_args(words)
+        options = tree(_COMMANDS).parse_args(words)
         with warnings.catch_warnings(), _sigterm_raises():
             warnings.showwarning = print_warning
             _COMMANDS[options.subcommand].run(options[options.subcommand])
@@ -61,17 +60,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         # under torchrun one process speaks
         return code if os.environ.get("RANK", "0") != "0" else complain(str(stop) or "interrupted", code)
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="tost", description="Train sparse networks better (ToST) and faster (sparse-weight kernels).")
-    parser.commands = {name: command.parser() for name, command in _COMMANDS.items()}
-    commands = parser.add_subcommands(required=True, dest="subcommand")
-    for name, command in _COMMANDS.items():
-        commands.add_subcommand(name, parser.commands[name], help=command.HELP)
-        if command is analyze:
-            analyze.add_actions(parser.commands[name])  # not before it has its own place in the tree
-    return parser
 
 
 class _Terminated(KeyboardInterrupt):

@@ -38,8 +38,8 @@ def show(found: Record, stem: Path, as_json: bool) -> None:
         print_json(found.as_dict())
     else:
         print_sheets(sheets_of(found))
-        drawn = f"picture{'s' if len(pictures) > 1 else ''} {', '.join(map(str, pictures))}"
-        print(f"{drawn}, tables {stem}.md, .tex and .csv, record {stem}.json")
+        drawn = f"picture{'s' if len(pictures) > 1 else ''} {', '.join(map(str, pictures))}, " if pictures else ""
+        print(f"{drawn}tables {stem}.md, .tex and .csv, record {stem}.json")
 
 
 def reader_is_gone(probe: str = "") -> bool:

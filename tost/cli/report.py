@@ -60,7 +60,7 @@ def run(options: Namespace) -> None:
     elif options.csv:
         print("\n".join(csv_tables(sheets).values()), end="")
     elif options.markdown or options.latex:
-        print("\n".join(sheet.markdown() if options.markdown else sheet.latex() for sheet in sheets))
+        print("\n".join(sheet.markdown() if options.markdown else sheet.latex() for sheet in sheets), end="")
     else:
         print_sheets(sheets)
 

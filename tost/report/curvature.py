@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tost.analysis.curvature import Curvature, NetworkCurvature
+from tost.analysis.curvature import Curvature
 from tost.paired import mean_and_spread
-from tost.report.figures import MARKERS, new_figure, save
+from tost.report.figures import new_figure, save
 from tost.report.lines import band, styles
 from tost.report.networks import epoch_name, seeds_alike
 from tost.report.sheet import Cell, Sheet, Spread
@@ -32,16 +32,16 @@ def curvature_sheet(found: Curvature) -> Sheet:
         losses: list[Cell] = []
         if line is not None:
             middle = line.points // 2
-            rises = [[loss - one.losses[middle] for loss in (one.losses[0], one.losses[-1])] for one in group]
-            # one that is not finite makes the mean infinite; it is left out, as it is of the picture
-            higher = [max(pair) for pair in rises if all(map(math.isfinite, pair))]
-            losses = [Spread([one.losses[middle] for one in group], ".3f"), Spread(higher, ".3g", ".2g")]
+            # what is not finite has no mean; it is left out, here as in the picture
+            centres = [one.losses[middle] for one in group if math.isfinite(one.losses[middle])]
+            rises = [one.losses[-1] - one.losses[middle] for one in group if math.isfinite(one.losses[-1])]
+            losses = [Spread(centres, ".3f"), Spread(rises, ".3g", ".2g")]
         rows.append(
             (
                 variant,
                 epoch_name(group[0].origin),
                 *(Spread([one.mean(place) for one in group], ".4g", ".2g") for place in range(measure.count)),
-                Spread([one.spread() for one in group], ".2g"),
+                Spread([one.spread() for one in group] if measure.batches > 1 else [], ".2g"),
                 *losses,
             )
         )
@@ -51,8 +51,8 @@ def curvature_sheet(found: Curvature) -> Sheet:
     if line is not None:
         header += ["test loss", f"rise at {line.reach:g}"]
         along = (
-            f" Test loss: of {found.images} images; rise: along the top eigenvector of the first batch, of length 1, the larger one "
-            "of both ways."
+            f" Test loss: of {found.images} images; rise: along the first batch's top eigenvector, whose length is 1, to the "
+            "steeper side."
         )
     kind = "Largest eigenvalues" if measure.which == "LA" else "Eigenvalues largest in size"
     return Sheet(
@@ -101,10 +101,13 @@ def _course(axes: Axes, found: Curvature) -> None:
     if least > 0:
         axes.set_yscale("log")
     size = "largest" if found.measure.which == "LA" else "eigenvalue largest in size:"
-    axes.set_title(f"{size} eigenvalue over {_MOVING[found.measure.parameters]},\nmean over {_batches(found)}", fontsize=9)
+    seeds = len({one.origin.seed for one in found.networks})
+    said = [f"{size} eigenvalue over {_MOVING[found.measure.parameters]},", f"mean and deviation of {_batches(found)}"]
+    said += [f"bands: from the least to the largest of {seeds} seeds"] if seeds > 1 else []
+    axes.set_title("\n".join(said), fontsize=9)
     axes.set_xlabel("epoch (0: initialisation)")
-    axes.set_ylabel("eigenvalue of the Hessian (bars: deviation between batches)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("eigenvalue of the Hessian")
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
 
 
@@ -112,7 +115,6 @@ def _line(axes: Axes, found: Curvature, epoch: int) -> None:
     line = found.measure.line
     assert line is not None
     groups = seeds_alike(found.networks)
-    top = 0.0
     for colour, _, variant in styles([variant for variant, _, _ in groups]):
         for form, dashes in _DASHES.items():
             group = groups.get((variant, epoch, form), [])
@@ -124,7 +126,7 @@ def _line(axes: Axes, found: Curvature, epoch: int) -> None:
             if values:
                 band(axes, values, colour, "", variant, dashes)
     axes.set_title("initialisation" if epoch == 0 else f"epoch {epoch}", fontsize=9)
-    axes.set_xlabel("distance along the top eigenvector")
+    axes.set_xlabel("distance along the top eigenvector,\nto the right the steeper side", fontsize=9)
     axes.grid(alpha=0.3)
 
 

@@ -145,7 +145,7 @@ def _verdict_marks() -> list[Line2D]:
 
     said = {"won": "won: interval above 0", "lost": "lost: interval below 0", "undecided": "undecided"}
     marks = [Line2D([], [], color=_VERDICTS[name], marker="o", linewidth=1.6, label=text) for name, text in said.items()]
-    return [*marks, Line2D([], [], color="none", label="bars: 95% t-interval over pairs")]
+    return [*marks, Line2D([], [], color="none", label="bars: 95% t-interval over pairs (diamond: cells pooled)")]
 
 
 def save_sparsity_figure(grid: Grid, path: str | Path) -> None:

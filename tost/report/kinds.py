@@ -24,8 +24,10 @@ from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
 from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
 from tost.report.older import modern
+from tost.report.reproductions import reproduction_sheets
 from tost.report.sheet import Sheet, csv_tables
 from tost.report.surface_figure import save_surface_figure
+from tost.reproduction import Reproduction
 from tost.tickets import Lottery
 
 __all__ = ["KINDS", "Kind", "Record", "pictures_of", "read_record", "sheets_of", "write_report"]
@@ -81,6 +83,7 @@ KINDS: dict[str, Kind] = {
     GradientFlow.kind: Kind(GradientFlow.from_dict, _one(gradients_sheet), _alone(save_gradients_figure)),
     PSwishCurves.kind: Kind(PSwishCurves.from_dict, _one(pswish_sheet), _alone(save_pswish_figure)),
     Layers.kind: Kind(Layers.from_dict, _one(layers_sheet), _alone(save_layers_figure)),
+    Reproduction.kind: Kind(Reproduction.from_dict, reproduction_sheets, lambda found: {}),
 }
 
 
@@ -112,7 +115,9 @@ def read_record(path: str | Path) -> Record:
         raise DamagedFile(file, f"no record: expected an object with a kind, one of {', '.join(KINDS)}")
     try:
         values = modern(values)
-        kind = KINDS[check_choice("kind", values.get("kind", "none"), KINDS)]
+        if "kind" not in values:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got none")
+        kind = KINDS[check_choice("kind", values["kind"], KINDS)]
         found: Record = kind.read(values if kind.whole else file)
     except DamagedFile:
         raise  # it names what is damaged

@@ -46,15 +46,16 @@ def save_activations_figure(found: Activations, path: str | Path) -> None:
         band(layers, dict(sorted(shares.items())), colours[variant], marker, labels[-1], _OF_FORM[form])
         values = [100 * one.mean for one in group]
         mean, at = mean_and_spread(values)[0], len(labels) - 1
+        ends = [[mean - min(values)], [max(values) - mean]] if len(values) > 1 else None
         fill = (
             {"color": "white", "edgecolor": colours[variant], "hatch": "///"}
             if form == "training"
             else {"color": colours[variant]}
         )
-        means.barh([at], [mean], xerr=[[mean - min(values)], [max(values) - mean]], capsize=3, height=0.7, **fill)
+        means.barh([at], [mean], xerr=ends, capsize=3, height=0.7, **fill)
         means.annotate(f"{mean:.1f}", (max(values), at), xytext=(5, -3), textcoords="offset points", fontsize=8)
     layers.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 20, fontsize=7)
-    layers.set_xlabel("behind layer, in the order of the forward pass")
+    layers.set_xlabel("layer, in the order of the forward pass")
     layers.set_ylabel("activations near zero, %")
     layers.set_ylim(0, 102)
     layers.grid(alpha=0.3)

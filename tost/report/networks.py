@@ -110,7 +110,7 @@ def activations_sheets(found: Activations) -> list[Sheet]:
         ),
         Sheet(
             f"Activations near zero, layer by layer: {found.title}",
-            ("behind layer", *(f"{name}, %" for name in header)),
+            ("layer", *(f"{name}, %" for name in header)),
             tuple(layers),
             note,
             name="layers",

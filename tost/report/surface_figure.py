@@ -29,9 +29,11 @@ def save_surface_figure(found: Surfaces, path: str | Path) -> None:
     drawn = [surface for surface in found.surfaces if surface.origin.seed == seed]
     variants = list(dict.fromkeys(surface.origin.variant for surface in drawn))
     epochs = sorted({surface.origin.epoch for surface in drawn})
-    figure = new_figure(6.4 * len(epochs) + 1.2, 3.4 * len(variants) + 0.7)
+    figure = new_figure(6.4 * len(epochs) + 1.2, 3.6 * len(variants) + 0.8)
     figure.suptitle(
-        f"Loss around the network: {found.title}, seed {seed}; {found.images} {found.part} images, clipped at {CEILING:g}"
+        f"Loss around the network: {found.title}, seed {seed}\n"
+        f"{found.images} {found.part} images; clipped at {CEILING:g}; dashed: chance, ln {found.classes}",
+        fontsize=11,
     )
     halves: Any = figure.subfigures(1, 2, width_ratios=[6.4 * len(epochs), 0.9])
     left, right = halves
@@ -65,7 +67,7 @@ def _contours(axes: Axes, found: Surfaces, surface: Surface) -> None:
     if lowest < chance < highest:
         axes.contour(found.steps, found.steps, losses, levels=[chance], colors="black", linestyles="--", linewidths=0.9)
     axes.plot([0], [0], "+", color="red", markersize=7)
-    axes.set_aspect("equal")
+    axes.set_box_aspect(1)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1])
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.tick_params(labelsize=7)

@@ -13,7 +13,11 @@ from tost.analysis import networks
 from tost.data import Dataset
 from tost.models.resnet import ResNet
 
-RECIPES = {"vanilla": Recipe.vanilla(), "tost": Recipe(rescale_iterations=2)}
+RECIPES = {
+    "vanilla": Recipe.vanilla(),
+    "tost": Recipe(rescale_iterations=2),
+    "mish": Recipe(ghost_skip=False, rescale_init=False, permanent=True, swish="mish"),
+}
 
 
 @contextmanager

@@ -134,6 +134,17 @@ def test_runs_of_any_backend(backend: str, tmp_path: Path, toy_images: Dataset) 
     assert Activations.from_dict(found.as_dict()) == found
 
 
+def test_a_permanent_mish_by_hand(tmp_path: Path, toy_images: Dataset) -> None:
+    with small_world(toy_images):
+        run = short_run(tmp_path, "mish")
+        (found,) = analyze_activations([run]).networks
+        net = network_of(run.run_dir).net
+    assert (found.functions, found.origin.form, len(found.layers)) == ("mish", "finalized", 5)
+    with torch.no_grad():
+        first = F.mish(net.bn1(net.conv1(toy_images.normalised(toy_images.test.pixels))))  # type: ignore[attr-defined, operator]
+    assert found.layers[0] == LayerActivations("conv1", "mish", int((first.abs() <= 0.01).sum()), first.numel())
+
+
 def test_errors(tmp_path: Path, toy_images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_world(toy_images):
         run = short_run(tmp_path, "vanilla")

@@ -71,7 +71,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vanilla": {"recipe": Recipe.vanilla()},
     "permanent": {"recipe": Recipe(permanent=True, rescale_init=False)},
     "mish": {"recipe": Recipe(permanent=True, ghost_skip=False, swish="mish", rescale_init=False)},
-    "reference": {"backend": "reference"},
     "masked-dense, one layer without a mask": {"backend": "masked-dense", "exclude": ("fc",)},
     "dense": {"backend": "dense"},
     "average": {"ema": 0.5},

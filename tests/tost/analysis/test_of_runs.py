@@ -66,6 +66,13 @@ def test_both_forms_where_ghosts_live(tmp_path: Path) -> None:
     assert {origin.run for origin in found} == {run.config.hash for run in runs}
 
 
+def test_permanent_ghosts_are_in_the_only_form(tmp_path: Path) -> None:
+    run = short_run(tmp_path, "mish")
+    found = list(networks([run], (1, 4)))
+    assert [(origin.epoch, origin.form) for origin, _ in found] == [(1, "finalized"), (4, "finalized")]
+    assert all(snapshot.has_live_ghosts for _, snapshot in found)
+
+
 def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
     run = short_run(tmp_path, "vanilla")
     with pytest.raises(FileNotFoundError, match=r"epochs: no network after epoch 2 in .*, which has those after 0, 1, 4; repeat"):
@@ -73,5 +80,8 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
     for epochs in ((), (1, 1)):
         with pytest.raises(ValueError, match="epochs: expected at least one and each once"):
             networks([run], epochs)
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, dataset="cifar10"))
+    with pytest.raises(ValueError, match=r"runs: expected runs on one data set, .* got cifar10, mnist5k"):
+        networks([run, other])
     with pytest.raises(ValueError, match="runs: expected at least one"):
         networks([], None)

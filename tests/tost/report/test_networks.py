@@ -117,7 +117,7 @@ def test_activations_by_network_and_by_layer() -> None:
         ("vanilla", "epoch 30", "relu", "35.00 ± 7.07", "55.45 ± 12.86"),
         ("tost", "epoch 5, ghosts alive", "pswish", "6.00", "2.73"),
     )
-    assert layers.header == ("behind layer", "vanilla, epoch 30, %", "tost, epoch 5, ghosts alive, %")
+    assert layers.header == ("layer", "vanilla, epoch 30, %", "tost, epoch 5, ghosts alive, %")
     assert layers.cells == (("conv", "60.00 ± 14.14", "2.00"), ("fc", "10.00 ± 0.00", "10.00"))
 
 

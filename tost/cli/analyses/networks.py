@@ -69,10 +69,9 @@ def _curvature(options: Namespace) -> Curvature:
     line = Line(options.reach, options.points, options.images)  # looked at in any case
     names = ("batches", "batch_size", "count", "which", "parameters", "tolerance", "seed")
     measure = Measure(**{name: options[name] for name in names}, line=line if options.line else None)
+    folder = Path(options.out) / "curvature-batches"
     with counting("networks", len(results) * len(epochs or [0])) as progress:
-        return analyze_curvature(
-            results, epochs, measure, folder=Path(options.out) / "curvature-batches", overwrite=options.overwrite, progress=progress
-        )
+        return analyze_curvature(results, epochs, measure, folder=folder, overwrite=options.overwrite, progress=progress)
 
 
 def _activations_options(parser: Parser) -> None:

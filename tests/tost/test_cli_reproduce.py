@@ -1,0 +1,158 @@
+"""`tost reproduce`: every preset is understood by the commands that it names, and a tiny one is run."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tost.cli import main, reproduce
+from tost.presets import BUDGETS, Preset, Stage, preset_files
+
+TINY = """
+title: two recipes
+paper: Nobody, Nowhere
+item: Table 9
+shows: What there is to see.
+cost: {small: a second, paper: not measured}
+settings: settings.yaml
+stages:
+  - name: masks
+    command: compare
+    options: {methods: [random, erk], variants: {vanilla: vanilla, swish: {recipe: vanilla, ghost_swish: true}}}
+    small: {model: lenet5}
+    paper: {model: resnet32}
+  - {name: shape, command: analyze pswish, small: {}, paper: {}}
+  - {name: dense, command: train, small: false, paper: {backend: dense}}
+paper_numbers:
+  - {stage: masks, method: erk, variant: vanilla, densities: [0.1], accuracy: [91.5]}
+  - {stage: masks, method: erk, variant: swish, against: vanilla, densities: [0.1], gain: [1]}
+"""
+SETTINGS = """
+small: {dataset: mnist5k, steps: 2, batch_size: 16, density: 0.1, seeds: 1}
+paper: {dataset: cifar10, epochs: 182}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    return "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def read() -> reproduce.Reader:
+    return reproduce.Reader()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", sorted(preset_files()))
+def test_commands_understand_every_preset(name: str, budget: str, read: reproduce.Reader, tmp_path: Path) -> None:
+    """Its options, and what is behind them: networks, data sets, methods, variants, cells of the paper's numbers."""
+    preset = Preset.load(preset_files()[name])
+    measured: dict[str, set[tuple[str, str, float]]] = {}
+    for stage in preset.stages[budget]:
+        grid = read(stage, tmp_path, {"seeds": 1}).grid
+        if grid is not None:
+            measured[stage.name] = {(name, cell.method, cell.density) for name in grid.variants for cell in grid.cells}
+    for number in preset.numbers if budget == "paper" else ():
+        variant, method, density = number.variant, number.method, number.density
+        fitting = [m for m in measured[number.stage] if m[0] == variant and method in (None, m[1]) and density in (None, m[2])]
+        assert fitting, f"no run for {number}"
+
+
+def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", tiny, "--threads", "1"]) == 0
+    folder = tmp_path / "runs" / "tiny" / "small"
+    told = capsys.readouterr()
+    assert "stage 1 of 2, masks: tost compare --dataset mnist5k --steps 2" in told.err
+    assert "Table 9: two recipes; small budget" in told.out
+    assert "not comparable" in told.out
+    record = json.loads((folder / "report.json").read_text())
+    assert [
+        (row["variant"], row["method"], row["paper"], len(row["ours"])) for row in record["rows"] if row["against"] is None
+    ] == [
+        ("vanilla", "random", None, 1),
+        ("swish", "random", None, 1),
+        ("vanilla", "erk", 91.5, 1),
+        ("swish", "erk", None, 1),
+    ]
+    assert [row["paper"] for row in record["rows"] if row["against"] is not None] == [None, 1.0]
+    assert (folder / "shape" / "pswish.png").is_file()
+
+    # each stage is a command that can be run alone, and all runs are read back
+    words = shlex.split(record["commands"]["masks"])
+    assert main(words[1:]) == 0
+    assert "finished earlier" in capsys.readouterr().err
+    assert main(["reproduce", tiny, "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+
+
+def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", tiny, "--dry-run", "--seed", "9", "--seeds", "4", "--jobs", "2", "--out", "else"]) == 0
+    told = capsys.readouterr().out
+    assert "Table 9: two recipes; small budget, cost: a second" in told
+    assert "masks, 16 trainings:" in told
+    assert "--seeds 4 " in told
+    assert told.count("--seed 9") == 1  # nothing of the other stage is drawn by chance
+    assert "--jobs 2" in told
+    assert "shape, no trainings:\n  tost analyze pswish --threads" not in told  # --threads was not given
+    assert "--out else/tiny/small/shape" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["settings.yaml", "tiny.yaml"]
+
+    assert main(["reproduce", tiny, "--dry-run", "--budget", "paper", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["budget"], values["cost"]) == ("paper", "not measured")
+    assert [(stage["stage"], stage["trainings"]) for stage in values["stages"]] == [("masks", 12), ("shape", 0), ("dense", 1)]
+
+
+def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader) -> None:
+    options = {"methods": ["lth"], "densities": [0.512, 0.5], "variants": {"a": "vanilla", "b": "tost"}, "seeds": 2}
+    planned = read(Stage("s", "compare", options), tmp_path, {})
+    # of each seed: the dense round, 0.8, 0.64, 0.512, and 0.5, which is no power of 0.8; then two variants at two densities
+    assert planned.runs == 2 * (5 + 4)
+
+
+def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> None:
+    taught = {"recipe": "vanilla", "distillation": 0.9, "teacher": "dense"}
+    options = {"method": "random", "density": 0.1, "seeds": 2, "variants": {"plain": "vanilla", "taught": taught}}
+    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 3
+    options["variants"] = {"dense": {"backend": "dense"}, "taught": taught}
+    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 2  # the teacher is a variant
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("methods: [random, erk]", "methods: [random, erq]", "unknown name 'erq'; did you mean erk"),
+        ("model: lenet5}", "model: lenet6}", "unknown name 'lenet6'; did you mean lenet5"),
+        ("steps: 2", "stepz: 2", "tost compare: error: "),
+        ("command: analyze pswish", "command: analyze pswich", "pswich"),
+        ("cost: {small", "cost: {smal", "did you mean small"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    for name in ("tiny.yaml", "settings.yaml"):
+        file = tmp_path / name
+        file.write_text(file.read_text().replace(old, new))
+    assert main(["reproduce", tiny]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "stage 1" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"name": "tost-table-4", "item": "ToST, Table 4"}.items() <= next(
+        one for one in listed if "table-4" in one["name"]
+    ).items()
+    assert main(["reproduce", "--list"]) == 0
+    assert "slth-figure-10" in capsys.readouterr().out
+    assert main(["reproduce"]) == 2
+    assert "preset: expected a file or a name" in capsys.readouterr().err
