@@ -13,7 +13,7 @@ from tost.checks import check_types, number
 from tost.choices import check_choice
 from tost.config import Config
 from tost.files import DamagedFile, read_json, write_json
-from tost.model_address import is_address
+from tost.model_address import short_name
 from tost.paired import Paired, mean_and_spread, paired
 from tost.runs import Result
 from tost.step_times import StepTime
@@ -46,7 +46,7 @@ class Cell:
     def title(self) -> str:
         """E.g. `resnet20 on mnist5k, erk mask, 95% sparse`."""
         mask = f"{self.method} mask, " if self.method else ""
-        return f"{_name(self.model)} on {self.dataset}, {mask}{100 * (1 - self.density):g}% sparse"
+        return f"{short_name(self.model)} on {self.dataset}, {mask}{100 * (1 - self.density):g}% sparse"
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Grid:
                 "against": {other: self.against(cell, name, other).as_dict() for other in self.baselines if other != name},
                 "runs": [_run(run, self.base) for run in self.results[cell][name]],
             }
-        return {**dataclasses.asdict(cell), "model": _name(cell.model), "variants": variants}
+        return {**dataclasses.asdict(cell), "model": short_name(cell.model), "variants": variants}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
@@ -214,10 +214,6 @@ class Grid:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _name(model: str) -> str:
-    return Path(model).name if is_address(model) else model
 
 
 def _config(config: Config) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from tost.config import Config
 from tost.files import DamagedFile, locked, read_json, remove_stale, write_json
 from tost.masks import Masks
 
+# one damaged file is no reason to repeat a whole comparison
+_REPEAT = "to repeat this run alone remove its folder (--overwrite repeats all runs of the command)"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -161,7 +164,7 @@ class RunFolder:
         """
         if self.finished or not self.divergence.is_file():
             return None
-        with _advice("to repeat the run overwrite it (--overwrite)"):
+        with _advice(_REPEAT):
             values = read_json(self.divergence)
             if not (isinstance(values, dict) and isinstance(values.get("reason"), str)):
                 raise DamagedFile(self.divergence, f"expected a reason, got {values!r:.50}")
@@ -227,7 +230,7 @@ class RunFolder:
         Raises:
             ValueError: the file is damaged.
         """
-        with _advice("to begin anew overwrite the run (--overwrite)"):
+        with _advice(_REPEAT):
             state: dict[str, Any] = checkpoint.load(self.checkpoint)
         return state
 
@@ -237,7 +240,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: they are gone. ValueError: the file is damaged.
         """
-        with _advice("nothing goes on from a run without its masks; to begin anew overwrite it (--overwrite)"):
+        with _advice(f"nothing goes on from a run without its masks; {_REPEAT}"):
             return Masks.load(self.masks)
 
     def save_model(self, net: nn.Module) -> None:
@@ -250,7 +253,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
         """
-        with _advice("the run's network cannot be had without it; to train it anew overwrite the run (--overwrite)"):
+        with _advice(f"the run's network cannot be had without it; {_REPEAT}"):
             return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
 
     def save_rewind_point(self, net: nn.Module) -> None:
@@ -298,7 +301,7 @@ class RunFolder:
         """
         if not self.finished:
             raise FileNotFoundError(f"no finished run in {self.path} (no {self.result.name})")
-        with _advice("to repeat the run overwrite it (--overwrite)"):
+        with _advice(_REPEAT):
             return self._read()
 
     def _read(self) -> Result:

@@ -36,7 +36,7 @@ def test_a_moved_folder_knows_its_new_place(tmp_path: Path) -> None:
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     good, bad = (finished(tmp_path, seed=seed) for seed in (0, 1))
     (bad.run_dir / "result.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"runs: left out: .*result\.json: .*; to repeat the run overwrite it"):
+    with pytest.warns(UserWarning, match=r"runs: left out: .*result\.json: .*; to repeat this run alone remove its folder"):
         assert find_runs(tmp_path) == [good]
 
 
