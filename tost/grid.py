@@ -182,6 +182,8 @@ class Grid:
         results: dict[Cell, dict[str, tuple[Result | Diverged, ...]]] = {}
         for entry in values["cells"]:
             cell = check_types(Cell(*(entry[f.name] for f in dataclasses.fields(Cell))))
+            if cell in results:
+                raise ValueError(f"cells: expected each once, got {cell.title} again")
             runs = {name: tuple(_read_run(run, values["config"]) for run in entry["variants"][name]["runs"]) for name in variants}
             if any(len(of_variant) != len(seeds) for of_variant in runs.values()):
                 raise ValueError(f"runs: expected one a seed ({len(seeds)}) of every variant in {cell.title}")

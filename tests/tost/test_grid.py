@@ -104,6 +104,7 @@ def test_titles_are_for_humans() -> None:
         (("seeds",), [0], "runs: expected one a seed"),
         (("cells", 0, "variants", "tost", "runs", 0, "test_accuracy"), "high", "test_accuracy: expected"),
         (("cells", 0, "density"), "x", "density: expected"),
+        (("cells", 1, "density"), 0.05, "cells: expected each once, got resnet20 on mnist5k, erk mask, 95% sparse again"),
     ],
 )
 def test_a_damaged_record_is_told(grid: Grid, tmp_path: Path, place: tuple[str | int, ...], value: object, message: str) -> None:
