@@ -43,10 +43,16 @@ class Stage:
     options: Mapping[str, Any]
     runs: tuple[str, ...] = ()
 
-    def words(self, folder: Path) -> list[str]:
-        """The command line, without `tost`; every stage has a folder of its name in `folder`."""
+    def words(self, folder: Path, shared: Path) -> list[str]:
+        """The command line, without `tost`; every stage has a folder of its name in `folder`, comparisons their runs in `shared`.
+
+        Where snapshots are asked for the runs are the stage's own: those of others may lack them.
+        """
         words = [*self.command.split(), *(str(folder / name) for name in self.runs)]
-        for name, value in {**self.options, "out": str(folder / self.name)}.items():
+        places = {"out": str(folder / self.name)}
+        if self.command == "compare" and not self.options.get("snapshots"):
+            places["runs"] = str(shared)
+        for name, value in {**self.options, **places}.items():
             if name not in SWITCHES:
                 words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
             elif value:
@@ -186,7 +192,7 @@ def _stages(values: Any, budget: str, settings: Mapping[str, Any]) -> Iterator[S
             continue  # not on this budget
         general = settings if command in TRAINING else {}
         options = {**general, **shared, **_mapping(f"stages.{name}.{budget}", own)}
-        for key in ("out", "config"):
+        for key in ("out", "runs", "config"):
             if key in options:
                 raise ValueError(f"stages.{name}: expected no {key}, which `tost reproduce` decides, got {options[key]!r}")
         runs = stage.get("runs", [])

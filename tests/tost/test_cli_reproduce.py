@@ -1,13 +1,13 @@
 """`tost reproduce`: every preset is understood by the commands that it names, and a tiny one is run."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 
 from tost.cli import main, reproduce
 from tost.presets import BUDGETS, Preset, Stage, preset_files
+from tost.runs import find_runs
 
 TINY = """
 title: two recipes
@@ -54,7 +54,7 @@ def test_commands_understand_every_preset(name: str, budget: str, read: reproduc
     preset = Preset.load(preset_files()[name])
     measured: dict[str, set[tuple[str, str, float]]] = {}
     for stage in preset.stages[budget]:
-        grid = read(stage, tmp_path, {"seeds": 1}).grid
+        grid = read(stage, tmp_path, tmp_path, {"seeds": 1}).grid
         if grid is not None:
             measured[stage.name] = {(name, cell.method, cell.density) for name in grid.variants for cell in grid.cells}
     for number in preset.numbers if budget == "paper" else ():
@@ -82,12 +82,17 @@ def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: 
     assert [row["paper"] for row in record["rows"] if row["against"] is not None] == [None, 1.0]
     assert (folder / "shape" / "pswish.png").is_file()
 
-    # each stage is a command that can be run alone, and all runs are read back
-    words = shlex.split(record["commands"]["masks"])
-    assert main(words[1:]) == 0
-    assert "finished earlier" in capsys.readouterr().err
-    assert main(["reproduce", tiny, "--threads", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+    # runs are shared by all presets, and each comparison knows its own
+    (tmp_path / "tiny.yaml").rename(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_text(TINY.replace("[random, erk]", "[erk]"))
+    assert main(["reproduce", "other.yaml", "--threads", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("finished earlier") == 2
+    assert json.loads(told.out)["rows"] == [row for row in record["rows"] if row["method"] == "erk"]
+    everything = find_runs(tmp_path / "runs" / "shared")
+    assert len(everything) == 4
+    assert find_runs(folder / "masks") == everything
+    assert find_runs(folder.parent.parent / "other" / "small" / "masks") == [r for r in everything if r.config.method == "erk"]
 
 
 def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +115,7 @@ def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader) -> None:
     options = {"methods": ["lth"], "densities": [0.512, 0.5], "variants": {"a": "vanilla", "b": "tost"}, "seeds": 2}
-    planned = read(Stage("s", "compare", options), tmp_path, {})
+    planned = read(Stage("s", "compare", options), tmp_path, tmp_path, {})
     # of each seed: the dense round, 0.8, 0.64, 0.512, and 0.5, which is no power of 0.8; then two variants at two densities
     assert planned.runs == 2 * (5 + 4)
 
@@ -118,9 +123,9 @@ def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader)
 def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> None:
     taught = {"recipe": "vanilla", "distillation": 0.9, "teacher": "dense"}
     options = {"method": "random", "density": 0.1, "seeds": 2, "variants": {"plain": "vanilla", "taught": taught}}
-    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 3
+    assert read(Stage("s", "compare", options), tmp_path, tmp_path, {}).runs == 2 * 3
     options["variants"] = {"dense": {"backend": "dense"}, "taught": taught}
-    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 2  # the teacher is a variant
+    assert read(Stage("s", "compare", options), tmp_path, tmp_path, {}).runs == 2 * 2  # the teacher is a variant
 
 
 @pytest.mark.parametrize(

@@ -43,21 +43,35 @@ def test_stages_are_command_lines(tmp_path: Path) -> None:
     assert (one.name, one.item, one.shows, one.inferred) == ("mine", "Table 9", "what there is", "")
     runs, look = one.stages["small"]
     assert runs == Stage("runs", "compare", {"model": "mlp", "steps": 2})
-    assert runs.words(Path("o")) == ["compare", "--model", "mlp", "--steps", "2", "--out", "o/runs"]
-    assert look.words(Path("o")) == ["analyze", "curvature", "o/runs", "--out", "o/look"]
-    assert one.stages["paper"][1].words(Path("o")) == ["analyze", "curvature", "o/runs", "--batches", "10", "--out", "o/look"]
+    assert runs.words(Path("o"), Path("all")) == ["compare", "--model", "mlp", "--steps", "2", "--out", "o/runs", "--runs", "all"]
+    assert look.words(Path("o"), Path("all")) == ["analyze", "curvature", "o/runs", "--out", "o/look"]
+    assert one.stages["paper"][1].words(Path("o"), Path("all")) == [
+        "analyze",
+        "curvature",
+        "o/runs",
+        "--batches",
+        "10",
+        "--out",
+        "o/look",
+    ]
 
 
 def test_values_are_written_as_yaml_reads_them() -> None:
     stage = Stage("s", "compare", {"tune": True, "exclude": None, "densities": [0.1], "variants": {"a b": {"lr": 1e-3}}})
-    assert stage.words(Path("o"))[1:] == [
-        *("--tune", "true", "--exclude", "null", "--densities", "[0.1]", "--variants", '{"a b": {"lr": 0.001}}', "--out", "o/s")
+    assert stage.words(Path("o"), Path("all"))[1:] == [
+        *("--tune", "true", "--exclude", "null", "--densities", "[0.1]", "--variants", '{"a b": {"lr": 0.001}}', "--out", "o/s"),
+        *("--runs", "all"),
     ]
 
 
 def test_switches_have_no_value() -> None:
     stage = Stage("s", "analyze curvature", {"line": True, "overwrite": False}, ("runs",))
-    assert stage.words(Path("o")) == ["analyze", "curvature", "o/runs", "--line", "--out", "o/s"]
+    assert stage.words(Path("o"), Path("all")) == ["analyze", "curvature", "o/runs", "--line", "--out", "o/s"]
+
+
+def test_runs_with_snapshots_are_not_shared() -> None:
+    stage = Stage("s", "compare", {"snapshots": [5]})
+    assert stage.words(Path("o"), Path("all")) == ["compare", "--snapshots", "[5]", "--out", "o/s"]
 
 
 def test_settings_are_those_of_every_stage_that_trains(tmp_path: Path) -> None:

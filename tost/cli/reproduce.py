@@ -48,7 +48,7 @@ def parser() -> Parser:
     reproduce.add_argument("preset", type=str | None, nargs="?", default=None, help="file, or name of one in experiments/")
     reproduce.add_argument("--list", action="store_true", help="the presets that there are, and run none")
     reproduce.add_argument("--budget", type=str, default="small", help="small: for a processor; paper: the paper's settings")
-    reproduce.add_argument("--out", type=str, default="runs", help="folder; runs and report are in OUT/PRESET/BUDGET")
+    reproduce.add_argument("--out", type=str, default="runs", help="folder; reports are in OUT/PRESET/BUDGET, runs in OUT/shared")
     reproduce.add_argument("--dry_run", action="store_true", help="check and print the stages, and run none")
     reproduce.add_argument("--seeds", type=int | None, default=None, help="number of seeds (default: the preset's)")
     reproduce.add_argument("--seed", type=int | None, default=None, help="the first of them (default: the preset's)")
@@ -67,9 +67,9 @@ def run(options: Namespace) -> None:
         raise ValueError("preset: expected a file or a name; `tost reproduce --list` shows those that there are")
     preset = Preset.load(find_preset(options.preset))
     budget = check_choice("budget", options.budget, BUDGETS)
-    folder = Path(options.out) / preset.name / budget
+    folder, shared = Path(options.out) / preset.name / budget, Path(options.out) / "shared"
     read, passed_on = Reader(), {name: options[name] for name, absent in _PASSED_ON.items() if options[name] != absent}
-    stages = [read(stage, folder, passed_on) for stage in preset.stages[budget]]
+    stages = [read(stage, folder, shared, passed_on) for stage in preset.stages[budget]]
     if options.dry_run:
         _show_stages(preset, budget, stages, options.json)
         return
@@ -114,15 +114,16 @@ class Reader:
     def __init__(self) -> None:
         self._parser = tree(_COMMANDS)
 
-    def __call__(self, stage: Stage, folder: Path, passed_on: Mapping[str, Any]) -> Planned:
-        """The stage as it will be run in `folder`.
+    def __call__(self, stage: Stage, folder: Path, shared: Path, passed_on: Mapping[str, Any]) -> Planned:
+        """The stage as it will be run.
 
         Args:
+            folder, shared: as in `Stage.words`.
             passed_on: options that override those of the stage, where its command has them.
         """
         known = self._options_of(stage.command)
         own = {name: value for name, value in passed_on.items() if name in known}
-        words = dataclasses.replace(stage, options={**stage.options, **own}).words(folder)
+        words = dataclasses.replace(stage, options={**stage.options, **own}).words(folder, shared)
         try:
             options = self._parser.parse_args(with_recipe_spelled_out(words))
         except SystemExit:  # it has said what is wrong
