@@ -165,6 +165,8 @@ def find_preset(name: str) -> Path:
         ValueError: there is none (close matches are named). FileNotFoundError: `name` is a path, and there is no such file.
     """
     if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"preset: no such file: {name}")
         return Path(name)
     return preset_files()[check_choice("preset", name, preset_files())]
 

@@ -151,6 +151,23 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.yaml"], "preset: no such file: none.yaml"),
+        (["tiny.yaml", "--budget", "smal"], "budget: unknown name 'smal'; did you mean small"),
+        (["tiny.yaml", "--seeds", "0"], "stages.masks: seeds: expected at least 1, got 0"),
+        (["tiny.yaml", "--jobs", "0"], "jobs: expected a whole number of at least 1, got 0"),
+        (["tiny.yaml", "--launcher", "slurmm"], "launcher: unknown name 'slurmm'; did you mean slurm"),
+    ],
+)
+def test_wrong_options_are_told_by_a_dry_run(
+    tiny: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["reproduce", *words, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)

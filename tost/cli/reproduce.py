@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from tost.choices import check_choice
 from tost.cli import analyze, compare, lottery, train
-from tost.cli.launching import add_launcher
+from tost.cli.launching import add_launcher, launcher_of
 from tost.cli.options import Parser, add_json, config_of
 from tost.cli.output import note, print_json, print_sheets, show
 from tost.cli.tree import tree
@@ -69,6 +69,7 @@ def run(options: Namespace) -> None:
     budget = check_choice("budget", options.budget, BUDGETS)
     folder, shared = Path(options.out) / preset.name / budget, Path(options.out) / "shared"
     read, passed_on = Reader(), {name: options[name] for name, absent in _PASSED_ON.items() if options[name] != absent}
+    launcher_of(options)
     stages = [read(stage, folder, shared, passed_on) for stage in preset.stages[budget]]
     if options.dry_run:
         _show_stages(preset, budget, stages, options.json)
@@ -153,7 +154,7 @@ def _list(as_json: bool) -> None:
     from tost.report import Sheet
 
     rows = tuple((one.name, one.item, one.title, one.cost["small"]) for one in presets)
-    print_sheets([Sheet("presets", ("preset", "item", "what", "small budget took"), rows, texts=("item", "what"))])
+    print_sheets([Sheet("presets", ("preset", "item", "what", "small budget, CPU time"), rows, texts=("item", "what"))])
 
 
 def _show_stages(preset: Preset, budget: str, stages: Sequence[Planned], as_json: bool) -> None:
