@@ -78,6 +78,14 @@ class PaperNumber:
     method: str | None = None
     density: float | None = None
 
+    def fits(self, variant: str, against: str | None, method: str, density: float) -> bool:
+        """Whether it is the paper's number of this variant in the cell of this method and density."""
+        return (
+            (self.variant, self.against) == (variant, against)
+            and self.method in (None, method)
+            and (self.density is None or abs(self.density - density) < 1e-6)
+        )
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tost.loaded_presets import NAMES, loaded
 from tost.cli import main, reproduce
-from tost.presets import BUDGETS, Preset, Stage, preset_files
+from tost.presets import BUDGETS, Stage
 from tost.runs import find_runs
 
 TINY = """
@@ -30,7 +31,7 @@ paper_numbers:
 """
 SETTINGS = """
 small: {dataset: mnist5k, steps: 2, batch_size: 16, density: 0.1, seeds: 1}
-paper: {dataset: cifar10, epochs: 182}
+paper: {dataset: cifar10, epochs: 182, density: 0.1}
 """
 
 
@@ -48,22 +49,19 @@ def read() -> reproduce.Reader:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", sorted(preset_files()))
+@pytest.mark.parametrize("name", NAMES)
 def test_commands_understand_every_preset(name: str, budget: str, read: reproduce.Reader, tmp_path: Path) -> None:
     """Its options, and what is behind them: networks, data sets, methods, variants, cells of the paper's numbers."""
-    preset = Preset.load(preset_files()[name])
-    measured: dict[str, set[tuple[str, str, float]]] = {}
-    for stage in preset.stages[budget]:
-        grid = read(stage, tmp_path, tmp_path, {"seeds": 1}).grid
-        if grid is not None:
-            measured[stage.name] = {(name, cell.method, cell.density) for name in grid.variants for cell in grid.cells}
-    for number in preset.numbers if budget == "paper" else ():
-        variant, method, density = number.variant, number.method, number.density
-        fitting = [m for m in measured[number.stage] if m[0] == variant and method in (None, m[1]) and density in (None, m[2])]
-        assert fitting, f"no run for {number}"
+    preset = loaded(name)
+    stages = [read(stage, tmp_path, tmp_path, {"seeds": 1}) for stage in preset.stages[budget]]
+    if budget == "paper":
+        reproduce.check_numbers(preset.numbers, stages)
 
 
-def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tiny_preset_runs_and_is_read_back(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: Path(file).touch())  # drawn elsewhere
     assert main(["reproduce", tiny, "--threads", "1"]) == 0
     folder = tmp_path / "runs" / "tiny" / "small"
     told = capsys.readouterr()
@@ -83,8 +81,10 @@ def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: 
     assert (folder / "shape" / "pswish.png").is_file()
 
     # runs are shared by all presets, and each comparison knows its own
-    (tmp_path / "tiny.yaml").rename(tmp_path / "other.yaml")
-    (tmp_path / "other.yaml").write_text(TINY.replace("[random, erk]", "[erk]"))
+    other = TINY.replace("[random, erk]", "[erk]").replace(
+        "  - {name: shape, command: analyze pswish, small: {}, paper: {}}\n", ""
+    )
+    (tmp_path / "other.yaml").write_text(other)
     assert main(["reproduce", "other.yaml", "--threads", "1", "--json"]) == 0
     told = capsys.readouterr()
     assert told.err.count("finished earlier") == 2
@@ -134,8 +134,6 @@ def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> No
         ("methods: [random, erk]", "methods: [random, erq]", "unknown name 'erq'; did you mean erk"),
         ("model: lenet5}", "model: lenet6}", "unknown name 'lenet6'; did you mean lenet5"),
         ("steps: 2", "stepz: 2", "tost compare: error: "),
-        ("command: analyze pswish", "command: analyze pswich", "pswich"),
-        ("cost: {small", "cost: {smal", "did you mean small"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
@@ -149,6 +147,20 @@ def test_mistakes_are_told_before_anything_runs(
     assert message in told
     assert "stage 1" not in told
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("swish, against", "swich, against"), ("against: vanilla", "against: swish"), ("method: erk", "method: snip")],
+)
+def test_numbers_that_nothing_measures_are_told(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    (tmp_path / tiny).write_text(TINY.replace(old, new))
+    assert main(["reproduce", tiny, "--budget", "paper", "--dry-run"]) == 2
+    assert (
+        "paper_numbers: expected what stage 'masks' measures on the paper's budget, got PaperNumber(" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tost.loaded_presets import NAMES, loaded
 from tost.presets import BUDGETS, PaperNumber, Preset, Stage, find_preset, preset_files
 
 ROOT = Path(__file__).parent.parent.parent
@@ -161,15 +162,15 @@ def test_presets_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_every_item_that_is_promised_has_a_preset() -> None:
-    items = {Preset.load(file).item for file in preset_files().values()}
+    items = {loaded(name).item for name in NAMES}
     promised = [f"ToST, Table {n}" for n in (1, 2, 3, 4, 5)] + [f"ToST, Fig. {n}" for n in (2, 4, 6, 7)]
     promised += [f"SLTH, Fig. {n}" for n in (1, 4, 5, 6, 7, 8, 9, 10)] + [f"FORCE, Fig. {n}" for n in (1, 2, 3, 5, 10, 11, 12)]
     assert items >= set(promised)
 
 
-@pytest.mark.parametrize("name", sorted(preset_files()))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_readme_lists_every_preset_with_its_cost(name: str) -> None:
-    one = Preset.load(preset_files()[name])
+    one = loaded(name)
     row = next(
         line for line in (ROOT / "experiments" / "README.md").read_text().splitlines() if f"`tost reproduce {name}`" in line
     )

@@ -20,7 +20,7 @@ from tost.cli.options import Parser, add_json, config_of
 from tost.cli.output import note, print_json, print_sheets, show
 from tost.cli.tree import tree
 from tost.cli.words import with_recipe_spelled_out
-from tost.presets import BUDGETS, TRAINING, Preset, Stage, find_preset, preset_files
+from tost.presets import BUDGETS, TRAINING, PaperNumber, Preset, Stage, find_preset, preset_files
 
 if TYPE_CHECKING:
     from tost.grid_plan import Plan
@@ -71,6 +71,8 @@ def run(options: Namespace) -> None:
     read, passed_on = Reader(), {name: options[name] for name, absent in _PASSED_ON.items() if options[name] != absent}
     launcher_of(options)
     stages = [read(stage, folder, shared, passed_on) for stage in preset.stages[budget]]
+    if budget == "paper":
+        check_numbers(preset.numbers, stages)
     if options.dry_run:
         _show_stages(preset, budget, stages, options.json)
         return
@@ -144,6 +146,20 @@ class Reader:
             if word in found.commands:  # else the parser says so
                 found = found.commands[word]
         return {action.dest for action in found._actions}
+
+
+def check_numbers(numbers: Sequence[PaperNumber], stages: Sequence[Planned]) -> None:
+    """Raise ValueError where the stage of a number does not measure what it is of."""
+    plans = {stage.name: stage.grid for stage in stages}
+    for number in numbers:
+        plan = plans[number.stage]
+        if plan is None or not any(
+            number.fits(variant, against, cell.method, cell.density)
+            for cell in plan.cells
+            for variant in plan.variants
+            for against in (None, *plan.baselines)
+        ):
+            raise ValueError(f"paper_numbers: expected what stage {number.stage!r} measures on the paper's budget, got {number}")
 
 
 def _list(as_json: bool) -> None:
