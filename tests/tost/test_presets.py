@@ -150,7 +150,7 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, changes: dict[str, A
 def test_presets_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no experiments here: those of the source tree
     assert find_preset("tost-table-2") == ROOT / "experiments" / "tost-table-2.yaml"
-    with pytest.raises(FileNotFoundError, match="preset: no such file: my/own.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"preset: no such file: my/own\.yaml"):
         find_preset("my/own.yaml")
     with pytest.raises(ValueError, match="preset: unknown name 'tost-tabel-2'; did you mean tost-table-2"):
         find_preset("tost-tabel-2")

@@ -35,7 +35,7 @@ def test_listed_runs_are_those_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     assert [run.config.seed for run in find_runs(tmp_path / "b" / "deep" / "mine")] == [0, 2]
     (tmp_path / "b" / "shared").rename(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="no finished run in .*shared"):
+    with pytest.raises(FileNotFoundError, match=r"no finished run in .*shared"):
         find_runs(tmp_path / "b" / "deep")
 
 
