@@ -99,6 +99,11 @@ class Grid:
         """Those that did not diverge."""
         return [run for run in self.results[cell][variant] if isinstance(run, Result)]
 
+    @property
+    def run_folders(self) -> list[Path]:
+        """Those of all runs that did not diverge."""
+        return sorted({run.run_dir for cell in self.cells for variant in self.variants for run in self.runs(cell, variant)})
+
     def accuracies(self, cell: Cell, variant: str) -> list[float]:
         """Test accuracy of each run that did not diverge."""
         return [run.test_accuracy for run in self.runs(cell, variant)]
