@@ -135,7 +135,8 @@ def test_it_can_be_differentiated_twice(name: str, config: Callable[..., Config]
 
 
 def test_a_data_set_that_has_moved(config: Callable[..., Config], toy_images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    result, asked = train(config(data_dir="old")), []
+    asked: list[str] = []
+    result = train(config(data_dir="old"))
     monkeypatch.setattr(networks, "load", lambda name, folder: asked.append(folder) or toy_images)
     network_of(result.run_dir)
     network_of(result.run_dir, data_dir="new")
