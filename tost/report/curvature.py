@@ -107,7 +107,7 @@ def _course(axes: Axes, found: Curvature) -> None:
     axes.set_title("\n".join(said), fontsize=9)
     axes.set_xlabel("epoch (0: initialisation)")
     axes.set_ylabel("eigenvalue of the Hessian")
-    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
 
 
