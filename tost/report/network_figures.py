@@ -12,7 +12,7 @@ from tost.analysis.gradient_flow import GradientFlow
 from tost.analysis.pswish import Fade, PSwishCurves
 from tost.paired import mean_and_spread
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
-from tost.report.lines import band, styles
+from tost.report.lines import band, epoch_axis, styles
 from tost.report.networks import batches_of, epoch_name, seeds_alike
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def save_gradients_figure(found: GradientFlow, path: str | Path) -> None:
                     for i, name in enumerate(names)
                 }
                 band(layers, {i: values for i, values in norms.items() if values}, colour, marker, label, dashes)
-    course.set_xlabel("epoch (0: initialisation)")
     course.set_ylabel("norm of the gradient")
-    course.xaxis.get_major_locator().set_params(integer=True)
+    epoch_axis(course)
     course.legend(fontsize=8)
     course.set_title(f"all layers, mean over {batches_of(found)}", fontsize=10)
     layers.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=7)
