@@ -1,0 +1,48 @@
+"""The two proximal maps of SplitLBI, scaled by kappa: Gamma = kappa prox(V), for lists of tensors at a time.
+
+lasso: each entry v becomes kappa sign(v) (|v| - threshold)+. group: index o of dimension 0 is one group (an output filter of a
+convolution), and V_o becomes kappa V_o (1 - threshold / ||V_o||)+, with the Euclidean norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["GROUP", "LASSO", "group_prox", "group_threshold", "lasso_prox"]
+
+GROUP = "group"
+LASSO = "lasso"
+
+
+def group_threshold(weight: Tensor, lam: float, sqrt_d: bool) -> float:
+    """lam, or lam sqrt(d) with d the number of weights of one filter of `weight`, shape (O, ...)."""
+    return lam * math.sqrt(weight[0].numel()) if sqrt_d and len(weight) else lam
+
+
+def lasso_prox(duals: list[Tensor], kappa: float, threshold: float, out: list[Tensor]) -> None:
+    """Write kappa prox(V) into `out`, tensors of the same shapes."""
+    for dual, gamma in zip(duals, out, strict=True):
+        torch.ops.aten.softshrink.out(dual, threshold, out=gamma)
+    if kappa != 1:
+        torch._foreach_mul_(out, kappa)
+
+
+def group_prox(duals: list[Tensor], kappa: float, thresholds: Sequence[float], out: list[Tensor]) -> None:
+    """Write kappa prox(V) into `out`, tensors of the same shapes; V of any strides, read twice, Gamma written once.
+
+    thresholds: one a tensor. All tensors are of one dtype and device: their groups' factors are computed together.
+    """
+    factors = duals[0].new_empty(sum(map(len, duals)))
+    parts = torch.split(factors, [len(dual) for dual in duals])
+    for dual, part in zip(duals, parts, strict=True):
+        torch.linalg.vector_norm(dual, dim=tuple(range(1, dual.dim())), out=part)
+    # kappa (1 - threshold / norm)+; an empty group, norm 0, has no direction and stays 0 at any factor
+    factors.clamp_min_(torch.finfo(factors.dtype).tiny).reciprocal_()
+    torch._foreach_mul_(parts, [-kappa * threshold for threshold in thresholds])
+    factors.add_(kappa).clamp_min_(0)
+    for dual, part, gamma in zip(duals, parts, out, strict=True):
+        torch.mul(dual, part.view(-1, *[1] * (dual.dim() - 1)), out=gamma)
