@@ -20,7 +20,7 @@ LASSO = "lasso"
 
 def group_threshold(weight: Tensor, lam: float, sqrt_d: bool) -> float:
     """lam, or lam sqrt(d) with d the number of weights of one filter of `weight`, shape (O, ...)."""
-    return lam * math.sqrt(weight[0].numel()) if sqrt_d and len(weight) else lam
+    return lam * math.sqrt(weight[0].numel()) if sqrt_d and weight.shape[0] else lam
 
 
 def lasso_prox(duals: list[Tensor], kappa: float, threshold: float, out: list[Tensor]) -> None:
@@ -36,8 +36,9 @@ def group_prox(duals: list[Tensor], kappa: float, thresholds: Sequence[float], o
 
     thresholds: one a tensor. All tensors are of one dtype and device: their groups' factors are computed together.
     """
-    factors = duals[0].new_empty(sum(map(len, duals)))
-    parts = torch.split(factors, [len(dual) for dual in duals])
+    filters = [dual.shape[0] for dual in duals]
+    factors = duals[0].new_empty(sum(filters))
+    parts = torch.split(factors, filters)
     for dual, part in zip(duals, parts, strict=True):
         torch.linalg.vector_norm(dual, dim=tuple(range(1, dual.dim())), out=part)
     # kappa (1 - threshold / norm)+; an empty group, norm 0, has no direction and stays 0 at any factor

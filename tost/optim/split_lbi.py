@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -173,70 +173,14 @@ class SplitLBI(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._warn_if_unstable()
-        trained = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        for p in (p for params in trained for p in params):
-            if p.grad is not None and p.grad.layout is not torch.strided:
-                raise RuntimeError(f"SplitLBI: expected dense gradients, got one of layout {p.grad.layout}")
-        for group, params in zip(self.param_groups, trained, strict=True):
-            for alike in _alike(params) if group["foreach"] else ([p] for p in params):
-                if _has_gamma(group, alike[0]):
-                    self._split_step(group, alike)
-                else:
-                    self._descend(group, alike)
+        batches = [(group, alike) for group in self.param_groups for alike in _alike(group)]  # all, before anything changes
+        for group, alike in batches:
+            states = [self.state[p] for p in alike]
+            if _has_gamma(group, alike[0]):
+                _split_step(group, alike, states)
+            else:
+                _descend(group, alike, states)
         return loss
-
-    def _split_step(self, group: Mapping[str, Any], params: list[Tensor]) -> None:
-        states = [self._split_state(p) for p in params]
-        duals, gammas = [state[DUAL] for state in states], [state[GAMMA] for state in states]
-        kappa, per_nu = group["kappa"], group["lr"] / group["nu"]
-        # Gamma is computed anew below: until then its memory holds the difference, and nothing is allocated
-        torch._foreach_sub_(gammas, params)
-        torch._foreach_add_(duals, gammas, alpha=-per_nu)
-        self._descend(group, params)
-        torch._foreach_add_(params, gammas, alpha=kappa * per_nu)
-        if group["prox"] == LASSO:
-            lasso_prox(duals, kappa, group["lam"], out=gammas)
-        else:
-            thresholds = [group_threshold(p, group["lam"], group["sqrt_d"]) for p in params]
-            group_prox(duals, kappa, thresholds, out=gammas)
-
-    def _descend(self, group: Mapping[str, Any], params: list[Tensor]) -> None:
-        """W <- W - kappa alpha D, by torch's own SGD or Adam."""
-        states = [self.state[p] for p in params]
-        options: dict[str, Any] = {
-            "lr": group["kappa"] * group["lr"],
-            "weight_decay": group["weight_decay"] if params[0].dim() >= 2 else 0.0,
-            "maximize": group["maximize"],
-            "foreach": group["foreach"],
-        }
-        grads = [p.grad for p in params if p.grad is not None]
-        if group["optimizer"] == "sgd":
-            buffers = [state.get("momentum_buffer") for state in states]
-            momentum, nesterov = group["momentum"], group["nesterov"]
-            sgd(params, grads, buffers, momentum=momentum, nesterov=nesterov, dampening=0.0, fused=False, **options)
-            if momentum:
-                for state, buffer in zip(states, buffers, strict=True):
-                    state["momentum_buffer"] = buffer
-        else:
-            for p, state in zip(params, states, strict=True):
-                if "step" not in state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    state.update({name: torch.zeros_like(p) for name in _LOSS_STATE["adam"]})
-            averages, squares, steps = ([state[name] for state in states] for name in (*_LOSS_STATE["adam"], "step"))
-            betas = dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-            adam(
-                list(params),
-                grads,
-                averages,
-                squares,
-                [],
-                steps,
-                amsgrad=False,
-                eps=group["eps"],
-                fused=False,
-                **betas,
-                **options,
-            )
 
     # ---- what has been found -------------------------------------------------------------------------------------------
 
@@ -303,12 +247,6 @@ class SplitLBI(Optimizer):
             self.state, self.param_groups = before
             raise ValueError(f"state_dict: {error}") from error
 
-    def _split_state(self, p: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[p]
-        if GAMMA not in state:
-            state[DUAL], state[GAMMA] = torch.zeros_like(p), torch.zeros_like(p)
-        return state
-
     def _coupled(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"] if _has_gamma(group, p))
 
@@ -327,16 +265,76 @@ class SplitLBI(Optimizer):
                 )
 
 
+def _split_step(group: Mapping[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
+    for p, state in zip(params, states, strict=True):
+        if GAMMA not in state:
+            state[DUAL], state[GAMMA] = torch.zeros_like(p), torch.zeros_like(p)
+    duals, gammas = [state[DUAL] for state in states], [state[GAMMA] for state in states]
+    kappa, per_nu = group["kappa"], group["lr"] / group["nu"]
+    # Gamma is computed anew below: until then its memory holds the difference, and nothing is allocated
+    torch._foreach_sub_(gammas, params)
+    torch._foreach_add_(duals, gammas, alpha=-per_nu)
+    _descend(group, params, states)
+    torch._foreach_add_(params, gammas, alpha=kappa * per_nu)
+    if group["prox"] == LASSO:
+        lasso_prox(duals, kappa, group["lam"], out=gammas)
+    else:
+        thresholds = [group_threshold(p, group["lam"], group["sqrt_d"]) for p in params]
+        group_prox(duals, kappa, thresholds, out=gammas)
+
+
+def _descend(group: Mapping[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
+    """W <- W - kappa alpha D, by torch's own SGD or Adam."""
+    options: dict[str, Any] = {
+        "lr": group["kappa"] * group["lr"],
+        "weight_decay": group["weight_decay"] if params[0].dim() >= 2 else 0.0,
+        "maximize": group["maximize"],
+        "foreach": group["foreach"],
+    }
+    grads = [p.grad for p in params if p.grad is not None]
+    if group["optimizer"] == "sgd":
+        buffers = [state.get("momentum_buffer") for state in states]
+        momentum, nesterov = group["momentum"], group["nesterov"]
+        sgd(params, grads, buffers, momentum=momentum, nesterov=nesterov, dampening=0.0, fused=False, **options)
+        if momentum:
+            for state, buffer in zip(states, buffers, strict=True):
+                state["momentum_buffer"] = buffer
+    else:
+        for p, state in zip(params, states, strict=True):
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state.update({name: torch.zeros_like(p) for name in _LOSS_STATE["adam"]})
+        averages, squares, steps = ([state[name] for state in states] for name in (*_LOSS_STATE["adam"], "step"))
+        betas = dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+        adam(
+            params,
+            grads,
+            averages,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            eps=group["eps"],
+            fused=False,
+            **betas,
+            **options,
+        )
+
+
 def _has_gamma(group: Mapping[str, Any], p: Tensor) -> bool:
     return group["prox"] is not None and p.dim() >= 2
 
 
-def _alike(params: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The parameters that one call can treat together: matrices and vectors apart, and by device and type."""
+def _alike(group: Mapping[str, Any]) -> list[list[Tensor]]:
+    """The parameters with a gradient that one call can treat together: of one device and type, matrices and vectors apart."""
     together: dict[tuple[object, ...], list[Tensor]] = {}
-    for p in params:
-        together.setdefault((p.dim() >= 2, p.device, p.dtype), []).append(p)
-    return list(together.values())
+    for p in group["params"]:
+        if p.grad is not None:
+            if p.grad.layout is not torch.strided:
+                raise RuntimeError(f"SplitLBI: expected dense gradients, got one of layout {p.grad.layout}")
+            together.setdefault((p.dim() >= 2, p.device, p.dtype), []).append(p)
+    batches = list(together.values())
+    return batches if group["foreach"] else [[p] for batch in batches for p in batch]
 
 
 def _fitted(p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
