@@ -7,7 +7,6 @@ convolution), and V_o becomes kappa V_o (1 - threshold / ||V_o||)+, with the Euc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def lasso_prox(duals: list[Tensor], kappa: float, threshold: float, out: list[Te
         torch._foreach_mul_(out, kappa)
 
 
-def group_prox(duals: list[Tensor], kappa: float, thresholds: Sequence[float], out: list[Tensor]) -> None:
+def group_prox(duals: list[Tensor], kappa: float, thresholds: list[float], out: list[Tensor]) -> None:
     """Write kappa prox(V) into `out`, tensors of the same shapes; V of any strides, read twice, Gamma written once.
 
     thresholds: one a tensor. All tensors are of one dtype and device: their groups' factors are computed together.
@@ -41,9 +40,9 @@ def group_prox(duals: list[Tensor], kappa: float, thresholds: Sequence[float], o
     parts = torch.split(factors, filters)
     for dual, part in zip(duals, parts, strict=True):
         torch.linalg.vector_norm(dual, dim=tuple(range(1, dual.dim())), out=part)
-    # kappa (1 - threshold / norm)+; an empty group, norm 0, has no direction and stays 0 at any factor
-    factors.clamp_min_(torch.finfo(factors.dtype).tiny).reciprocal_()
-    torch._foreach_mul_(parts, [-kappa * threshold for threshold in thresholds])
-    factors.add_(kappa).clamp_min_(0)
+    # kappa (1 - threshold / norm)+, exactly 0 where they are equal; a norm of 0 has no direction, and Gamma is 0 at any factor
+    factors.clamp_min_(torch.finfo(factors.dtype).tiny)
+    torch._foreach_div_(parts, thresholds)
+    factors.reciprocal_().mul_(-kappa).add_(kappa).clamp_min_(0)
     for dual, part, gamma in zip(duals, parts, out, strict=True):
         torch.mul(dual, part.view(-1, *[1] * (dual.dim() - 1)), out=gamma)

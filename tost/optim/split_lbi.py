@@ -144,9 +144,9 @@ class SplitLBI(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with options of its own. Raises as the constructor does; nothing is added then."""
-        unknown = param_group.keys() - self.defaults.keys() - {"params", "initial_lr"}
+        unknown = param_group.keys() - set(self._options()) - {"params", "initial_lr"}
         if unknown:
-            raise ValueError(f"params: unknown option {min(unknown)!r} of a group; there are {', '.join(self.defaults)}")
+            raise ValueError(f"params: unknown option {min(unknown)!r} of a group; there are {', '.join(self._options())}")
         super().add_param_group(param_group)
         try:
             _check_options(self.param_groups[-1])
@@ -232,7 +232,7 @@ class SplitLBI(Optimizer):
         Raises ValueError if the state is not one of such an optimizer and such parameters; nothing has changed then.
         """
         for number_, group in enumerate(state_dict["param_groups"]):
-            missing = self.defaults.keys() - group.keys()
+            missing = set(self._options()) - group.keys()
             if missing:
                 raise ValueError(f"state_dict: expected a state of SplitLBI, got a group {number_} without {min(missing)!r}")
         before = self.state, self.param_groups
@@ -246,6 +246,9 @@ class SplitLBI(Optimizer):
         except (TypeError, ValueError) as error:
             self.state, self.param_groups = before
             raise ValueError(f"state_dict: {error}") from error
+
+    def _options(self) -> list[str]:
+        return [name for name in self.defaults if name != "differentiable"]  # torch adds that one when it copies an optimizer
 
     def _coupled(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"] if _has_gamma(group, p))
@@ -261,7 +264,7 @@ class SplitLBI(Optimizer):
                     f"SplitLBI: kappa * lr / nu is {step:.3g} in group {number_}; from 1 on W and Gamma swing apart whatever the "
                     f"loss: expected lr < nu / kappa = {group['nu'] / group['kappa']:.3g}, and less where the loss is curved",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
 

@@ -32,8 +32,8 @@ def small_net(dtype: torch.dtype = torch.float32) -> SmallNet:
 
 def small_lbi(net: nn.Module, **options: Any) -> SplitLBI:
     """Some filters of `small_net` enter within ten steps, and not all."""
-    groups = split_lbi_groups(net, linear={"lam": 0.03})
-    return SplitLBI(groups, **{"lr": 0.1, "nu": 2.0, "lam": 0.3, "momentum": 0.9, "weight_decay": 1e-3, **options})
+    groups = split_lbi_groups(net, linear={"lam": 0.06})
+    return SplitLBI(groups, **{"lr": 0.1, "nu": 2.0, "lam": 0.21, "momentum": 0.9, "weight_decay": 1e-3, **options})
 
 
 def loss_of(net: nn.Module, seed: int = 0, part: slice = slice(None)) -> Tensor:

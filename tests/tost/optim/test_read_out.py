@@ -35,11 +35,11 @@ def test_packed_weights_are_refused() -> None:
     net = small_net()
     masks = Masks({name: torch.rand(net.get_submodule(name).weight.shape) < 0.5 for name in ("stem", "head")})
     sparse = tk.sparsify(net, masks)
-    with pytest.raises(ValueError, match="layer 'stem' is a SparseConv2d already; use tost_kernels.densify"):
+    with pytest.raises(ValueError, match=r"layer 'stem' is a SparseConv2d already; use tost_kernels.densify"):
         split_lbi_groups(sparse)
     with pytest.raises(ValueError, match="layer 'stem' holds packed weights; use the dense network"):
         split_lbi_groups(sparse, include="depthwise")
-    with pytest.raises(ValueError, match="stem.values is the packed weight of a sparse layer"):
+    with pytest.raises(ValueError, match=r"stem\.values is the packed weight of a sparse layer"):
         SplitLBI(sparse.named_parameters(), lr=0.1)
     vectors = [p for p in sparse.parameters() if p.dim() == 1]
     with pytest.raises(ValueError, match="got none; the packed `values` of sparse layers are vectors"):
@@ -90,7 +90,7 @@ def test_models_without_a_gamma() -> None:
         optimizer.supports(net)
     with pytest.raises(ValueError, match="expected a Conv2d or Linear whose weight has a Gamma"):
         small_lbi(net).path_point(small_net())
-    with pytest.raises(TypeError, match="model: expected an nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got dict"):
         small_lbi(net).supports({})  # type: ignore[arg-type]
 
 
