@@ -89,21 +89,24 @@ def test_twenty_steps(case: str, foreach: bool) -> None:
     optimizer = SplitLBI(problem.weights, foreach=foreach, **options)
     written = iterations(options)
     ours, theirs = problem.weights, [start.copy() for start in problem.start]
-    densities = []
+    densities: list[float] = []
+    with_gamma = [] if options.get("prox", "group") is None else [0, 1]
+    found, expected = [], []  # of all steps: W, U, b, then V and Gamma of W and U
     for _ in range(STEPS):
         optimizer.zero_grad()
         problem.loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        found += [weight.detach().numpy().copy() for weight in ours]
+        found += [read(ours[i]).numpy() for i in with_gamma for read in (optimizer.dual, optimizer.gamma)]
         gradients = problem.gradients(*theirs)  # all of the old weights
-        for i, iteration in enumerate(written):
-            theirs[i] = iteration.step(theirs[i], gradients[i])
-        for i, weight in enumerate(ours):
-            np.testing.assert_allclose(weight.detach().numpy(), theirs[i], **CLOSE)
-            if options.get("prox", "group") is not None and i < 2:
-                np.testing.assert_allclose(optimizer.dual(weight).numpy(), written[i].v, **CLOSE)
-                np.testing.assert_allclose(optimizer.gamma(weight).numpy(), written[i].gamma, **CLOSE)
-                np.testing.assert_array_equal(optimizer.support(weight).numpy(), np.asarray(written[i].gamma) != 0)
-                densities.append(float(optimizer.support(weight).double().mean()))
+        theirs = [iteration.step(*pair) for iteration, *pair in zip(written, theirs, gradients, strict=True)]
+        expected += [*theirs, *(np.asarray(value) for i in with_gamma for value in (written[i].v, written[i].gamma))]
+        for i in with_gamma:
+            inside = np.asarray(written[i].gamma) != 0
+            assert (optimizer.support(ours[i]).numpy() == inside).all()
+            densities.append(inside.mean())
+    assert [array.shape for array in found] == [array.shape for array in expected]
+    np.testing.assert_allclose(*(np.concatenate([array.ravel() for array in arrays]) for arrays in (found, expected)), **CLOSE)
     if case not in ("plain", "no_threshold"):
         assert min(densities) == 0
         assert any(0 < density < 1 for density in densities)  # some of the filters entered, so that both branches were taken
