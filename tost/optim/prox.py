@@ -11,10 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["GROUP", "LASSO", "group_prox", "group_threshold", "lasso_prox"]
+__all__ = ["GROUP", "LASSO", "Scratch", "group_prox", "group_threshold", "lasso_prox"]
 
 GROUP = "group"
 LASSO = "lasso"
+
+Scratch = dict[tuple[object, ...], tuple[Tensor, list[Tensor]]]
 
 
 def group_threshold(weight: Tensor, lam: float, sqrt_d: bool) -> float:
@@ -30,19 +32,34 @@ def lasso_prox(duals: list[Tensor], kappa: float, threshold: float, out: list[Te
         torch._foreach_mul_(out, kappa)
 
 
-def group_prox(duals: list[Tensor], kappa: float, thresholds: list[float], out: list[Tensor]) -> None:
-    """Write kappa prox(V) into `out`, tensors of the same shapes; V of any strides, read twice, Gamma written once.
+def group_prox(duals: list[Tensor], kappa: float, thresholds: list[float], out: list[Tensor], scratch: Scratch) -> None:
+    """Write kappa prox(V) into `out`, tensors of the same shapes; V, of any strides, is read twice and Gamma written once.
 
-    thresholds: one a tensor. All tensors are of one dtype and device: their groups' factors are computed together.
+    All tensors are of one dtype and device: the factors of all their groups are computed together.
+
+    thresholds: one a tensor.
+    scratch: where the memory of the factors, one number a group, is kept from call to call; empty at first.
     """
-    filters = [dual.shape[0] for dual in duals]
-    factors = duals[0].new_empty(sum(filters))
-    parts = torch.split(factors, filters)
-    for dual, part in zip(duals, parts, strict=True):
-        torch.linalg.vector_norm(dual, dim=tuple(range(1, dual.dim())), out=part)
+    factors, columns = _factors(duals, scratch)
+    for dual, column in zip(duals, columns, strict=True):
+        torch.linalg.vector_norm(dual, dim=tuple(range(1, dual.dim())), keepdim=True, out=column)
     # kappa (1 - threshold / norm)+, exactly 0 where they are equal; a norm of 0 has no direction, and Gamma is 0 at any factor
     factors.clamp_min_(torch.finfo(factors.dtype).tiny)
-    torch._foreach_div_(parts, thresholds)
+    if len(set(thresholds)) == 1:
+        factors.div_(thresholds[0])
+    else:
+        torch._foreach_div_(columns, thresholds)
     factors.reciprocal_().mul_(-kappa).add_(kappa).clamp_min_(0)
-    for dual, part, gamma in zip(duals, parts, out, strict=True):
-        torch.mul(dual, part.view(-1, *[1] * (dual.dim() - 1)), out=gamma)
+    for dual, column, gamma in zip(duals, columns, out, strict=True):
+        torch.mul(dual, column, out=gamma)
+
+
+def _factors(duals: list[Tensor], scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
+    """A number for each group of all tensors, and the parts of that vector that broadcast over each, (O, 1, ..., 1)."""
+    key = (duals[0].dtype, duals[0].device, *(dual.shape for dual in duals))
+    if key not in scratch:
+        filters = [dual.shape[0] for dual in duals]
+        factors = duals[0].new_empty(sum(filters))
+        parts = torch.split(factors, filters)
+        scratch[key] = factors, [part.view(-1, *[1] * (dual.dim() - 1)) for dual, part in zip(duals, parts, strict=True)]
+    return scratch[key]

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from tost.checks import number
-from tost.optim.prox import GROUP, LASSO, group_prox, group_threshold, lasso_prox
+from tost.optim.prox import GROUP, LASSO, Scratch, group_prox, group_threshold, lasso_prox
 from tost.optim.read_out import PathPoint, path_point, supports
 
 __all__ = ["SplitLBI", "stable_lr"]
@@ -96,6 +96,9 @@ class SplitLBI(Optimizer):
             `values` of a sparse layer (known by the name, where params are named; or because nothing has a Gamma).
     """
 
+    _warned: bool
+    _scratch: Scratch
+
     def __init__(
         self,
         params: ParamsT,
@@ -131,6 +134,7 @@ class SplitLBI(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
         }
+        self._scratch = {}
         super().__init__(params, defaults)
         if next(self._coupled(), None) is None and any(group["prox"] is not None for group in self.param_groups):
             raise ValueError(
@@ -141,6 +145,7 @@ class SplitLBI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._warned = False
+        self._scratch = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with options of its own. Raises as the constructor does; nothing is added then."""
@@ -177,7 +182,7 @@ class SplitLBI(Optimizer):
         for group, alike in batches:
             states = [self.state[p] for p in alike]
             if _has_gamma(group, alike[0]):
-                _split_step(group, alike, states)
+                _split_step(group, alike, states, self._scratch)
             else:
                 _descend(group, alike, states)
         return loss
@@ -268,7 +273,7 @@ class SplitLBI(Optimizer):
                 )
 
 
-def _split_step(group: Mapping[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
+def _split_step(group: Mapping[str, Any], params: list[Tensor], states: list[dict[str, Any]], scratch: Scratch) -> None:
     for p, state in zip(params, states, strict=True):
         if GAMMA not in state:
             state[DUAL], state[GAMMA] = torch.zeros_like(p), torch.zeros_like(p)
@@ -283,7 +288,7 @@ def _split_step(group: Mapping[str, Any], params: list[Tensor], states: list[dic
         lasso_prox(duals, kappa, group["lam"], out=gammas)
     else:
         thresholds = [group_threshold(p, group["lam"], group["sqrt_d"]) for p in params]
-        group_prox(duals, kappa, thresholds, out=gammas)
+        group_prox(duals, kappa, thresholds, out=gammas, scratch=scratch)
 
 
 def _descend(group: Mapping[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> None:
