@@ -161,13 +161,12 @@ class SolutionPath:
             raise ValueError(
                 f"density: expected at most {entries.sum() / entry.size:.4g}, the weights that ever entered, got {density:g}"
             )
-        whole = int(np.searchsorted(np.cumsum(entries), count, side="right"))  # so many epochs are taken whole
-        kept = entry < epochs[whole] if whole < len(epochs) else entry != _NEVER
-        if whole < len(epochs):
-            norms = [np.repeat(point.norms[layer].numpy(), e.size // len(point.norms[layer])) for layer, e in entered.items()]
-            ties = np.flatnonzero(entry == epochs[whole])
-            largest = np.argsort(-np.concatenate(norms)[ties], kind="stable")  # weights of a filter stay together
-            kept[ties[largest[: count - int(kept.sum())]]] = True
+        enough = epochs[np.searchsorted(np.cumsum(entries), count)] if count else -1  # the epoch at which so many had entered
+        kept = entry < enough
+        ties = np.flatnonzero(entry == enough)
+        norms = [np.repeat(point.norms[layer].numpy(), e.size // len(point.norms[layer])) for layer, e in entered.items()]
+        largest = np.argsort(-np.concatenate(norms)[ties], kind="stable")  # weights of a filter stay together
+        kept[ties[largest[: count - int(kept.sum())]]] = True
         parts = np.split(kept, np.cumsum([e.size for e in entered.values()])[:-1])
         return Masks({layer: part.reshape(point.masks[layer].shape) for layer, part in zip(entered, parts, strict=True)})
 

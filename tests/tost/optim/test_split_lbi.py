@@ -216,6 +216,9 @@ def test_a_norm_of_exactly_lambda_is_outside_and_zeros_stay_zeros() -> None:
     optimizer.step()
     assert optimizer.support(weight).tolist() == [[False, False], [False, False], [True, True]]
     assert torch.isfinite(optimizer.gamma(weight)).all()
+    optimizer.param_groups[0]["lam"] = 0.0
+    optimizer.step()
+    assert optimizer.support(weight).tolist() == [[True, True], [False, False], [True, True]]
 
 
 def test_each_group_has_its_own_options() -> None:
