@@ -77,7 +77,8 @@ class SplitLBI(Optimizer):
     Args:
         params: as for any torch optimizer: dense, real weights, those with a Gamma of float32 or float64 (V sums up small
             differences, which half precision would lose: train such networks under autocast). Index o of dimension 0 is a filter.
-        lr: alpha, >= 0. Any torch schedule may change it.
+        lr: alpha, >= 0. Any torch schedule may change it. (OneCycleLR and CyclicLR take an optimizer that has `betas` for Adam:
+            give them cycle_momentum=False with "sgd".)
         kappa: > 0; scales Gamma, and the step of W.
         nu: > 0; how loosely Gamma follows W.
         lam: the threshold, >= 0.
