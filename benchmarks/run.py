@@ -32,6 +32,7 @@ QUESTIONS = {
     "growth": "growth with density, batch and width",
     "csr": "MKL's sparse matrix product",
     "tiles": "columns that groups of rows share, rows permuted or not",
+    "optimizer": "a step of SplitLBI against torch.optim.SGD",
     "rate": "multiply-adds on the nonzeros against the core's peak",
 }
 

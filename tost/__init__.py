@@ -12,7 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import analysis, callbacks, checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
+    from tost import (
+        analysis,
+        callbacks,
+        checkpoint,
+        data,
+        distributed,
+        experiment,
+        ghosts,
+        init,
+        losses,
+        masks,
+        models,
+        optim,
+        report,
+    )
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
@@ -60,6 +74,7 @@ _SUBMODULES = {
     "losses",
     "masks",
     "models",
+    "optim",
     "report",
 }
 
@@ -93,6 +108,7 @@ __all__ = [
     "masks",
     "methods",
     "models",
+    "optim",
     "prune",
     "report",
     "rescale_init",
