@@ -37,13 +37,32 @@ class _Tracer(Tracer):
             return False
         return is_mixer(m) or is_norm(m) or isinstance(m, SparseModule) or f"{type(m).__module__}.".startswith(_PACKAGES)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        # The base class's passes for a tensor, which torch's own functions believe: a size that does crashes them.
+        return fx.Proxy(node, self) if _is_size(node) else super().proxy(node)
+
     def refuse(self, what: str, todo: str, *, place: str | None = None, cause: BaseException | None = None) -> NoReturn:
         try:
             super().refuse(what, todo, place=place, cause=cause)
         except Untraceable as error:
-            text = str(error).removeprefix("add_ghosts: net: ").partition("; ")[0]
-            advice = "; a graph cannot branch on values or sizes of tensors, or hold what torch.fx cannot follow: put such a "
-            raise Untraceable(f"shrink: model: {text}{advice}function under torch.fx.wrap") from cause
+            text = str(error).removeprefix("add_ghosts: net: ").removesuffix(f"; {todo}")
+            raise Untraceable(
+                f"shrink: model: {text}; nothing was removed. A graph cannot branch on values or sizes of tensors, nor assign to "
+                "parts of them: put such code into a function under torch.fx.wrap, whose channels then stay"
+            ) from cause
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a value is made of the sizes of tensors."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):
+        size = True
+    elif node.op == "call_function" and node.target is getattr:
+        size = node.args[1] in ("shape", "ndim")
+    else:
+        inputs = node.all_input_nodes
+        size = node.op == "call_function" and bool(inputs) and all(source.meta["size"] for source in inputs)
+    node.meta["size"] = size
+    return size
 
 
 def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
@@ -61,7 +80,8 @@ def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     except TypeError as error:
         raise TypeError(f"example_input: forward of {type(net).__name__} does not take it: {error}") from error
     bound.apply_defaults()
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(net.forward).parameters.values()):
+    kinds = [parameter.kind for parameter in inspect.signature(net.forward).parameters.values()]
+    if any(kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for kind in kinds):
         raise Untraceable(
             f"shrink: model: expected a network that torch.fx can trace, got {type(net).__name__}, whose forward takes *args or "
             "**kwargs; name its arguments"

@@ -103,7 +103,7 @@ def shrink(
             fixed = _fixed(probe, graph)
             view, zeroed = _look(probe, graph, fixed, zero_constants)
             cuts, added = view.cuts(probe)
-            _check(model, zeroed, cuts, added, example)
+            _check(model, view.outputs, cuts, added, example)
             counts = _counts(model, example)
         small = model if inplace else duplicate(model)
         before = account(model).parameters
@@ -136,7 +136,7 @@ class _View:
         walk = Walk(graph.code, kinds, fixed)
         arguments = map_tensors(lambda t: t.clone(), graph.arguments)  # forward may write into them
         with torch.no_grad():
-            walk.run(*arguments)
+            self.outputs = walk.run(*arguments)
         self.layers = list(walk.layers.values())
         self.needs = Needs(walk.slots, self.layers)
 
@@ -266,7 +266,7 @@ def _graph(probe: nn.Module, example: Any) -> Graph:
     """The graph; it is seen to run on the example."""
     try:
         with torch.no_grad():
-            call(_plain(probe), map_tensors(lambda t: t.clone(), example))
+            call(probe, map_tensors(lambda t: t.clone(), example))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the user's code raises
@@ -312,17 +312,16 @@ def _places(stay: Array) -> tuple[int, ...]:
     return tuple(np.flatnonzero(stay).tolist())
 
 
-def _check(model: nn.Module, zeroed: Zeroed, cuts: Mapping[str, Cut], added: Mapping[str, Tensor], example: Any) -> None:
-    """Runs the network before and after on the example.
+def _check(model: nn.Module, outputs: Any, cuts: Mapping[str, Cut], added: Mapping[str, Tensor], example: Any) -> None:
+    """Runs what is left of the network on the example, of which `outputs` are those of the graph of all of it.
 
     Raises:
-        Untraceable: they do not compute the same.
+        Untraceable: they are not the same.
     """
-    before, after = _plain(model), _plain(model)
-    _zero(before, zeroed)
+    after = _plain(model)
     cut_out(after, cuts, added)
+    expected = tree_leaves(outputs)
     with torch.no_grad():
-        expected = tree_leaves(call(before, map_tensors(lambda t: t.clone(), example)))
         try:
             got = tree_leaves(call(after, map_tensors(lambda t: t.clone(), example)))
             problem = (
