@@ -81,7 +81,7 @@ def test_arguments_are_checked() -> None:
         tost.shrink(net, "x")
     with pytest.raises(ValueError, match="shrink: model: it failed on the example: RuntimeError"):
         tost.shrink(net, input_shape=(3, 5, 5))
-    with pytest.raises(ValueError, match="a lone Conv2d has nothing to remove; put it into an nn.Sequential"):
+    with pytest.raises(ValueError, match=r"a lone Conv2d has nothing to remove; put it into an nn.Sequential"):
         tost.shrink(net[0], input_shape=(2, 5, 5))
     with pytest.raises(ValueError, match=r"has ghosts or fused tails: use tost.finalize\(model\) first"):
         tost.shrink(tost.add_ghosts(models.build("resnet20"), tost.Recipe.tost()), input_shape=(3, 8, 8))
