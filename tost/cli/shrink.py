@@ -88,18 +88,18 @@ def _plain(net: nn.Module) -> nn.Module:
 
 def _layers(report: ShrinkReport, title: str) -> Sheet:
     from tost.report import Sheet
-    from tost.report.sheet import Number
+    from tost.report.sheet import Cell, Number
 
-    rows = tuple(
-        (layer.name, layer.kind, *(Number(count) for count in layer[2:4]), Number(layer.dead), *(Number(n) for n in layer[4:6]))
+    rows: list[tuple[Cell, ...]] = [
+        (layer.name, layer.kind, *map(Number, (layer.inputs, layer.outputs, layer.dead, layer.inputs_left, layer.outputs_left)))
         for layer in report.layers
-    )
+    ]
     header = ("layer", "kind", "inputs", "outputs", "dead", "inputs left", "outputs left")
     note = f"The constants of removed inputs are in the bias of {', '.join(report.folded)}." if report.folded else ""
     if report.zeroed:
         count = sum(len(places) for places in report.zeroed.values())
         note += f" {count:,} constants were made 0 first, which changes the outputs: in {', '.join(report.zeroed)}."
-    return Sheet(title, header, rows, note.strip(), texts=("kind",))
+    return Sheet(title, header, tuple(rows), note.strip(), texts=("kind",))
 
 
 def _kept(report: ShrinkReport) -> Sheet:

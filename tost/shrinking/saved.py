@@ -129,6 +129,17 @@ def _check_architecture(path: Any, net: nn.Module, cuts: Mapping[str, Cut], form
         has = tuple(getattr(module, attribute) for attribute in geometry(module))
         if name in cuts and has != cuts[name].of:
             raise ValueError(f"{path}: expected {cuts[name].of[0]} inputs and {cuts[name].of[1]} outputs at {name!r}, got {has}")
+        if name in cuts and not _fits(cuts[name], int(getattr(module, "groups", 1)), is_norm(module)):
+            raise ValueError(f"{path}: expected what is left of {name!r} to be whole groups of channels")
+
+
+def _fits(cut: Cut, groups: int, norm: bool) -> bool:
+    """Whether a layer of `groups` groups has as many inputs and outputs in each that is left as it had before."""
+    if norm:
+        return cut.inputs == cut.outputs and cut.groups == 1
+    if groups == 1:
+        return cut.groups == 1
+    return all(len(left) * groups == cut.groups * of for left, of in zip((cut.inputs, cut.outputs), cut.of, strict=True))
 
 
 def _masked(net: nn.Module, forms: Mapping[str, str], masks: Mapping[str, Tensor | None]) -> nn.Module:
@@ -140,6 +151,8 @@ def _masked(net: nn.Module, forms: Mapping[str, str], masks: Mapping[str, Tensor
         if mask is None:
             raise ValueError(f"a mask of {name!r} is missing")
         module: Any = net.get_submodule(name)
+        if mask.shape != module.weight.shape:
+            raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, its weight {tuple(module.weight.shape)}")
         if form == "prune":
             with torch.no_grad():
                 torch_prune.custom_from_mask(module, "weight", mask.to(module.weight.device))  # type: ignore[no-untyped-call]

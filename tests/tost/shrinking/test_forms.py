@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,11 @@ def test_a_file_for_another_architecture(tmp_path: Path) -> None:
         tost.load_shrunk(3, path)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no such shrunk network"):
         tost.load_shrunk(Net, tmp_path / "none.safetensors")
+    result = tost.shrink(masked("sparse"), input_shape=(2, 6, 6))
+    torn = {**result.cuts, "depth": replace(result.cuts["depth"], groups=2)}
+    replace(result, cuts=torn).save(path)
+    with pytest.raises(ValueError, match="expected what is left of 'depth' to be whole groups of channels"):
+        tost.load_shrunk(Net, path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
