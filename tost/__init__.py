@@ -12,7 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tost import analysis, callbacks, checkpoint, data, distributed, experiment, ghosts, init, losses, masks, models, report
+    from tost import (
+        analysis,
+        callbacks,
+        checkpoint,
+        data,
+        distributed,
+        experiment,
+        ghosts,
+        init,
+        losses,
+        masks,
+        models,
+        report,
+        shrinking,
+    )
     from tost.accounting import Accounting, account
     from tost.config import Config
     from tost.experiment import compare
@@ -65,6 +79,7 @@ _SUBMODULES = {
     "masks",
     "models",
     "report",
+    "shrinking",
 }
 
 __version__ = "0.1.0"
@@ -104,6 +119,7 @@ __all__ = [
     "rescale_init",
     "score",
     "shrink",
+    "shrinking",
     "train",
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from torch import fx, nn
+from torch._dynamo import OptimizedModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from tost.ghosts.tracer import Tracer, Untraceable
@@ -14,10 +15,11 @@ from tost.ghosts.wire import Rewired
 from tost.shrinking.layers import is_mixer, is_norm
 from tost_kernels.nn import SparseModule
 
-__all__ = ["Graph", "Untraceable", "graph_of"]
+__all__ = ["Graph", "Untraceable", "check_modules", "graph_of"]
 
 _PACKAGES = ("torch.nn.", "torch.ao.nn.", "tost_kernels.nn.")
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# What holds a network, and the attribute where.
+_WRAPPERS = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module", OptimizedModule: "_orig_mod"}
 
 
 class Graph:
@@ -74,7 +76,6 @@ def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         Untraceable: (a ValueError) there is none; the message names the place in the user's code.
         TypeError: forward does not take these arguments.
     """
-    _check_modules(net)
     try:
         bound = inspect.signature(net.forward).bind(*args, **kwargs)
     except TypeError as error:
@@ -94,9 +95,11 @@ def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return Graph(fx.GraphModule(net, graph), list(bound.arguments.values()), tracer.reads)
 
 
-def _check_modules(net: nn.Module) -> None:
-    if isinstance(net, _WRAPPERS):
-        raise TypeError(f"shrink: model: {type(net).__name__} only wraps the network: use model.module, and wrap the result")
+def check_modules(net: nn.Module) -> None:
+    """Raises TypeError or ValueError for modules that a graph would call in another way, or not at all."""
+    for wrapper, inner in _WRAPPERS.items():
+        if isinstance(net, wrapper):
+            raise TypeError(f"shrink: model: {type(net).__name__} only wraps the network: use model.{inner}, and wrap the result")
     for name, module in net.named_modules():
         label = f"{name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
         if isinstance(module, Rewired):

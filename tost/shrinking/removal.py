@@ -19,7 +19,7 @@ from tost.isolation import isolated, plain_tensors
 from tost.macs import Macs, count_macs
 from tost.shrinking.channels import Array
 from tost.shrinking.cut import Cut, cut_out
-from tost.shrinking.graph import Graph, Untraceable, graph_of
+from tost.shrinking.graph import Graph, Untraceable, check_modules, graph_of
 from tost.shrinking.layers import Mixer, Norm, geometry, is_mixer, is_norm, why_fixed
 from tost.shrinking.needs import Needs
 from tost.shrinking.report import KeptDead, LayerChange, ShrinkReport
@@ -95,6 +95,7 @@ def shrink(
         raise TypeError(f"shrink: model: expected a torch.nn.Module, got {type(model).__name__}")
     if is_mixer(model) or is_norm(model):
         raise ValueError(f"shrink: model: a lone {type(model).__name__} has nothing to remove; put it into an nn.Sequential")
+    check_modules(model)
     example = _example(example_input, input_shape)
     with isolated(0, {t.device for t in (*model.parameters(), *model.buffers())}):
         with plain_tensors():

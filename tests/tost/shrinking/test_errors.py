@@ -85,6 +85,10 @@ def test_arguments_are_checked() -> None:
         tost.shrink(net[0], input_shape=(2, 5, 5))
     with pytest.raises(ValueError, match=r"has ghosts or fused tails: use tost.finalize\(model\) first"):
         tost.shrink(tost.add_ghosts(models.build("resnet20"), tost.Recipe.tost()), input_shape=(3, 8, 8))
+    with pytest.raises(TypeError, match=r"DataParallel only wraps the network: use model.module, and wrap the result"):
+        tost.shrink(nn.DataParallel(net), input_shape=(2, 5, 5))
+    with pytest.raises(ValueError, match=r"'1' \(LazyConv2d\) has no weight yet: run one batch through the network first"):
+        tost.shrink(nn.Sequential(nn.Conv2d(2, 3, 1), nn.LazyConv2d(2, 1)), input_shape=(2, 5, 5))
     hooked = nn.Sequential(nn.Sequential(*net))
     hooked[0].register_forward_hook(lambda module, inputs, output: output * 2)
     with pytest.raises(ValueError, match=r"expected no hooks on '0' \(Sequential\)"):

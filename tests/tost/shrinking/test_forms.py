@@ -77,6 +77,20 @@ def test_every_form_keeps_its_mask(form: str) -> None:
     assert isinstance(result.model.fc, SparseLinear) is (form == "sparse")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_constants_are_zeroed_in_every_form(form: str) -> None:
+    model = masked(form)
+    with torch.no_grad():
+        model.norm.bias[:] = 0.5
+    result = shrunk(model, X, zero_constants=True)
+    assert result.report.zeroed == {}  # no padding behind it
+    model.depth.padding = (1, 1)
+    model.fc = nn.Linear(72, 3)
+    result = shrunk(model, X, zero_constants=True)
+    assert result.report.zeroed == {"norm": (0, 3)}
+    assert result.model.stem.out_channels == 3
+
+
 def test_shrink_and_sparsify_in_both_orders() -> None:
     first = tost.shrink(tk.sparsify(net(), masks()), input_shape=(2, 6, 6)).model
     small = tost.shrink(Masks(masks()).apply_to(net()), input_shape=(2, 6, 6)).model
