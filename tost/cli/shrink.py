@@ -115,9 +115,8 @@ def _sums(report: ShrinkReport, times: ForwardTimes | None, batch: int) -> Sheet
     from tost.report.sheet import Number
 
     sums: list[tuple[str, tuple[float, float], str]] = [("parameters", report.parameters, ",")]
-    if report.macs is not None and report.macs_kept is not None:
-        sums.append(("FLOPs of an input", (2 * report.macs[0], 2 * report.macs[1]), ","))
-        sums.append(("FLOPs with weights other than 0", (2 * report.macs_kept[0], 2 * report.macs_kept[1]), ","))
+    sums.append(("FLOPs of an input", (2 * report.macs[0], 2 * report.macs[1]), ","))
+    sums.append(("FLOPs with weights other than 0", (2 * report.macs_kept[0], 2 * report.macs_kept[1]), ","))
     note = ""
     if times is not None:
         sums.append((f"ms of a batch of {batch}", (times.before, times.after), ".2f"))

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tost.accounting import account
+from tost.accounting import weight_count
 from tost.checks import sample_shapes
 from tost.isolation import isolated, plain_tensors
-from tost.macs import Macs, count_macs
 from tost.shrinking.channels import Array
 from tost.shrinking.cut import Cut, cut_out
 from tost.shrinking.graph import Graph, Untraceable, check_modules, graph_of
@@ -105,21 +104,20 @@ def shrink(
             view, zeroed = _look(probe, graph, fixed, zero_constants)
             cuts, added = view.cuts(probe)
             _check(model, view.outputs, cuts, added, example)
-            counts = _counts(model, example)
         small = model if inplace else duplicate(model)
-        before = account(model).parameters
+        batch = len(tensors_in(example)[0])
+        before, macs = _parameters(model), view.macs(model, batch)
         kinds = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
         cut_out(small, cuts, added)
-        with plain_tensors():
-            counts_after = _counts(small, example)
+    macs_left = view.macs(small, batch)
     report = ShrinkReport(
         layers=view.changes(kinds),
         kept=view.kept(),
         zeroed=zeroed,
         folded=tuple(added),
-        parameters=(before, account(small).parameters),
-        macs=None if counts is None or counts_after is None else (counts.dense, counts_after.dense),
-        macs_kept=None if counts is None or counts_after is None else (counts.kept, counts_after.kept),
+        parameters=(before, _parameters(small)),
+        macs=(macs[0], macs_left[0]),
+        macs_kept=(macs[1], macs_left[1]),
     )
     return Shrunk(small, report, cuts)
 
@@ -184,6 +182,15 @@ class _View:
             for place in np.flatnonzero(stay).tolist():
                 found.setdefault((layer.path, self.needs.reason(int(layer.outputs[place]))), []).append(place)
         return tuple(KeptDead(layer, tuple(places), reason) for (layer, reason), places in found.items())
+
+    def macs(self, net: nn.Module, batch: int) -> tuple[int, int]:
+        """Multiply-adds of one of `batch` inputs in the layers of `net`, with all weights and with those that are kept."""
+        counts = [
+            (layer.positions // batch, weight_count(net.get_submodule(layer.path)))
+            for layer in self.layers
+            if isinstance(layer.kind, Mixer)
+        ]
+        return sum(n * dense for n, (_, dense) in counts), sum(n * kept for n, (kept, _) in counts)
 
     def sources(self, probe: nn.Module) -> set[tuple[str, int]]:
         """(layer, place) of what makes the constants, other than 0, of the channels that stay."""
@@ -348,10 +355,8 @@ def _difference(expected: Any, got: Any) -> str | None:
     return f"outputs that differ by {float((got.double() - expected.double()).abs().max()):.3g}"
 
 
-def _counts(net: nn.Module, example: Any) -> Macs | None:
-    if not isinstance(example, Tensor) or not example.is_floating_point():
-        return None
-    return count_macs(net, tuple(example.shape[1:]))
+def _parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def _line(error: Exception) -> str:

@@ -38,9 +38,9 @@ class ShrinkReport:
         zeroed: with `zero_constants`: BatchNorm or convolution -> channels, places before, whose weight and bias were made 0
             first. This changes what the network computes; they are all removed.
         folded: layers whose bias has taken over the constants of removed inputs.
-        parameters: trained numbers of the network, before and after (`tost.account`).
-        macs: multiply-adds of one input with all weights of the layers, before and after (`tost.count_macs`); FLOPs are twice
-            as many. None for a network of several inputs, or of whole numbers.
+        parameters: trained numbers of the network, before and after (numbers, also those that a mask prunes).
+        macs: multiply-adds of one input with all weights of the layers, before and after, as `tost.count_macs` counts them;
+            FLOPs are twice as many.
         macs_kept: the same with the weights that are not 0, or that the masks keep.
     """
 
@@ -49,5 +49,5 @@ class ShrinkReport:
     zeroed: dict[str, tuple[int, ...]]
     folded: tuple[str, ...]
     parameters: tuple[int, int]
-    macs: tuple[int, int] | None
-    macs_kept: tuple[int, int] | None
+    macs: tuple[int, int]
+    macs_kept: tuple[int, int]

@@ -20,7 +20,7 @@ class Layer:
     """A layer of the network and the slots of its channels.
 
     inputs, outputs: slots. seen: float64, the constants of its inputs, the same at all its calls, else NaN. made: the
-    same of its outputs.
+    same of its outputs. positions: pixels or rows of its results, over all calls and the whole batch.
     """
 
     def __init__(self, path: str, kind: Mixer | Norm, inputs: Array, outputs: Array) -> None:
@@ -30,6 +30,7 @@ class Layer:
         self.outputs = outputs
         self.seen: Array | None = None
         self.made: Array | None = None
+        self.positions = 0
 
     @property
     def mixes(self) -> bool:
@@ -134,6 +135,7 @@ class Walk(fx.Interpreter):
                 self.slots.pin(call.first.slots, f"{layer.path!r} reads it along another axis than that of its channels")
         seen = x.constants if x is not None else np.full(kind.inputs, np.nan)
         made = kind.constants(seen)
+        layer.positions += call.result.numel() // kind.outputs
         if kind.groups > 1:
             leaked = np.isnan(made) & ~np.isnan(kind.constants(np.where(np.isnan(seen), np.nan, 0.0)))
             self.slots.note(layer.outputs[leaked], f"its constant would leak into the padding of {layer.path!r}")
