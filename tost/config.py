@@ -16,7 +16,7 @@ import tost
 from tost.checks import integer, number
 from tost.choices import check_choice
 from tost.files import read_yaml
-from tost.model_address import absolute, is_address
+from tost.model_address import absolute, is_address, short_name
 from tost.recipe import Recipe
 
 BACKENDS = ("dense", "masked-dense", "reference", "sparse")
@@ -210,7 +210,7 @@ class Config:
     @property
     def model_name(self) -> str:
         """`model` as titles say it: of a file only its name."""
-        return Path(self.model).name if is_address(self.model) else self.model
+        return short_name(self.model)
 
     @property
     def in_effect(self) -> Config:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tost.callbacks import NonFiniteLoss
+from tost.checks import integer
 from tost.config import Config
-from tost.data import load
+from tost.data import find, load
 from tost.environment import environment
 from tost.grid import Cell, Diverged, Grid
 from tost.grid_plan import Plan, Run, Ticket, check_lotteries, plan
@@ -87,6 +88,12 @@ def compare(
     if timing_rounds == 1 or timing_rounds < 0:
         raise ValueError(f"timing_rounds: expected 0 or at least 2, got {timing_rounds}")
     planned = plan(base, variants, seeds, models, datasets, methods, densities, baselines)
+    for dataset in dict.fromkeys(cell.dataset for cell in planned.cells):
+        if find(dataset, base.data_dir) is None:
+            load(dataset, base.data_dir)  # raises: before the runs on other data sets, not after
+    for epoch in snapshots:
+        if integer("snapshots", epoch, least=0) > base.epochs and base.steps is None:
+            raise ValueError(f"snapshots: expected epochs up to the last, {base.epochs}, got {epoch}")
     check_lotteries(planned)
     if timing_rounds and not any(isinstance(run, Run) and run.config.backend != "dense" for run in planned.runs.values()):
         raise ValueError(f"timing_rounds: expected 0, as no variant trains a sparse network, got {timing_rounds}")
@@ -279,7 +286,7 @@ def _check_pairs(planned: Plan, outcomes: Mapping[Run | Ticket, Outcome]) -> Non
             if getattr(first, what) != getattr(result, what):
                 raise RuntimeError(
                     f"the runs of seed {seed} are no pair: {what} differs ({getattr(first, what)}, {getattr(result, what)}) in "
-                    f"{first.run_dir} and {result.run_dir}: repeat them (--overwrite)"
+                    f"{first.run_dir} and {result.run_dir}: remove both folders to repeat them"
                 )
 
 

@@ -13,7 +13,7 @@ from tost.checks import check_types, number
 from tost.choices import check_choice
 from tost.config import Config
 from tost.files import DamagedFile, read_json, write_json
-from tost.model_address import is_address
+from tost.model_address import short_name
 from tost.paired import Paired, mean_and_spread, paired
 from tost.runs import Result
 from tost.step_times import StepTime
@@ -46,7 +46,7 @@ class Cell:
     def title(self) -> str:
         """E.g. `resnet20 on mnist5k, erk mask, 95% sparse`."""
         mask = f"{self.method} mask, " if self.method else ""
-        return f"{_name(self.model)} on {self.dataset}, {mask}{100 * (1 - self.density):g}% sparse"
+        return f"{short_name(self.model)} on {self.dataset}, {mask}{100 * (1 - self.density):g}% sparse"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Grid:
     def runs(self, cell: Cell, variant: str) -> list[Result]:
         """Those that did not diverge."""
         return [run for run in self.results[cell][variant] if isinstance(run, Result)]
+
+    @property
+    def run_folders(self) -> list[Path]:
+        """Those of all runs that did not diverge."""
+        return sorted({run.run_dir for cell in self.cells for variant in self.variants for run in self.runs(cell, variant)})
 
     def accuracies(self, cell: Cell, variant: str) -> list[float]:
         """Test accuracy of each run that did not diverge."""
@@ -165,7 +170,7 @@ class Grid:
                 "against": {other: self.against(cell, name, other).as_dict() for other in self.baselines if other != name},
                 "runs": [_run(run, self.base) for run in self.results[cell][name]],
             }
-        return {**dataclasses.asdict(cell), "model": _name(cell.model), "variants": variants}
+        return {**dataclasses.asdict(cell), "model": short_name(cell.model), "variants": variants}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
@@ -182,6 +187,8 @@ class Grid:
         results: dict[Cell, dict[str, tuple[Result | Diverged, ...]]] = {}
         for entry in values["cells"]:
             cell = check_types(Cell(*(entry[f.name] for f in dataclasses.fields(Cell))))
+            if cell in results:
+                raise ValueError(f"cells: expected each once, got {cell.title} again")
             runs = {name: tuple(_read_run(run, values["config"]) for run in entry["variants"][name]["runs"]) for name in variants}
             if any(len(of_variant) != len(seeds) for of_variant in runs.values()):
                 raise ValueError(f"runs: expected one a seed ({len(seeds)}) of every variant in {cell.title}")
@@ -214,10 +221,6 @@ class Grid:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _name(model: str) -> str:
-    return Path(model).name if is_address(model) else model
 
 
 def _config(config: Config) -> dict[str, Any]:

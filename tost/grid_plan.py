@@ -86,6 +86,8 @@ def plan(
             _densities(base, changes, densities),
         )
     ]
+    if len({cell.title for cell in cells}) < len(cells):
+        raise ValueError(f"models, densities: expected cells that titles tell apart, got {[cell.title for cell in cells]}")
     runs: dict[tuple[Cell, str, int], Run | Ticket] = {}
     for cell, seed in itertools.product(cells, _each_once("seeds", seeds, ())):
         names: dict[Run | Ticket, str] = {}

@@ -43,10 +43,16 @@ class Stage:
     options: Mapping[str, Any]
     runs: tuple[str, ...] = ()
 
-    def words(self, folder: Path) -> list[str]:
-        """The command line, without `tost`; every stage has a folder of its name in `folder`."""
+    def words(self, folder: Path, shared: Path) -> list[str]:
+        """The command line, without `tost`; every stage has a folder of its name in `folder`, comparisons their runs in `shared`.
+
+        Where snapshots are asked for the runs are the stage's own: those of others may lack them.
+        """
         words = [*self.command.split(), *(str(folder / name) for name in self.runs)]
-        for name, value in {**self.options, "out": str(folder / self.name)}.items():
+        places = {"out": str(folder / self.name)}
+        if self.command == "compare" and not self.options.get("snapshots"):
+            places["runs"] = str(shared)
+        for name, value in {**self.options, **places}.items():
             if name not in SWITCHES:
                 words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
             elif value:
@@ -71,6 +77,14 @@ class PaperNumber:
     against: str | None = None
     method: str | None = None
     density: float | None = None
+
+    def fits(self, variant: str, against: str | None, method: str, density: float) -> bool:
+        """Whether it is the paper's number of this variant in the cell of this method and density."""
+        return (
+            (self.variant, self.against) == (variant, against)
+            and self.method in (None, method)
+            and (self.density is None or abs(self.density - density) < 1e-6)
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,8 @@ def find_preset(name: str) -> Path:
         ValueError: there is none (close matches are named). FileNotFoundError: `name` is a path, and there is no such file.
     """
     if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"preset: no such file: {name}")
         return Path(name)
     return preset_files()[check_choice("preset", name, preset_files())]
 
@@ -186,7 +202,7 @@ def _stages(values: Any, budget: str, settings: Mapping[str, Any]) -> Iterator[S
             continue  # not on this budget
         general = settings if command in TRAINING else {}
         options = {**general, **shared, **_mapping(f"stages.{name}.{budget}", own)}
-        for key in ("out", "config"):
+        for key in ("out", "runs", "config"):
             if key in options:
                 raise ValueError(f"stages.{name}: expected no {key}, which `tost reproduce` decides, got {options[key]!r}")
         runs = stage.get("runs", [])

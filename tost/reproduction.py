@@ -103,7 +103,7 @@ def reproduction(preset: Preset, budget: str, folder: Path, commands: Mapping[st
             grid = Grid.load(folder / stage.name / "comparison.json")
             numbers = [number for number in preset.numbers if number.stage == stage.name]
             for cell, variant, against in _quantities(grid):
-                number = next((n for n in numbers if _fits(n, cell, variant, against)), None)
+                number = next((n for n in numbers if n.fits(variant, against, cell.method, cell.density)), None)
                 found.add(id(number))
                 rows.append(_row(stage.name, grid, cell, variant, against, number, budget))
     rows += [_not_run(number, budget) for number in preset.numbers if id(number) not in found]
@@ -128,14 +128,6 @@ def _quantities(grid: Grid) -> Iterator[tuple[Cell, str, str | None]]:
 
 def _is_dense(grid: Grid, variant: str) -> bool:
     return bool(grid.variants[variant].get("backend", grid.base.backend) == "dense")
-
-
-def _fits(number: PaperNumber, cell: Cell, variant: str, against: str | None) -> bool:
-    return (
-        (number.variant, number.against) == (variant, against)
-        and number.method in (None, cell.method)
-        and (number.density is None or abs(number.density - cell.density) < 1e-6)
-    )
 
 
 def _row(stage: str, grid: Grid, cell: Cell, variant: str, against: str | None, number: PaperNumber | None, budget: str) -> Row:

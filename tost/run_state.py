@@ -88,7 +88,7 @@ def restore(
         raise  # a RuntimeError: the ghosts' end wraps the network anew, with the others
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         wrong = f"expected the state of run {run.config.hash}, got another: {error}"
-        raise ValueError(f"checkpoint: {wrong}; to begin anew overwrite it (--overwrite)") from error
+        raise ValueError(f"checkpoint: {wrong}; to begin anew remove the run's folder") from error
 
 
 def _match_strides(optimizer: torch.optim.Optimizer) -> None:

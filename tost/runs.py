@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from tost import checkpoint, tensor_file
 from tost.accounting import Accounting
 from tost.checks import check_types, is_of
 from tost.config import Config
-from tost.files import DamagedFile, locked, read_json, remove_stale, write_json
+from tost.files import DamagedFile, locked, read_json, remove_stale, write_atomic, write_json
 from tost.masks import Masks
+
+# one damaged file is no reason to repeat a whole comparison
+_REPEAT = "to repeat this run alone remove its folder (--overwrite repeats all runs of the command)"
+_LIST = "runs.txt"  # of run folders kept elsewhere, a path a line, relative to its own folder
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class RunFolder:
         """
         if self.finished or not self.divergence.is_file():
             return None
-        with _advice("to repeat the run overwrite it (--overwrite)"):
+        with _advice(_REPEAT):
             values = read_json(self.divergence)
             if not (isinstance(values, dict) and isinstance(values.get("reason"), str)):
                 raise DamagedFile(self.divergence, f"expected a reason, got {values!r:.50}")
@@ -227,7 +232,7 @@ class RunFolder:
         Raises:
             ValueError: the file is damaged.
         """
-        with _advice("to begin anew overwrite the run (--overwrite)"):
+        with _advice(_REPEAT):
             state: dict[str, Any] = checkpoint.load(self.checkpoint)
         return state
 
@@ -237,7 +242,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: they are gone. ValueError: the file is damaged.
         """
-        with _advice("nothing goes on from a run without its masks; to begin anew overwrite it (--overwrite)"):
+        with _advice(f"nothing goes on from a run without its masks; {_REPEAT}"):
             return Masks.load(self.masks)
 
     def save_model(self, net: nn.Module) -> None:
@@ -250,7 +255,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: there is none. DamagedFile: the file is damaged, or another program wrote it.
         """
-        with _advice("the run's network cannot be had without it; to train it anew overwrite the run (--overwrite)"):
+        with _advice(f"the run's network cannot be had without it; {_REPEAT}"):
             return tensor_file.read(self.model, "network of a finished run", "pt", 1)[0]
 
     def save_rewind_point(self, net: nn.Module) -> None:
@@ -298,7 +303,7 @@ class RunFolder:
         """
         if not self.finished:
             raise FileNotFoundError(f"no finished run in {self.path} (no {self.result.name})")
-        with _advice("to repeat the run overwrite it (--overwrite)"):
+        with _advice(_REPEAT):
             return self._read()
 
     def _read(self) -> Result:
@@ -333,8 +338,15 @@ def _advice(todo: str) -> Iterator[None]:
         raise FileNotFoundError(f"{error}; {todo}") from error
 
 
+def list_runs(folder: str | Path, runs: Iterable[Path]) -> None:
+    """Say which run folders, kept elsewhere, are those of `folder`: `find_runs` finds them there."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    places = sorted({os.path.relpath(run, folder) for run in runs})
+    write_atomic(Path(folder) / _LIST, "".join(f"{place}\n" for place in places))
+
+
 def find_runs(folder: str | Path) -> list[Result]:
-    """Every finished run in `folder`: the folder itself, or those inside it; sorted by configuration.
+    """Every finished run in `folder`: the folder itself, or those inside it and those it lists; sorted by configuration.
 
     Warns of a damaged result beside good ones.
 
@@ -346,9 +358,9 @@ def find_runs(folder: str | Path) -> list[Result]:
         raise FileNotFoundError(f"runs: no such folder: {root}")
     results: list[Result] = []
     damaged: list[DamagedFile] = []
-    for path in sorted(root.rglob("result.json")):
+    for path in sorted({*(file.parent for file in root.rglob("result.json")), *_listed(root)}):
         try:
-            results.append(RunFolder(path.parent).load())
+            results.append(RunFolder(path).load())
         except DamagedFile as error:
             damaged.append(error)
     if damaged and not results:
@@ -358,3 +370,9 @@ def find_runs(folder: str | Path) -> list[Result]:
     if not results:
         raise FileNotFoundError(f"runs: no finished run in {root}")
     return sorted(results, key=lambda r: json.dumps(r.config.as_dict(), sort_keys=True))
+
+
+def _listed(root: Path) -> Iterator[Path]:
+    for file in root.rglob(_LIST):
+        for place in file.read_text().splitlines():
+            yield Path(os.path.normpath(file.parent / place))

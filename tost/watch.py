@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console, Group
@@ -126,12 +125,12 @@ def _write_lines(watch: Watch, over: threading.Event) -> None:
 def standing_of_runs(runs: Mapping[Item, Sequence[tuple[RunFolder, Config]]]) -> Callable[[Item], Standing]:
     """How each item stands from now on, of which so many runs are trained one after the other.
 
-    A record that was there before and stays as it is belongs to a run that was cut off, and waits.
+    What was there before and stays as it is belongs to a run that was cut off, and waits.
     """
-    before = {folder.record: _changed(folder.record) for of_item in runs.values() for folder, _ in of_item}
+    before = {folder.path: _changed(folder) for of_item in runs.values() for folder, _ in of_item}
 
     def standing(item: Item) -> Standing:
-        rounds = [_standing(folder.record, config, before[folder.record]) for folder, config in runs[item]]
+        rounds = [_standing(folder, config, before[folder.path]) for folder, config in runs[item]]
         fraction = sum(one.fraction for one in rounds) / len(rounds)
         begun = [number for number, one in enumerate(rounds) if one.begun]
         if not begun:
@@ -142,11 +141,10 @@ def standing_of_runs(runs: Mapping[Item, Sequence[tuple[RunFolder, Config]]]) ->
     return standing
 
 
-def _standing(record: Path, config: Config, before: int | None) -> Standing:
-    changed = _changed(record)
-    begun = changed is not None and changed != before
+def _standing(folder: RunFolder, config: Config, before: tuple[int | None, ...]) -> Standing:
+    begun = _changed(folder) != before
     try:
-        line = json.loads(record.read_text().splitlines()[-1])
+        line = json.loads(folder.record.read_text().splitlines()[-1])
         epoch, step = int(line["epoch"]), int(line["step"])
         total = config.steps if config.steps is not None else config.epochs * step // epoch
         speed = float(line["images_per_second"]) / config.batch_size
@@ -157,11 +155,15 @@ def _standing(record: Path, config: Config, before: int | None) -> Standing:
         return Standing(0.0, begun, ("in its first epoch",))  # or the file is another's
 
 
-def _changed(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+def _changed(folder: RunFolder) -> tuple[int | None, ...]:
+    """When the run began anew, and when it last ended an epoch."""
+    times: list[int | None] = []
+    for path in (folder.config, folder.record):
+        try:
+            times.append(path.stat().st_mtime_ns)
+        except OSError:
+            times.append(None)
+    return tuple(times)
 
 
 def _duration(seconds: float) -> str:

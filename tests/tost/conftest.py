@@ -9,7 +9,7 @@ import torch
 from tost.data import Dataset, MemoryImages
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_images() -> Dataset:
     """48 training and 20 test images of 8x8, three classes that differ in brightness."""
     random = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ def small(toy_images: Dataset) -> Iterator[None]:
 
 
 COMMANDS = {
-    "surface": (["--epochs", "1,4", "--points", "3", "--images", "8"], "Loss around the network", "surfaces", 4),
+    "surface": (["--epochs", "1", "--points", "3", "--images", "8"], "Loss around the network", "surfaces", 2),
     "activations": (["--epochs", "4"], "Activations near zero", "networks", 2),
     "curvature": (["--epochs", "1", "--batches", "1", "--batch_size", "16", "--line"], "Curvature of the loss", "networks", 3),
     "gradients": (["--batches", "1"], "Gradient flow", "networks", 8),

@@ -1,13 +1,14 @@
 """`tost reproduce`: every preset is understood by the commands that it names, and a tiny one is run."""
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.tost.loaded_presets import NAMES, loaded
 from tost.cli import main, reproduce
-from tost.presets import BUDGETS, Preset, Stage, preset_files
+from tost.presets import BUDGETS, Stage
+from tost.runs import find_runs
 
 TINY = """
 title: two recipes
@@ -30,7 +31,7 @@ paper_numbers:
 """
 SETTINGS = """
 small: {dataset: mnist5k, steps: 2, batch_size: 16, density: 0.1, seeds: 1}
-paper: {dataset: cifar10, epochs: 182}
+paper: {dataset: cifar10, epochs: 182, density: 0.1}
 """
 
 
@@ -48,22 +49,19 @@ def read() -> reproduce.Reader:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", sorted(preset_files()))
+@pytest.mark.parametrize("name", NAMES)
 def test_commands_understand_every_preset(name: str, budget: str, read: reproduce.Reader, tmp_path: Path) -> None:
     """Its options, and what is behind them: networks, data sets, methods, variants, cells of the paper's numbers."""
-    preset = Preset.load(preset_files()[name])
-    measured: dict[str, set[tuple[str, str, float]]] = {}
-    for stage in preset.stages[budget]:
-        grid = read(stage, tmp_path, {"seeds": 1}).grid
-        if grid is not None:
-            measured[stage.name] = {(name, cell.method, cell.density) for name in grid.variants for cell in grid.cells}
-    for number in preset.numbers if budget == "paper" else ():
-        variant, method, density = number.variant, number.method, number.density
-        fitting = [m for m in measured[number.stage] if m[0] == variant and method in (None, m[1]) and density in (None, m[2])]
-        assert fitting, f"no run for {number}"
+    preset = loaded(name)
+    stages = [read(stage, tmp_path, tmp_path, {"seeds": 1}) for stage in preset.stages[budget]]
+    if budget == "paper":
+        reproduce.check_numbers(preset.numbers, stages)
 
 
-def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tiny_preset_runs_and_is_read_back(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: Path(file).touch())  # drawn elsewhere
     assert main(["reproduce", tiny, "--threads", "1"]) == 0
     folder = tmp_path / "runs" / "tiny" / "small"
     told = capsys.readouterr()
@@ -82,12 +80,19 @@ def test_a_tiny_preset_runs_and_is_read_back(tiny: str, tmp_path: Path, capsys: 
     assert [row["paper"] for row in record["rows"] if row["against"] is not None] == [None, 1.0]
     assert (folder / "shape" / "pswish.png").is_file()
 
-    # each stage is a command that can be run alone, and all runs are read back
-    words = shlex.split(record["commands"]["masks"])
-    assert main(words[1:]) == 0
-    assert "finished earlier" in capsys.readouterr().err
-    assert main(["reproduce", tiny, "--threads", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+    # runs are shared by all presets, and each comparison knows its own
+    other = TINY.replace("[random, erk]", "[erk]").replace(
+        "  - {name: shape, command: analyze pswish, small: {}, paper: {}}\n", ""
+    )
+    (tmp_path / "other.yaml").write_text(other)
+    assert main(["reproduce", "other.yaml", "--threads", "1", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("finished earlier") == 2
+    assert json.loads(told.out)["rows"] == [row for row in record["rows"] if row["method"] == "erk"]
+    everything = find_runs(tmp_path / "runs" / "shared")
+    assert len(everything) == 4
+    assert find_runs(folder / "masks") == everything
+    assert find_runs(folder.parent.parent / "other" / "small" / "masks") == [r for r in everything if r.config.method == "erk"]
 
 
 def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +115,7 @@ def test_a_dry_run_runs_nothing(tiny: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader) -> None:
     options = {"methods": ["lth"], "densities": [0.512, 0.5], "variants": {"a": "vanilla", "b": "tost"}, "seeds": 2}
-    planned = read(Stage("s", "compare", options), tmp_path, {})
+    planned = read(Stage("s", "compare", options), tmp_path, tmp_path, {})
     # of each seed: the dense round, 0.8, 0.64, 0.512, and 0.5, which is no power of 0.8; then two variants at two densities
     assert planned.runs == 2 * (5 + 4)
 
@@ -118,9 +123,9 @@ def test_rounds_of_lotteries_are_counted(tmp_path: Path, read: reproduce.Reader)
 def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> None:
     taught = {"recipe": "vanilla", "distillation": 0.9, "teacher": "dense"}
     options = {"method": "random", "density": 0.1, "seeds": 2, "variants": {"plain": "vanilla", "taught": taught}}
-    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 3
+    assert read(Stage("s", "compare", options), tmp_path, tmp_path, {}).runs == 2 * 3
     options["variants"] = {"dense": {"backend": "dense"}, "taught": taught}
-    assert read(Stage("s", "compare", options), tmp_path, {}).runs == 2 * 2  # the teacher is a variant
+    assert read(Stage("s", "compare", options), tmp_path, tmp_path, {}).runs == 2 * 2  # the teacher is a variant
 
 
 @pytest.mark.parametrize(
@@ -129,8 +134,6 @@ def test_teachers_are_counted_once(tmp_path: Path, read: reproduce.Reader) -> No
         ("methods: [random, erk]", "methods: [random, erq]", "unknown name 'erq'; did you mean erk"),
         ("model: lenet5}", "model: lenet6}", "unknown name 'lenet6'; did you mean lenet5"),
         ("steps: 2", "stepz: 2", "tost compare: error: "),
-        ("command: analyze pswish", "command: analyze pswich", "pswich"),
-        ("cost: {small", "cost: {smal", "did you mean small"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
@@ -144,6 +147,37 @@ def test_mistakes_are_told_before_anything_runs(
     assert message in told
     assert "stage 1" not in told
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("swish, against", "swich, against"), ("against: vanilla", "against: swish"), ("method: erk", "method: snip")],
+)
+def test_numbers_that_nothing_measures_are_told(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    (tmp_path / tiny).write_text(TINY.replace(old, new))
+    assert main(["reproduce", tiny, "--budget", "paper", "--dry-run"]) == 2
+    assert (
+        "paper_numbers: expected what stage 'masks' measures on the paper's budget, got PaperNumber(" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.yaml"], "preset: no such file: none.yaml"),
+        (["tiny.yaml", "--budget", "smal"], "budget: unknown name 'smal'; did you mean small"),
+        (["tiny.yaml", "--seeds", "0"], "stages.masks: seeds: expected at least 1, got 0"),
+        (["tiny.yaml", "--jobs", "0"], "jobs: expected a whole number of at least 1, got 0"),
+        (["tiny.yaml", "--launcher", "slurmm"], "launcher: unknown name 'slurmm'; did you mean slurm"),
+    ],
+)
+def test_wrong_options_are_told_by_a_dry_run(
+    tiny: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["reproduce", *words, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +268,23 @@ def test_step_times_cover_every_backend(base: Config) -> None:
         step_times.measure_step_times(base, training.load("toy", None), Recipe.vanilla(), rounds=1)
 
 
-def test_two_at_a_time(tmp_path: Path) -> None:
-    """In processes of their own, on the real images: two lotteries, then what needs their masks."""
-    base = Config(model="mlp", recipe=Recipe.vanilla(), steps=1, batch_size=16, density=0.8, out=str(tmp_path))
-    grid = compare(base, {"vanilla": "vanilla"}, (0, 1), methods=["lth"], jobs=2)
-    for run in grid.runs(grid.cells[0], "vanilla"):
+def test_what_is_launched_can_be_sent_and_end_in_any_order(base: Config) -> None:
+    """Two lotteries, then what needs their masks; `tests/tost/test_parallel.py` has the processes."""
+
+    class Elsewhere:
+        def outcomes(self, work: Any, items: Any) -> Any:
+            work, sent = pickle.loads(pickle.dumps((work, list(items))))
+            for item in reversed(sent):
+                yield item, pickle.loads(pickle.dumps(work(item)))
+
+    variants = {"vanilla": "vanilla", "swish": {"recipe": "vanilla", "ghost_swish": True}}
+    grid = compare(base, variants, (0, 1), methods=["lth"], launcher=Elsewhere())
+    for seed, run in enumerate(grid.runs(grid.cells[0], "vanilla")):
         last_round = RunFolder(Path(str(run.config.masks))).load()
         assert (run.test_loss, run.masks_fingerprint) == (last_round.test_loss, last_round.masks_fingerprint)
+        assert run.config.seed == seed
+    with pytest.raises(ValueError, match="jobs: expected 1 with a launcher"):
+        compare(base, variants, (0, 1), launcher=Elsewhere(), jobs=2)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +299,8 @@ def test_two_at_a_time(tmp_path: Path) -> None:
         ({"datasets": ("mnst",)}, "variants: vanilla: dataset: unknown name 'mnst'"),
         ({"methods": ("snap",)}, "variants: vanilla: method: unknown name 'snap'"),
         ({"methods": "snip"}, "methods: expected a list, got 'snip'"),
+        ({"snapshots": (-1,)}, "snapshots: expected a whole number of at least 0, got -1"),
+        ({"models": ("a/net.py:net", "b/net.py:net")}, "cells that titles tell apart, got .*net.py:net on mnist5k"),
         ({"baselines": ("tots",)}, "baselines: unknown name 'tots'; did you mean tost"),
         ({"jobs": 0}, "jobs: expected a whole number of at least 1, got 0"),
         ({"timing_rounds": 1}, "timing_rounds: expected 0 or at least 2, got 1"),
@@ -321,4 +334,20 @@ def test_two_at_a_time(tmp_path: Path) -> None:
 def test_wrong_arguments(base: Config, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         compare(base, **options)
+    assert not Path(base.out).exists()
+
+
+def test_data_that_are_missing_are_told_before_the_runs_on_others(
+    base: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOST_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(experiment, "load", tost.data.load)
+    with pytest.raises(FileNotFoundError, match="data_dir: no cifar10 in"):
+        compare(base, GHOSTS, (0,), datasets=("mnist5k", "cifar10"))
+    assert not Path(base.out).exists()
+
+
+def test_no_snapshot_after_the_last_epoch(base: Config) -> None:
+    with pytest.raises(ValueError, match="snapshots: expected epochs up to the last, 2, got 3"):
+        compare(dataclasses.replace(base, steps=None, epochs=2), GHOSTS, (0,), methods=("lth",), snapshots=(0, 3))
     assert not Path(base.out).exists()

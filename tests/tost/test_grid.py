@@ -46,6 +46,13 @@ def test_pooled_has_one_difference_a_seed(grid: Grid) -> None:
     assert grid.pooled("tost", "vanilla", grid.cells[:1]) == grid.against(grid.cells[0], "tost", "vanilla")
 
 
+def test_a_tie_over_the_cells_is_no_win(tmp_path: Path) -> None:
+    """The same counts in another order, whose means differ in the last bit."""
+    grid = small_grid(tmp_path, {"vanilla": [(0.464,) * 2, (0.684,) * 2], "tost": [(0.423,) * 2, (0.725,) * 2]})
+    pooled = grid.pooled("tost", "vanilla")
+    assert (pooled.mean, pooled.wins, pooled.losses, pooled.verdict) == (0.0, 0, 0, "undecided")
+
+
 def test_cells_are_counted(grid: Grid) -> None:
     assert grid.count("tost", "vanilla") == Verdicts(won=1, lost=0, undecided=1)
     assert grid.count("other", "vanilla") == Verdicts(won=0, lost=1, undecided=1)
@@ -97,6 +104,7 @@ def test_titles_are_for_humans() -> None:
         (("seeds",), [0], "runs: expected one a seed"),
         (("cells", 0, "variants", "tost", "runs", 0, "test_accuracy"), "high", "test_accuracy: expected"),
         (("cells", 0, "density"), "x", "density: expected"),
+        (("cells", 1, "density"), 0.05, "cells: expected each once, got resnet20 on mnist5k, erk mask, 95% sparse again"),
     ],
 )
 def test_a_damaged_record_is_told(grid: Grid, tmp_path: Path, place: tuple[str | int, ...], value: object, message: str) -> None:

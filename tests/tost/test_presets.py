@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tost.loaded_presets import NAMES, loaded
 from tost.presets import BUDGETS, PaperNumber, Preset, Stage, find_preset, preset_files
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,21 +44,35 @@ def test_stages_are_command_lines(tmp_path: Path) -> None:
     assert (one.name, one.item, one.shows, one.inferred) == ("mine", "Table 9", "what there is", "")
     runs, look = one.stages["small"]
     assert runs == Stage("runs", "compare", {"model": "mlp", "steps": 2})
-    assert runs.words(Path("o")) == ["compare", "--model", "mlp", "--steps", "2", "--out", "o/runs"]
-    assert look.words(Path("o")) == ["analyze", "curvature", "o/runs", "--out", "o/look"]
-    assert one.stages["paper"][1].words(Path("o")) == ["analyze", "curvature", "o/runs", "--batches", "10", "--out", "o/look"]
+    assert runs.words(Path("o"), Path("all")) == ["compare", "--model", "mlp", "--steps", "2", "--out", "o/runs", "--runs", "all"]
+    assert look.words(Path("o"), Path("all")) == ["analyze", "curvature", "o/runs", "--out", "o/look"]
+    assert one.stages["paper"][1].words(Path("o"), Path("all")) == [
+        "analyze",
+        "curvature",
+        "o/runs",
+        "--batches",
+        "10",
+        "--out",
+        "o/look",
+    ]
 
 
 def test_values_are_written_as_yaml_reads_them() -> None:
     stage = Stage("s", "compare", {"tune": True, "exclude": None, "densities": [0.1], "variants": {"a b": {"lr": 1e-3}}})
-    assert stage.words(Path("o"))[1:] == [
-        *("--tune", "true", "--exclude", "null", "--densities", "[0.1]", "--variants", '{"a b": {"lr": 0.001}}', "--out", "o/s")
+    assert stage.words(Path("o"), Path("all"))[1:] == [
+        *("--tune", "true", "--exclude", "null", "--densities", "[0.1]", "--variants", '{"a b": {"lr": 0.001}}', "--out", "o/s"),
+        *("--runs", "all"),
     ]
 
 
 def test_switches_have_no_value() -> None:
     stage = Stage("s", "analyze curvature", {"line": True, "overwrite": False}, ("runs",))
-    assert stage.words(Path("o")) == ["analyze", "curvature", "o/runs", "--line", "--out", "o/s"]
+    assert stage.words(Path("o"), Path("all")) == ["analyze", "curvature", "o/runs", "--line", "--out", "o/s"]
+
+
+def test_runs_with_snapshots_are_not_shared() -> None:
+    stage = Stage("s", "compare", {"snapshots": [5]})
+    assert stage.words(Path("o"), Path("all")) == ["compare", "--snapshots", "[5]", "--out", "o/s"]
 
 
 def test_settings_are_those_of_every_stage_that_trains(tmp_path: Path) -> None:
@@ -135,24 +150,27 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, changes: dict[str, A
 def test_presets_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no experiments here: those of the source tree
     assert find_preset("tost-table-2") == ROOT / "experiments" / "tost-table-2.yaml"
-    assert find_preset("my/own.yaml") == Path("my/own.yaml")
+    with pytest.raises(FileNotFoundError, match=r"preset: no such file: my/own\.yaml"):
+        find_preset("my/own.yaml")
     with pytest.raises(ValueError, match="preset: unknown name 'tost-tabel-2'; did you mean tost-table-2"):
         find_preset("tost-tabel-2")
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "mine.yaml").write_text("")
+    own = tmp_path / "experiments" / "mine.yaml"
+    own.write_text("")
     assert list(preset_files()) == ["mine"]
+    assert find_preset(str(own)) == own
 
 
 def test_every_item_that_is_promised_has_a_preset() -> None:
-    items = {Preset.load(file).item for file in preset_files().values()}
+    items = {loaded(name).item for name in NAMES}
     promised = [f"ToST, Table {n}" for n in (1, 2, 3, 4, 5)] + [f"ToST, Fig. {n}" for n in (2, 4, 6, 7)]
     promised += [f"SLTH, Fig. {n}" for n in (1, 4, 5, 6, 7, 8, 9, 10)] + [f"FORCE, Fig. {n}" for n in (1, 2, 3, 5, 10, 11, 12)]
     assert items >= set(promised)
 
 
-@pytest.mark.parametrize("name", sorted(preset_files()))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_readme_lists_every_preset_with_its_cost(name: str) -> None:
-    one = Preset.load(preset_files()[name])
+    one = loaded(name)
     row = next(
         line for line in (ROOT / "experiments" / "README.md").read_text().splitlines() if f"`tost reproduce {name}`" in line
     )

@@ -222,11 +222,11 @@ def test_masks_that_are_gone_or_others_are_told(config: Callable[..., Config]) -
     masks = Masks.load(folder.masks)
     folder.masks.unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"masks\.safetensors.*goes on from a run without its masks; to begin anew overwrite"
+        FileNotFoundError, match=r"masks\.safetensors.*goes on from a run without its masks; to repeat this run alone remove"
     ):
         train(config())
     Masks({name: ~mask for name, mask in masks.items()}).save(folder.masks)
-    with pytest.raises(ValueError, match=r"with the masks .* as in masks\.safetensors; to begin anew overwrite it"):
+    with pytest.raises(ValueError, match=r"with the masks .* as in masks\.safetensors; to begin anew remove the run's folder"):
         train(config())
     masks.save(folder.masks)
     train(config())

@@ -9,7 +9,7 @@ import pytest
 from tests.tost.finished_run import finished
 from tost.config import Config
 from tost.files import FolderInUse
-from tost.runs import RunFolder, find_runs
+from tost.runs import RunFolder, find_runs, list_runs
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -27,6 +27,18 @@ def test_every_finished_run_is_found(tmp_path: Path) -> None:
     assert find_runs(results[0].run_dir) == [results[0]]
 
 
+def test_listed_runs_are_those_of_a_folder(tmp_path: Path) -> None:
+    results = [finished(tmp_path / "a" / "shared", seed=seed) for seed in (0, 1, 2)]
+    list_runs(tmp_path / "a" / "deep" / "mine", [results[2].run_dir, results[0].run_dir, results[2].run_dir])
+    assert find_runs(tmp_path / "a" / "deep") == [results[0], results[2]]
+    assert find_runs(tmp_path / "a") == results  # each once
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert [run.config.seed for run in find_runs(tmp_path / "b" / "deep" / "mine")] == [0, 2]
+    (tmp_path / "b" / "shared").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"no finished run in .*shared"):
+        find_runs(tmp_path / "b" / "deep")
+
+
 def test_a_moved_folder_knows_its_new_place(tmp_path: Path) -> None:
     result = finished(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
@@ -36,7 +48,7 @@ def test_a_moved_folder_knows_its_new_place(tmp_path: Path) -> None:
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     good, bad = (finished(tmp_path, seed=seed) for seed in (0, 1))
     (bad.run_dir / "result.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"runs: left out: .*result\.json: .*; to repeat the run overwrite it"):
+    with pytest.warns(UserWarning, match=r"runs: left out: .*result\.json: .*; to repeat this run alone remove its folder"):
         assert find_runs(tmp_path) == [good]
 
 

@@ -62,6 +62,9 @@ def test_how_a_run_stands_is_read_from_its_record(tmp_path: Path) -> None:
     standing = standing_of_runs({config: [(RunFolder.of(config), config)] for config in (fresh, cut_off)})
     assert standing(fresh) == Standing(0.0)
     assert standing(cut_off) == Standing(0.3)
+    RunFolder.of(fresh).path.mkdir()
+    RunFolder.of(fresh).config.write_text("{}")  # written as the training begins, an epoch before the record
+    assert standing(fresh) == Standing(0.0, True, ("in its first epoch",))
     write(fresh)
     assert standing(fresh) == Standing(0.0, True, ("in its first epoch",))
     write(fresh, {"epoch": 1, "step": 20, "images_per_second": 612.0})  # the accuracy is measured later

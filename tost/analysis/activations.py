@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +116,7 @@ def analyze_activations(
     epochs: Sequence[int] | None = None,
     threshold: float = THRESHOLD,
     progress: Callable[[int], object] = lambda done: None,
+    data_dir: str | Path | None = None,
 ) -> Activations:
     """Count on the test images, in eval mode, what the activation functions of every network return.
 
@@ -123,13 +125,14 @@ def analyze_activations(
         epochs: after which their networks were kept; None: the finished networks. Where ghosts live, both forms are measured.
         threshold: an activation of at most this size counts as none.
         progress: called with the number of epochs of runs that are done.
+        data_dir: of the data set, where it has moved since the training; None: where it was.
 
     Raises:
         ValueError, FileNotFoundError: as `tost.analysis.of_runs.networks`. ValueError: a network has no activation function.
     """
     number("threshold", threshold, least=0.0)
     found, images = [], 0
-    for origin, snapshot in networks(results, epochs, progress=progress):
+    for origin, snapshot in networks(results, epochs, progress=progress, data_dir=data_dir):
         images = len(snapshot.dataset.test)
         batches = (inputs for inputs, _ in eval_batches(snapshot.dataset, _BATCH))
         layers = activations_of(snapshot.net, batches, threshold)

@@ -46,7 +46,7 @@ __all__ = [
 PARAMETERS = ("weights", "all")
 WHICH = ("LA", "LM")  # as scipy calls them
 _EVAL_BATCH = 256
-_VERSION = 2  # of the numbers: half-measured networks of another one are measured anew
+_VERSION = 3  # of the numbers: half-measured networks of another one are measured anew
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ def analyze_curvature(
     folder: Path,
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda done: None,
+    data_dir: str | Path | None = None,
 ) -> Curvature:
     """The largest eigenvalues of the Hessian of the cross entropy at each network, a batch at a time, in eval mode.
 
@@ -213,6 +214,7 @@ def analyze_curvature(
         folder: of what is half measured.
         overwrite: measure what was measured already.
         progress: called with the number of epochs of runs that are done.
+        data_dir: of the data set, where it has moved since the training; None: where it was.
 
     Raises:
         ModuleNotFoundError: scipy is missing.
@@ -222,7 +224,7 @@ def analyze_curvature(
     require_scipy()
     measure = measure if measure is not None else Measure()
     found, images = [], 0
-    for origin, snapshot in networks(results, epochs, progress=progress):
+    for origin, snapshot in networks(results, epochs, progress=progress, data_dir=data_dir):
         parts = _Parts(folder, origin, snapshot, measure, overwrite)
         test = _test_images(snapshot, measure.line)
         images = len(test)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +103,7 @@ def analyze_gradient_flow(
     batches: int = BATCHES,
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
+    data_dir: str | Path | None = None,
 ) -> GradientFlow:
     """Measure the gradient of the cross entropy, without label smoothing, at each network.
 
@@ -112,6 +114,7 @@ def analyze_gradient_flow(
         batches: to average over.
         seed: of the batches.
         progress: called with the number of epochs of runs that are done.
+        data_dir: of the data set, where it has moved since the training; None: where it was.
 
     Raises:
         ValueError, FileNotFoundError: as `tost.analysis.of_runs.networks`.
@@ -121,7 +124,7 @@ def analyze_gradient_flow(
     if epochs is None and results:
         epochs = kept_epochs(results)
     found = []
-    for origin, snapshot in networks(results, epochs, progress=progress):
+    for origin, snapshot in networks(results, epochs, progress=progress, data_dir=data_dir):
         with isolated(derive_seed("gradient flow", seed), devices=()):  # dropout
             norms = gradient_norms(snapshot.net, snapshot.masks, _batches(snapshot, batches, seed))
         found.append(NetworkGradients(origin, norms))

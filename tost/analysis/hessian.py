@@ -134,4 +134,4 @@ class Hessian:
         return Eigenpairs(tuple(values[order].tolist()), found * signs)
 
 
-_LEAST_VECTORS = 10  # scipy's 20 would take as many products before it looks whether half of them were enough
+_LEAST_VECTORS = 6  # scipy's 20 would take as many products before it looks whether fewer were enough; 5 are restarted more often

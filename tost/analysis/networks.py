@@ -55,7 +55,9 @@ class Snapshot:
         return any(ghost.act in ("pswish", "mish") or getattr(ghost, "live", False) for ghost in ghosts_of(self.net).values())
 
 
-def network_of(run: RunFolder | str | Path, epoch: int | None = None, form: str = "finalized") -> Snapshot:
+def network_of(
+    run: RunFolder | str | Path, epoch: int | None = None, form: str = "finalized", data_dir: str | Path | None = None
+) -> Snapshot:
     """The network of a run, whatever backend trained it.
 
     Args:
@@ -65,6 +67,7 @@ def network_of(run: RunFolder | str | Path, epoch: int | None = None, form: str 
         form: "training": as it was trained at that moment. "finalized": what it would have been, had it been finalized then.
             Of a run with an average of the weights (`config.ema`) snapshots are the network in training, the finished one is the
             average.
+        data_dir: of the data set, where it has moved since the training; None: where it was.
 
     Raises:
         FileNotFoundError: no run there, or it did not keep that network.
@@ -75,7 +78,7 @@ def network_of(run: RunFolder | str | Path, epoch: int | None = None, form: str 
     if not folder.config.is_file():
         raise FileNotFoundError(f"run: expected the folder of a run, got {folder.path} without {folder.config.name}")
     config = _config(folder)
-    dataset = load(config.dataset, config.data_dir)
+    dataset = load(config.dataset, config.data_dir if data_dir is None else data_dir)
     state = _plain_names(folder.load_model() if epoch is None else folder.load_snapshot(epoch))
     masks = None if config.backend == "dense" else folder.load_masks()
     try:

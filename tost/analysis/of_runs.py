@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tost.analysis.networks import FORMS, Snapshot, network_of
@@ -86,6 +87,7 @@ def networks(
     epochs: Sequence[int] | None = None,
     forms: Sequence[str] = FORMS,
     progress: Callable[[int], object] = lambda done: None,
+    data_dir: str | Path | None = None,
 ) -> Iterator[tuple[Origin, Snapshot]]:
     """Every network that is asked for, run by run.
 
@@ -95,10 +97,11 @@ def networks(
         forms: one or both of "training" and "finalized". Where no temporary ghosts live both are one, which is given once, as
             "finalized".
         progress: called with the number of epochs of runs that the caller is through with.
+        data_dir: of the data set, where it has moved since the training.
 
     Raises:
-        ValueError: no run, or runs on several data sets; no epoch, or one twice. FileNotFoundError: a run did not keep one of
-            the networks. All of them are raised before any network is loaded.
+        ValueError: no run, or runs on several data sets; no epoch, one twice, or one that a training does not have.
+            FileNotFoundError: a run did not keep one of the networks. All of them are raised before any network is loaded.
     """
     if not results:
         raise ValueError("runs: expected at least one, got none")
@@ -110,6 +113,8 @@ def networks(
     wanted = [(result, epoch) for result in results for epoch in (epochs if epochs is not None else (_last(result),))]
     for result, epoch in wanted:
         folder = RunFolder(result.run_dir)
+        if not 0 <= epoch <= _last(result):
+            raise ValueError(f"epochs: expected 0 to {_last(result)} (the training of {folder.path}), got {epoch}")
         if epoch != _last(result) and not folder.snapshot(epoch).is_file():
             kept = ", ".join(map(str, (*folder.snapshots, _last(result))))
             raise FileNotFoundError(
@@ -117,15 +122,18 @@ def networks(
                 f"--snapshots {epoch} --overwrite"
             )
     variants = dict(zip([result.run_dir for result in results], labels([r.config for r in results]).variants, strict=True))
-    return _networks([(result, epoch, variants[result.run_dir]) for result, epoch in wanted], forms, progress)
+    return _networks([(result, epoch, variants[result.run_dir]) for result, epoch in wanted], forms, progress, data_dir)
 
 
 def _networks(
-    wanted: Sequence[tuple[Result, int, str]], forms: Sequence[str], progress: Callable[[int], object]
+    wanted: Sequence[tuple[Result, int, str]],
+    forms: Sequence[str],
+    progress: Callable[[int], object],
+    data_dir: str | Path | None,
 ) -> Iterator[tuple[Origin, Snapshot]]:
     for done, (result, epoch, variant) in enumerate(wanted, 1):
         for form in forms:
-            found = network_of(result.run_dir, None if epoch == _last(result) else epoch, form)
+            found = network_of(result.run_dir, None if epoch == _last(result) else epoch, form, data_dir)
             alive = form == "training" and found.has_live_ghosts and not found.config.recipe.permanent
             if alive or form == "finalized" or len(forms) == 1:
                 origin = Origin(variant, result.config.seed, result.config.hash, epoch, "training" if alive else "finalized")

@@ -59,9 +59,14 @@ class Surface:
         """The network's own loss."""
         return self.losses[len(self.losses) // 2][len(self.losses) // 2]
 
-    def rise(self, steps: Sequence[float], radius: float) -> float:
-        """How much higher than at the centre the loss is on average at this distance from it: on a ring one grid step wide."""
+    def rise(self, steps: Sequence[float], radius: float) -> float | None:
+        """How much higher than at the centre the loss is on average at this distance from it: on a ring one grid step wide.
+
+        None: the grid is too coarse, its first points lie farther away.
+        """
         width = steps[1] - steps[0]
+        if radius < width - 1e-9:
+            return None
         ring = [
             loss
             for y, row in zip(steps, self.losses, strict=True)
@@ -126,6 +131,7 @@ def analyze_surface(
     seed: int = 0,
     overwrite: bool = False,
     progress: Callable[[int], object] = lambda done: None,
+    data_dir: str | Path | None = None,
 ) -> Surfaces:
     """Measure the loss on a square around each network, `points` x `points` times, in eval mode.
 
@@ -142,6 +148,7 @@ def analyze_surface(
         seed: of the directions and of the choice of images.
         overwrite: measure what was measured already.
         progress: called with the number of rows that are done.
+        data_dir: of the data set, where it has moved since the training; None: where it was.
 
     Raises:
         ValueError, FileNotFoundError: as `tost.analysis.of_runs.networks`. ValueError: an argument is out of range.
@@ -155,7 +162,7 @@ def analyze_surface(
     steps = tuple(REACH * (2 * i - (points - 1)) / (points - 1) for i in range(points))
     found: list[Surface] = []
     used = classes = 0
-    for origin, snapshot in networks(results, epochs, (form,)):
+    for origin, snapshot in networks(results, epochs, (form,), data_dir=data_dir):
         chosen = _chosen(snapshot.config, snapshot.dataset, part, images, seed)
         used, classes = len(chosen), snapshot.dataset.num_classes
         key = [_VERSION, weights_fingerprint(snapshot.net), origin.form, points, chosen.tolist(), part, seed]

@@ -59,6 +59,12 @@ def parser() -> Parser:
     compare.add_argument(
         "--timing_rounds", type=int, default=0, help="also time a step of each backend, this many turns of 2 steps"
     )
+    compare.add_argument(
+        "--runs",
+        type=str | None,
+        default=None,
+        help="folder of the runs, which comparisons may share: none is trained twice (default: OUT, as for the report)",
+    )
     add_launcher(compare)
     add_snapshots(compare)
     add_running(compare)
@@ -84,6 +90,10 @@ def run(options: Namespace) -> None:
     )
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun one process speaks
+    if options.runs is not None:
+        from tost.runs import list_runs
+
+        list_runs(options.out, grid.run_folders)  # an analysis of OUT looks at these alone
     show(grid, stem, options.json)
 
 
@@ -96,7 +106,7 @@ def plan_of(options: Namespace) -> Plan:
 
 def _asked(options: Namespace) -> dict[str, Any]:
     """The question, as `tost.compare` takes it."""
-    base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla())
+    base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla(), out=options.runs or options.out)
     variants, baselines = _variants(options)
     if options.seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {options.seeds}")

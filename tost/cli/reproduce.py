@@ -15,12 +15,12 @@ from jsonargparse import Namespace
 
 from tost.choices import check_choice
 from tost.cli import analyze, compare, lottery, train
-from tost.cli.launching import add_launcher
+from tost.cli.launching import add_launcher, launcher_of
 from tost.cli.options import Parser, add_json, config_of
 from tost.cli.output import note, print_json, print_sheets, show
 from tost.cli.tree import tree
 from tost.cli.words import with_recipe_spelled_out
-from tost.presets import BUDGETS, TRAINING, Preset, Stage, find_preset, preset_files
+from tost.presets import BUDGETS, TRAINING, PaperNumber, Preset, Stage, find_preset, preset_files
 
 if TYPE_CHECKING:
     from tost.grid_plan import Plan
@@ -48,7 +48,7 @@ def parser() -> Parser:
     reproduce.add_argument("preset", type=str | None, nargs="?", default=None, help="file, or name of one in experiments/")
     reproduce.add_argument("--list", action="store_true", help="the presets that there are, and run none")
     reproduce.add_argument("--budget", type=str, default="small", help="small: for a processor; paper: the paper's settings")
-    reproduce.add_argument("--out", type=str, default="runs", help="folder; runs and report are in OUT/PRESET/BUDGET")
+    reproduce.add_argument("--out", type=str, default="runs", help="folder; reports are in OUT/PRESET/BUDGET, runs in OUT/shared")
     reproduce.add_argument("--dry_run", action="store_true", help="check and print the stages, and run none")
     reproduce.add_argument("--seeds", type=int | None, default=None, help="number of seeds (default: the preset's)")
     reproduce.add_argument("--seed", type=int | None, default=None, help="the first of them (default: the preset's)")
@@ -67,9 +67,12 @@ def run(options: Namespace) -> None:
         raise ValueError("preset: expected a file or a name; `tost reproduce --list` shows those that there are")
     preset = Preset.load(find_preset(options.preset))
     budget = check_choice("budget", options.budget, BUDGETS)
-    folder = Path(options.out) / preset.name / budget
+    folder, shared = Path(options.out) / preset.name / budget, Path(options.out) / "shared"
     read, passed_on = Reader(), {name: options[name] for name, absent in _PASSED_ON.items() if options[name] != absent}
-    stages = [read(stage, folder, passed_on) for stage in preset.stages[budget]]
+    launcher_of(options)
+    stages = [read(stage, folder, shared, passed_on) for stage in preset.stages[budget]]
+    if budget == "paper":
+        check_numbers(preset.numbers, stages)
     if options.dry_run:
         _show_stages(preset, budget, stages, options.json)
         return
@@ -114,15 +117,16 @@ class Reader:
     def __init__(self) -> None:
         self._parser = tree(_COMMANDS)
 
-    def __call__(self, stage: Stage, folder: Path, passed_on: Mapping[str, Any]) -> Planned:
-        """The stage as it will be run in `folder`.
+    def __call__(self, stage: Stage, folder: Path, shared: Path, passed_on: Mapping[str, Any]) -> Planned:
+        """The stage as it will be run.
 
         Args:
+            folder, shared: as in `Stage.words`.
             passed_on: options that override those of the stage, where its command has them.
         """
         known = self._options_of(stage.command)
         own = {name: value for name, value in passed_on.items() if name in known}
-        words = dataclasses.replace(stage, options={**stage.options, **own}).words(folder)
+        words = dataclasses.replace(stage, options={**stage.options, **own}).words(folder, shared)
         try:
             options = self._parser.parse_args(with_recipe_spelled_out(words))
         except SystemExit:  # it has said what is wrong
@@ -144,6 +148,20 @@ class Reader:
         return {action.dest for action in found._actions}
 
 
+def check_numbers(numbers: Sequence[PaperNumber], stages: Sequence[Planned]) -> None:
+    """Raise ValueError where the stage of a number does not measure what it is of."""
+    plans = {stage.name: stage.grid for stage in stages}
+    for number in numbers:
+        plan = plans[number.stage]
+        if plan is None or not any(
+            number.fits(variant, against, cell.method, cell.density)
+            for cell in plan.cells
+            for variant in plan.variants
+            for against in (None, *plan.baselines)
+        ):
+            raise ValueError(f"paper_numbers: expected what stage {number.stage!r} measures on the paper's budget, got {number}")
+
+
 def _list(as_json: bool) -> None:
     presets = [Preset.load(file) for file in preset_files().values()]
     if as_json:
@@ -152,7 +170,7 @@ def _list(as_json: bool) -> None:
     from tost.report import Sheet
 
     rows = tuple((one.name, one.item, one.title, one.cost["small"]) for one in presets)
-    print_sheets([Sheet("presets", ("preset", "item", "what", "small budget took"), rows, texts=("item", "what"))])
+    print_sheets([Sheet("presets", ("preset", "item", "what", "small budget, CPU time"), rows, texts=("item", "what"))])
 
 
 def _show_stages(preset: Preset, budget: str, stages: Sequence[Planned], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tost.analysis.curvature import Curvature
 from tost.paired import mean_and_spread
 from tost.report.figures import new_figure, save
-from tost.report.lines import band, styles
+from tost.report.lines import band, epoch_axis, styles
 from tost.report.networks import epoch_name, seeds_alike
 from tost.report.sheet import Cell, Sheet, Spread
 
@@ -105,9 +105,8 @@ def _course(axes: Axes, found: Curvature) -> None:
     said = [f"{size} eigenvalue over {_MOVING[found.measure.parameters]},", f"mean and deviation of {_batches(found)}"]
     said += [f"bands: from the least to the largest of {seeds} seeds"] if seeds > 1 else []
     axes.set_title("\n".join(said), fontsize=9)
-    axes.set_xlabel("epoch (0: initialisation)")
     axes.set_ylabel("eigenvalue of the Hessian")
-    axes.locator_params(axis="x", integer=True)
+    epoch_axis(axes)
     axes.grid(alpha=0.3)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tost.config import Config
 from tost.files import DamagedFile, read_json
 from tost.grid import Cell, Grid
+from tost.model_address import is_address
 from tost.recipe import Recipe, recipe_name
 from tost.runs import Result, RunFolder
 from tost.tickets import Lottery
@@ -64,8 +65,10 @@ def _together(runs: Mapping[Recipe, Mapping[int, Result]]) -> Iterator[tuple[tup
 def _shared(config: Config) -> str:
     """All that has an effect, but for what makes a cell, recipe and seed."""
     values = config.in_effect.as_dict()
-    for name in ("model", "dataset", "method", "method_steps", "density", "masks", "mask_check", "recipe", "seed", "out"):
+    for name in ("dataset", "method", "method_steps", "density", "masks", "mask_check", "recipe", "seed", "out"):
         del values[name]
+    if not is_address(config.model):
+        del values["model"]  # of yours two may have the same name: each has tables of its own
     # a teacher that differs only in the seed is the same one
     return json.dumps({**values, "teacher": _run_of(config.teacher)}, sort_keys=True)
 

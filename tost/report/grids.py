@@ -69,11 +69,12 @@ def _shared(grid: Grid) -> list[str]:
 
 
 def _note(grid: Grid) -> str:
-    note = (
-        "Accuracy after the last step, finalized network: mean ± standard deviation. Difference: points, mean over pairs of the "
-        "same seed, mask, initial weights and batches, with its 95% t-interval, and how many of the pairs are above 0; won: the "
-        "interval lies above 0, lost: it lies below."
-    )
+    note = "Accuracy after the last step, finalized network: mean ± standard deviation."
+    if any(True for _ in _pairs(grid)):
+        note += (
+            " Difference: points, mean over pairs of the same seed, mask, initial weights and batches, with its 95% t-interval, "
+            "and how many of the pairs are above 0; won: the interval lies above 0, lost: it lies below."
+        )
     if _ghosts(grid):
         note += " Ghost weights: while training -> left in the result."
     if _diverged(grid):
@@ -91,11 +92,12 @@ def _diverged(grid: Grid) -> bool:
 
 def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
     diverged, ghosts = _diverged(grid), _ghosts(grid)
+    baselines = list(dict.fromkeys(baseline for _, baseline in _pairs(grid)))
     rows = []
     for name in grid.variants:
         runs = grid.runs(cell, name)
         row: list[TableCell] = [name, Spread([100 * accuracy for accuracy in grid.accuracies(cell, name)])]
-        for baseline in grid.baselines:
+        for baseline in baselines:
             row.append(Difference(grid.against(cell, name, baseline) if name != baseline else None))
         if diverged:
             row.append(Number(grid.diverged(cell, name)))
@@ -109,7 +111,7 @@ def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
     header = [
         "variant",
         "test accuracy %",
-        *(f"paired difference to {baseline}" for baseline in grid.baselines),
+        *(f"paired difference to {baseline}" for baseline in baselines),
         *(["diverged"] if diverged else []),
         "weights kept",
         *(["ghost weights"] if ghosts else []),
@@ -144,9 +146,10 @@ def _summary_sheet(grid: Grid) -> Sheet:
         f"Cells won and lost: {grid_title(grid)}",
         ("variant", "against", "cells", "won", "lost", "undecided", "pooled difference", "diverged"),
         tuple(rows),
-        "Cells: won where the 95% t-interval of the paired difference lies above 0, lost where it lies below. Pooled: points; of "
-        "each seed the mean over the cells, of these the mean over the seeds with its 95% t-interval, as cells of a seed share "
-        "weights and batches and are not independent. Diverged: runs of both without an accuracy; their seeds are not pooled.",
+        "Cells: won where the 95% t-interval of the paired difference lies above 0, lost where it lies below, else undecided, "
+        "as without two pairs. Pooled: points; of each seed the mean over the cells, of these the mean over the seeds with its "
+        "95% t-interval, as cells of a seed share weights and batches and are not independent. Diverged: runs of both without "
+        "an accuracy; a seed is pooled only where it has all cells, so that each mean is over the same ones.",
         texts=("against", "cells"),
         name="summary",
     )

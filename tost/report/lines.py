@@ -11,7 +11,7 @@ from tost.report.figures import COLOURS, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["band", "grouped", "styles"]
+__all__ = ["band", "epoch_axis", "grouped", "styles"]
 
 Item = TypeVar("Item")
 
@@ -31,7 +31,19 @@ def grouped(items: Sequence[Item], key: Callable[[Item], float]) -> dict[float, 
 
 
 def band(axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marker: str, label: str, linestyle: str = "-") -> None:
-    """A line through the means, and a band from the least to the largest value of the seeds."""
+    """A line through the means, and a band from the least to the largest value of the seeds.
+
+    Markers of a line that is not solid are hollow: one point alone shows no dashes.
+    """
     means = [mean_and_spread(group)[0] for group in values.values()]
-    axes.plot(list(values), means, color=colour, marker=marker or None, markersize=4, linestyle=linestyle, label=label)
+    fill = colour if linestyle == "-" else "white"
+    axes.plot(list(values), means, color=colour, marker=marker or None, mfc=fill, markersize=4, linestyle=linestyle, label=label)
     axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)
+
+
+def epoch_axis(axes: Axes) -> None:
+    """Whole epochs below a curve, also where there is but one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch (0: initialisation)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -12,8 +12,8 @@ from tost.analysis.gradient_flow import GradientFlow
 from tost.analysis.pswish import Fade, PSwishCurves
 from tost.paired import mean_and_spread
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
-from tost.report.lines import band, styles
-from tost.report.networks import epoch_name, seeds_alike
+from tost.report.lines import band, epoch_axis, styles
+from tost.report.networks import batches_of, epoch_name, seeds_alike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,11 +100,10 @@ def save_gradients_figure(found: GradientFlow, path: str | Path) -> None:
                     for i, name in enumerate(names)
                 }
                 band(layers, {i: values for i, values in norms.items() if values}, colour, marker, label, dashes)
-    course.set_xlabel("epoch (0: initialisation)")
     course.set_ylabel("norm of the gradient")
-    course.xaxis.get_major_locator().set_params(integer=True)
+    epoch_axis(course)
     course.legend(fontsize=8)
-    course.set_title(f"all layers, mean over {found.batches} batches", fontsize=10)
+    course.set_title(f"all layers, mean over {batches_of(found)}", fontsize=10)
     layers.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], rotation=90, fontsize=7)
     layers.set_ylabel("norm of the layer's part")
     layers.set_title("each layer at initialisation" if first == 0 else f"each layer after epoch {first}", fontsize=10)

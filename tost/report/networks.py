@@ -14,7 +14,7 @@ from tost.analysis.pswish import PSwishCurves
 from tost.analysis.surface import Surface, Surfaces
 from tost.report.sheet import Cell, Number, Sheet, Spread
 
-__all__ = ["activations_sheets", "epoch_name", "gradients_sheet", "pswish_sheet", "seeds_alike", "surface_sheet"]
+__all__ = ["activations_sheets", "batches_of", "epoch_name", "gradients_sheet", "pswish_sheet", "seeds_alike", "surface_sheet"]
 
 Measured = TypeVar("Measured", NetworkActivations, NetworkCurvature, NetworkGradients, Surface)
 
@@ -23,6 +23,11 @@ def epoch_name(origin: Origin) -> str:
     """E.g. `epoch 5, ghosts alive`."""
     epoch = "initialisation" if origin.epoch == 0 else f"epoch {origin.epoch}"
     return epoch + (", ghosts alive" if origin.form == "training" else "")
+
+
+def batches_of(found: GradientFlow) -> str:
+    """E.g. `10 batches of training images`."""
+    return f"{found.batches} batch{'es' if found.batches > 1 else ''} of training images"
 
 
 def seeds_alike(found: Sequence[Measured]) -> dict[tuple[str, int, str], list[Measured]]:
@@ -43,7 +48,7 @@ def surface_sheet(found: Surfaces) -> Sheet:
     rows: list[tuple[Cell, ...]] = []
     chance = math.log(found.classes)
     for (variant, _, _), group in seeds_alike(found.surfaces).items():
-        rises = ([one.rise(found.steps, radius) for one in group] for radius in (0.1, 0.25, 0.5))
+        rises = ([rise for one in group if (rise := one.rise(found.steps, radius)) is not None] for radius in (0.1, 0.25, 0.5))
         rows.append(
             (
                 variant,
@@ -69,7 +74,8 @@ def surface_sheet(found: Surfaces) -> Sheet:
         tuple(rows),
         f"Cross entropy of {found.images} {found.part} images on {len(found.steps)} x {len(found.steps)} points, in eval mode; "
         "mean and standard deviation of the seeds. Directions: random, masked, each filter's as long as its active weights. "
-        "Rise: mean over the points at this distance from the network. Area: of the square from -1 to 1 along both directions. "
+        "Rise: mean over the points at this distance from the network; empty where the grid is too "
+        "coarse. Area: of the square from -1 to 1 along both directions. "
         f"Chance: ln {found.classes} = {chance:.3f}.",
         texts=("network",),
     )
@@ -138,7 +144,7 @@ def gradients_sheet(found: GradientFlow) -> Sheet:
         f"Gradient flow: {found.title}",
         ("variant", "network", "norm of the gradient", "sum of the layers' norms", f"weakest layer (seed {seed})", "its norm"),
         tuple(rows),
-        f"Of the cross entropy, over the active weights; mean over {found.batches} batches of training images, BatchNorm on "
+        f"Of the cross entropy, over the active weights; mean over {batches_of(found)}, BatchNorm on "
         "those of the batch; mean ± standard deviation over the seeds.",
         texts=("network", f"weakest layer (seed {seed})"),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.table import Table
+from rich.text import Text
 
 from tost.paired import Paired, mean_and_spread
 
@@ -163,11 +164,13 @@ class Sheet:
 
     def rich(self) -> Table:
         """For a terminal."""
-        table = Table(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
+        # Text, not str: a name like [b] is no markup
+        table = Table(title=Text(self.title, "table.title"), title_justify="left", caption_justify="left")
+        table.caption = Text(self.note, "table.caption") if self.note else None
         for name, left in zip(self.header, self._left(), strict=True):
-            table.add_column(name, justify="left" if left else "right", overflow="fold")
+            table.add_column(Text(name), justify="left" if left else "right", overflow="fold")
         for row in self.cells:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def markdown(self) -> str:

@@ -21,19 +21,19 @@ from tost.ghosts import ghosts_of
 MEASURE = Measure(batches=2, batch_size=16, line=Line(reach=1.0, points=5, images=7))
 
 
-@pytest.fixture
-def runs(tmp_path: Path, toy_images: Dataset) -> Iterator[list[Result]]:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, toy_images: Dataset) -> Iterator[list[Result]]:
     with short.small_world(toy_images):
-        yield [short.short_run(tmp_path / "runs", recipe) for recipe in ("vanilla", "tost")]
+        yield [short.short_run(tmp_path_factory.mktemp("runs"), recipe) for recipe in ("vanilla", "tost")]
 
 
 def test_curvature_of_runs(runs: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "parts"
-    found = analyze_curvature(runs, (0, 1, 4), MEASURE, folder=folder)
+    found = analyze_curvature(runs, (1, 4), MEASURE, folder=folder)
     places = [(one.origin.variant, one.origin.epoch, one.origin.form) for one in found.networks]
-    ghosts = [("tost rescale_iterations=2", epoch, form) for epoch in (0, 1) for form in ("training", "finalized")]
+    ghosts = [("tost rescale_iterations=2", epoch, form) for epoch in (1,) for form in ("training", "finalized")]
     assert places == [
-        *(("vanilla", epoch, "finalized") for epoch in (0, 1, 4)),
+        *(("vanilla", epoch, "finalized") for epoch in (1, 4)),
         *ghosts,
         ("tost rescale_iterations=2", 4, "finalized"),
     ]
@@ -41,7 +41,7 @@ def test_curvature_of_runs(runs: list[Result], tmp_path: Path, monkeypatch: pyte
     for one in found.networks:
         assert [len(values) for values in one.eigenvalues] == [1, 1]
         assert one.mean() == pytest.approx(sum(one.eigenvalues[0] + one.eigenvalues[1]) / 2)
-        assert one.products >= 20
+        assert one.products >= 12
         assert len(one.losses) == 5
     assert len({one.mean() for one in found.networks}) == len(found.networks)
     assert Curvature.from_dict(json.loads(json.dumps(found.as_dict()))) == found
@@ -55,13 +55,13 @@ def test_curvature_of_runs(runs: list[Result], tmp_path: Path, monkeypatch: pyte
     measured = []
     honest = Hessian.top
     monkeypatch.setattr(Hessian, "top", lambda self, *rest: measured.append(1) or honest(self, *rest))
-    assert analyze_curvature(runs, (0, 1, 4), MEASURE, folder=folder) == found
+    assert analyze_curvature(runs, (1, 4), MEASURE, folder=folder) == found
     assert len(measured) == 3
-    assert analyze_curvature(runs, (0, 1, 4), MEASURE, folder=folder) == found
-    fewer = analyze_curvature(runs, (0,), dataclasses.replace(MEASURE, batches=1), folder=folder)
+    assert analyze_curvature(runs, (1, 4), MEASURE, folder=folder) == found
+    fewer = analyze_curvature(runs, (1,), dataclasses.replace(MEASURE, batches=1), folder=folder)
     assert len(measured) == 3
     assert fewer.networks[0].eigenvalues == found.networks[0].eigenvalues[:1]
-    other = analyze_curvature(runs[:1], (0,), dataclasses.replace(MEASURE, seed=1), folder=folder)
+    other = analyze_curvature(runs[:1], (1,), dataclasses.replace(MEASURE, seed=1), folder=folder)
     assert other.networks[0].eigenvalues != found.networks[0].eigenvalues
 
 

@@ -134,6 +134,15 @@ def test_it_can_be_differentiated_twice(name: str, config: Callable[..., Config]
     assert all(bool(value.isfinite().all()) and bool(value.any()) for value in curved)
 
 
+def test_a_data_set_that_has_moved(config: Callable[..., Config], toy_images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    result = train(config(data_dir="old"))
+    monkeypatch.setattr(networks, "load", lambda name, folder: asked.append(folder) or toy_images)
+    network_of(result.run_dir)
+    network_of(result.run_dir, data_dir="new")
+    assert asked == ["old", "new"]
+
+
 def test_active_weights(config: Callable[..., Config]) -> None:
     result = train(config(exclude=["fc"]), snapshots=[1])
     for form in ("training", "finalized"):

@@ -77,6 +77,9 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
     run = short_run(tmp_path, "vanilla")
     with pytest.raises(FileNotFoundError, match=r"epochs: no network after epoch 2 in .*, which has those after 0, 1, 4; repeat"):
         networks([run], (0, 2))
+    for epoch in (-1, 5):
+        with pytest.raises(ValueError, match=rf"epochs: expected 0 to 4 \(the training of .*\), got {epoch}"):
+            networks([run], (0, epoch))
     for epochs in ((), (1, 1)):
         with pytest.raises(ValueError, match="epochs: expected at least one and each once"):
             networks([run], epochs)

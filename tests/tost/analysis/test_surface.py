@@ -110,7 +110,8 @@ def test_numbers_of_a_bowl() -> None:
     steps = tuple(i / 4 for i in range(-4, 5))
     bowl = Surface(ORIGIN, tuple(tuple(1 + x * x + y * y for x in steps) for y in steps))
     assert bowl.centre == 1.0
-    assert bowl.rise(steps, 0.0) == 0.0
+    assert bowl.rise(steps, 0.25) == pytest.approx((4 * 0.0625 + 4 * 0.125) / 8)
+    assert bowl.rise(steps, 0.2) is None  # it would be that of the centre
     # within 0.125 of 0.5: (0.5, 0) and (0.25, 0.5) in all their mirror images, 4 and 8 points
     assert bowl.rise(steps, 0.5) == pytest.approx((4 * 0.25 + 8 * 0.3125) / 12)
     assert bowl.share_below(1.0) == 1 / 81
@@ -123,10 +124,10 @@ def test_records_hold_what_is_not_finite() -> None:
     assert Surfaces.from_dict(json.loads(text)) == found
 
 
-@pytest.fixture
-def run(tmp_path: Path, toy_images: Dataset) -> Iterator[Result]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, toy_images: Dataset) -> Iterator[Result]:
     with small_world(toy_images):
-        yield short_run(tmp_path / "runs", "tost")
+        yield short_run(tmp_path_factory.mktemp("runs"), "tost")
 
 
 def test_what_was_cut_off_goes_on(run: Result, toy_images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

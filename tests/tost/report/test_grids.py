@@ -41,10 +41,17 @@ def test_a_sheet_says_it_as_it_is() -> None:
     assert sheet.cells[1][4] == "29,696 -> 0"
 
 
+def test_networks_of_yours_with_the_same_name_stay_apart() -> None:
+    models = ("a/net.py:net", "b/net.py:net", "resnet20", "resnet32")
+    grids = grids_of([result(0.9, Recipe.vanilla(), model=model) for model in models])
+    assert [len(Grid.from_dict(grid.as_dict()).cells) for grid in grids] == [1, 1, 2]
+
+
 def test_ghosts_and_divergence_have_columns_where_there_are_some(grid: Grid) -> None:
     alone = grids_of([result(0.9, Recipe.vanilla())])[0]
     (sheet,) = grid_sheets(alone)
-    assert sheet.cells == (("vanilla", "90.00", "", "13,530 of 270,608", "12"),)
+    assert sheet.cells == (("vanilla", "90.00", "13,530 of 270,608", "12"),)  # alone, it has no difference
+    assert "Difference" not in sheet.note
     first, second, _ = grid_sheets(grid)
     assert [row[first.header.index("diverged")] for row in second.cells] == ["0", "1", "0"]
     assert "Diverged: runs whose loss" in second.note

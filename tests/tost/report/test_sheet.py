@@ -53,6 +53,12 @@ def test_markdown_and_terminal_have_the_same_cells() -> None:
     assert markdown.splitlines()[3] == "| :-- | --: | --: | --: | --: |"
 
 
+def test_a_name_is_no_markup() -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(Sheet("[t]", ("[h]", "c"), (("[/x] [red]", "1"),), "[n]").rich())
+    assert all(word in console.export_text(clear=False) for word in ("[t]", "[h]", "[/x] [red]", "[n]"))
+
+
 def test_bars_in_cells_do_not_break_a_markdown_table() -> None:
     lines = Sheet("t", ("a | b", "c", "d"), (("x | y", "1", "z"),), texts=("d",)).markdown().splitlines()
     assert lines[2:5] == [r"| a \| b | c | d |", "| :-- | --: | :-- |", r"| x \| y | 1 | z |"]

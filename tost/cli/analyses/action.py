@@ -56,6 +56,9 @@ def add_runs(parser: Parser, epochs: bool = True) -> None:
             default=None,
             help="networks kept after these epochs (--snapshots), as in 0,5,30; 0: before the first step (default: finished)",
         )
+    parser.add_argument(
+        "--data_dir", type=str | None, default=None, help="folder of the data set's files, where it has moved since the runs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what the analysis draws")
     add_output(parser)
 

@@ -42,6 +42,7 @@ def _surface(options: Namespace) -> Surfaces:
             seed=options.seed,
             overwrite=options.overwrite,
             progress=progress,
+            data_dir=options.data_dir,
         )
 
 
@@ -71,7 +72,15 @@ def _curvature(options: Namespace) -> Curvature:
     measure = Measure(**{name: options[name] for name in names}, line=line if options.line else None)
     folder = Path(options.out) / "curvature-batches"
     with counting("networks", len(results) * len(epochs or [0])) as progress:
-        return analyze_curvature(results, epochs, measure, folder=folder, overwrite=options.overwrite, progress=progress)
+        return analyze_curvature(
+            results,
+            epochs,
+            measure,
+            folder=folder,
+            overwrite=options.overwrite,
+            progress=progress,
+            data_dir=options.data_dir,
+        )
 
 
 def _activations_options(parser: Parser) -> None:
@@ -84,7 +93,7 @@ def _activations(options: Namespace) -> Activations:
     from tost.analysis import analyze_activations
 
     with counting("networks", len(results) * len(epochs or [0])) as progress:
-        return analyze_activations(results, epochs, options.threshold, progress)
+        return analyze_activations(results, epochs, options.threshold, progress, options.data_dir)
 
 
 def _gradients_options(parser: Parser) -> None:
@@ -99,7 +108,7 @@ def _gradients(options: Namespace) -> GradientFlow:
 
     epochs = epochs_of(options) or kept_epochs(results)
     with counting("networks", len(results) * len(epochs)) as progress:
-        return analyze_gradient_flow(results, epochs, options.batches, options.seed, progress)
+        return analyze_gradient_flow(results, epochs, options.batches, options.seed, progress, options.data_dir)
 
 
 def _pswish_options(parser: Parser) -> None:
