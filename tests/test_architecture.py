@@ -132,6 +132,15 @@ FORBIDDEN = [
     ("tost/parallel.py", "tost.experiment"),
     ("tost/parallel.py", "tost.grid"),
     ("tost/parallel.py", "tost.cli"),
+    ("tost/shrinking", "tost.models"),
+    ("tost/shrinking", "tost.training"),
+    ("tost/shrinking", "tost.runs"),
+    ("tost/shrinking", "tost.report"),
+    ("tost/shrinking", "tost.cli"),
+    ("tost/shrinking/channels.py", "tost.shrinking.layers"),
+    ("tost/shrinking/rules.py", "tost.shrinking.walk"),
+    ("tost/shrinking/walk.py", "tost.shrinking.needs"),
+    ("tost/shrinking/saved.py", "tost.shrinking.removal"),
 ]
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         models,
         optim,
         report,
+        shrinking,
     )
     from tost.accounting import Accounting, account
     from tost.config import Config
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tost.macs import Macs, count_macs
     from tost.masks import Masks, PruneStep, methods, prune, score
     from tost.recipe import Recipe
+    from tost.shrinking import Shrunk, load_shrunk, shrink
     from tost.tickets import Lottery, lottery
     from tost.training import Result, train
 
@@ -50,16 +52,19 @@ _EXPORTS = {
     "PruneStep": "tost.masks",
     "Recipe": "tost.recipe",
     "Result": "tost.training",
+    "Shrunk": "tost.shrinking",
     "account": "tost.accounting",
     "add_ghosts": "tost.ghosts",
     "compare": "tost.experiment",
     "count_macs": "tost.macs",
     "finalize": "tost.ghosts",
+    "load_shrunk": "tost.shrinking",
     "lottery": "tost.tickets",
     "methods": "tost.masks",
     "prune": "tost.masks",
     "rescale_init": "tost.init",
     "score": "tost.masks",
+    "shrink": "tost.shrinking",
     "train": "tost.training",
 }
 _SUBMODULES = {
@@ -76,6 +81,7 @@ _SUBMODULES = {
     "models",
     "optim",
     "report",
+    "shrinking",
 }
 
 __version__ = "0.1.0"
@@ -90,6 +96,7 @@ __all__ = [
     "PruneStep",
     "Recipe",
     "Result",
+    "Shrunk",
     "account",
     "add_ghosts",
     "analysis",
@@ -103,6 +110,7 @@ __all__ = [
     "finalize",
     "ghosts",
     "init",
+    "load_shrunk",
     "losses",
     "lottery",
     "masks",
@@ -113,6 +121,8 @@ __all__ = [
     "report",
     "rescale_init",
     "score",
+    "shrink",
+    "shrinking",
     "train",
 ]
 

@@ -26,7 +26,9 @@ from tost.masks import Masks, mask_file, npz_file
 from tost.report.from_runs import grids_of
 from tost.report.grids import grid_sheets
 from tost.runs import RunFolder, find_runs
+from tost.shrinking import load_shrunk, shrink
 from tost.teacher import load_teacher
+from tost_kernels import sparsify
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,19 @@ def _data(files: Files) -> Target:
     return Target(files.write, files.load, _same_pictures, (ValueError, FileNotFoundError), count=2000)
 
 
+def _net() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    first, groups, last = torch.nn.Conv2d(2, 6, 3), torch.nn.Conv2d(6, 6, 1, groups=3), torch.nn.Conv2d(6, 3, 1, bias=False)
+    with torch.no_grad():
+        first.weight[[0, 5]], groups.weight[:2] = 0, 0
+    return torch.nn.Sequential(first, torch.nn.BatchNorm2d(6), groups, last)
+
+
+def _write_shrunk(folder: Path) -> None:
+    masks = {"0": _net()[0].weight != 0}
+    shrink(sparsify(_net(), masks), input_shape=(2, 5, 5)).save(folder / "shrunk.safetensors")
+
+
 TARGETS = {
     "masks": Target(
         _write_masks,
@@ -204,6 +219,14 @@ TARGETS = {
         mutate=mutate_safetensors,
         sealed=True,
         count=50_000,
+    ),
+    "shrunk": Target(
+        _write_shrunk,
+        lambda folder: dict(load_shrunk(_net, folder / "shrunk.safetensors").state_dict()),
+        _same_tree,
+        (ValueError,),
+        mutate=mutate_safetensors,
+        sealed=True,
     ),
     "result": Target(_write_run, _load_run, _anything),
     "comparison": Target(_write_comparison, _load_comparison, _anything, count=1000),

@@ -68,8 +68,8 @@ def test_typos_in_a_process_of_their_own(tmp_path: Path, arguments: list[str], m
     [
         (
             [],
-            "tost: error: expected a command: train, prune, lottery, compare, compare-masks, analyze, report, reproduce, data, "
-            "info",
+            "tost: error: expected a command: train, prune, shrink, lottery, compare, compare-masks, analyze, report, reproduce, "
+            "data, info",
         ),
         (["trian"], "tost: error: command: unknown name 'trian'; did you mean train?"),
         (["train", "--densty", "1"], "tost train: error: unrecognized arguments: --densty 1; did you mean --density?"),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, reproduce, train
+from tost.cli import analyze, compare, compare_masks, data, info, lottery, prune, report, reproduce, shrink, train
 from tost.cli.output import complain, print_warning, reader_is_gone
 from tost.cli.tree import tree
 from tost.cli.words import with_recipe_spelled_out, with_underscores
@@ -19,6 +19,7 @@ from tost.cli.words import with_recipe_spelled_out, with_underscores
 _COMMANDS = {
     "train": train,
     "prune": prune,
+    "shrink": shrink,
     "lottery": lottery,
     "compare": compare,
     "compare-masks": compare_masks,
