@@ -10,9 +10,9 @@ from torch import fx, nn
 from tost.ghosts.joints import Joint, convs_of_their_own, find_joints, find_swishes, relus_that_stay, settle_inplace
 from tost.ghosts.strength import ghosts_of
 from tost.ghosts.trace import Trace, trace
-from tost.ghosts.tracer import Untraceable
 from tost.ghosts.wire import GHOSTS, wire
 from tost.recipe import Recipe
+from tost.tracer import Untraceable
 from tost_kernels.nn.surgery import duplicate
 
 __all__ = ["add_ghosts", "check_ghosts"]

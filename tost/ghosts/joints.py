@@ -19,8 +19,8 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tost.ghosts.branch import FUSABLE
-from tost.ghosts.tracer import INPLACE_ADD, Untraceable, where
 from tost.recipe import Recipe
+from tost.tracer import INPLACE_ADD, Untraceable, where
 from tost_kernels.nn import Conv2d, SparseConv2d, SparseModule
 
 __all__ = ["Joint", "convs_of_their_own", "find_joints", "find_swishes", "input_of", "relus_that_stay", "settle_inplace"]

@@ -17,18 +17,37 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from tost.ghosts.tracer import NOT_TRACED, Flag, Tracer, Untraceable, where
 from tost.isolation import isolated
+from tost.tracer import NOT_TRACED, Flag, Tracer, Untraceable, where
+from tost_kernels.nn import SparseConv2d, SparseModule
 
 __all__ = ["Trace", "expect_default", "trace"]
 
 
+# What `add_ghosts` looks for. A module without any of them inside is called as it is, and never looked into.
+_SOUGHT = (nn.Conv2d, SparseConv2d, nn.BatchNorm2d, nn.ReLU)
+# Layers whose subclasses are layers too, wherever they are defined.
+_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, SparseModule)
+_PACKAGES = ("torch.nn.", "torch.ao.nn.", "tost_kernels.nn.")
 # What holds a network, and the attribute where.
 _WRAPPERS = (
     ((nn.DataParallel, nn.parallel.DistributedDataParallel), "module"),
     (torch._dynamo.OptimizedModule, "_orig_mod"),
 )
+
+
+class _Tracer(Tracer):
+    """Looks into every module that has something of what is sought inside."""
+
+    subject = "add_ghosts: net"
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        kind = type_before_parametrizations(m)
+        if isinstance(m, _LAYERS) or not any(isinstance(inner, _SOUGHT) for inner in m.modules()):
+            return True
+        return f"{kind.__module__}.".startswith(_PACKAGES) and not isinstance(m, nn.Sequential)
 
 
 class Trace(NamedTuple):
@@ -50,11 +69,11 @@ def trace(net: nn.Module) -> Trace:
     """
     _check_modules(net)
     frozen = _frozen_arguments(net)
-    tracers = [Tracer(net, training=True), Tracer(net, training=False)]
+    tracers = [_Tracer(net, training=True), _Tracer(net, training=False)]
     with _attributes_put_back(net) as changed:
         graphs = [_graph_of(tracer, frozen, changed) for tracer in tracers]
         if any(tracer.reads_mode for tracer in tracers):
-            graphs += [_graph_of(Tracer(net, training, flags=True), frozen, changed) for training in (True, False)]
+            graphs += [_graph_of(_Tracer(net, training, flags=True), frozen, changed) for training in (True, False)]
     graph = graphs[0]
     for nodes in zip(*[list(each.nodes) for each in graphs], strict=False):
         node = nodes[0]
@@ -125,7 +144,7 @@ def _merged(values: Sequence[Any], node: fx.Node) -> Any:
 
 def _check_modules(net: nn.Module) -> None:
     """Raises for modules that a graph would call in another way, or not at all."""
-    tracer = Tracer(net, training=True)
+    tracer = _Tracer(net, training=True)
     for kinds, inner in _WRAPPERS:
         if isinstance(net, kinds):
             tracer.refuse(

@@ -16,8 +16,8 @@ from torch import fx, nn
 from tost.ghosts.branch import Ghost, GhostSwish
 from tost.ghosts.joints import Joint, input_of
 from tost.ghosts.trace import Trace
-from tost.ghosts.tracer import NOT_TRACED, PLAIN
 from tost.recipe import Recipe
+from tost.tracer import NOT_TRACED, PLAIN
 
 __all__ = ["GHOSTS", "Rewired", "check_attributes", "unwire", "wire"]
 

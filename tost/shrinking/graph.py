@@ -10,9 +10,9 @@ from torch import fx, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from tost.ghosts.tracer import Tracer, Untraceable
 from tost.ghosts.wire import Rewired
 from tost.shrinking.layers import is_mixer, is_norm
+from tost.tracer import Tracer, Untraceable
 from tost_kernels.nn import SparseModule
 
 __all__ = ["Graph", "Untraceable", "check_modules", "graph_of"]
@@ -20,6 +20,10 @@ __all__ = ["Graph", "Untraceable", "check_modules", "graph_of"]
 _PACKAGES = ("torch.nn.", "torch.ao.nn.", "tost_kernels.nn.")
 # What holds a network, and the attribute where.
 _WRAPPERS = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module", OptimizedModule: "_orig_mod"}
+_ADVICE = (
+    "nothing was removed. A graph cannot branch on values or sizes of tensors, nor assign to parts of them: put such code into a "
+    "function under torch.fx.wrap, whose channels then stay"
+)
 
 
 class Graph:
@@ -32,39 +36,17 @@ class Graph:
 
 
 class _Tracer(Tracer):
-    """Looks into every module of the user's; what it refuses is refused in our name."""
+    """Looks into every module of the user's."""
+
+    subject = "shrink: model"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             return False
         return is_mixer(m) or is_norm(m) or isinstance(m, SparseModule) or f"{type(m).__module__}.".startswith(_PACKAGES)
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        # The base class's passes for a tensor, which torch's own functions believe: a size that does crashes them.
-        return fx.Proxy(node, self) if _is_size(node) else super().proxy(node)
-
     def refuse(self, what: str, todo: str, *, place: str | None = None, cause: BaseException | None = None) -> NoReturn:
-        try:
-            super().refuse(what, todo, place=place, cause=cause)
-        except Untraceable as error:
-            text = str(error).removeprefix("add_ghosts: net: ").removesuffix(f"; {todo}")
-            raise Untraceable(
-                f"shrink: model: {text}; nothing was removed. A graph cannot branch on values or sizes of tensors, nor assign to "
-                "parts of them: put such code into a function under torch.fx.wrap, whose channels then stay"
-            ) from cause
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a value is made of the sizes of tensors."""
-    if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):
-        size = True
-    elif node.op == "call_function" and node.target is getattr:
-        size = node.args[1] in ("shape", "ndim")
-    else:
-        inputs = node.all_input_nodes
-        size = node.op == "call_function" and bool(inputs) and all(source.meta["size"] for source in inputs)
-    node.meta["size"] = size
-    return size
+        super().refuse(what, _ADVICE, place=place, cause=cause)
 
 
 def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from tost.ghosts.tracer import INPLACE_ADD
 from tost.shrinking.channels import Array, Channels, Slots
+from tost.tracer import INPLACE_ADD
 
 __all__ = ["Call", "keeps_count", "rule_for"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from tost.ghosts.tracer import where
 from tost.shrinking.channels import Array, Channels, Slots
 from tost.shrinking.layers import Mixer, Norm, geometry
 from tost.shrinking.rules import Call, keeps_count, rule_for
+from tost.tracer import where
 
 __all__ = ["Layer", "Walk"]
 

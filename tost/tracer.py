@@ -1,4 +1,7 @@
-"""torch.fx's tracer, made to keep what a graph can keep and to refuse, with the place, what it cannot."""
+"""torch.fx's tracer, made to keep what a graph can keep and to refuse, with the place, what it cannot.
+
+Ghosts are wired into its graphs (`tost.ghosts`), dead filters are found in them (`tost.shrinking`).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import tost_kernels
-from tost_kernels.nn import SparseConv2d, SparseModule
 
 __all__ = ["INPLACE_ADD", "NOT_TRACED", "PLAIN", "Flag", "Tracer", "Untraceable", "where"]
 
@@ -27,11 +28,6 @@ NOT_TRACED = "move this code into a module without Conv2d, BatchNorm2d and ReLU,
 # Attributes of these types are read once, by the trace, where forward reads them.
 PLAIN = (bool, int, float, str, type(None))
 _OF_EVERY_MODULE = frozenset(dir(nn.Module()))
-# What `add_ghosts` looks for. A module without any of them inside is called as it is, and never looked into.
-_SOUGHT = (nn.Conv2d, SparseConv2d, nn.BatchNorm2d, nn.ReLU)
-# Layers whose subclasses are layers too, wherever they are defined.
-_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, SparseModule)
-_PACKAGES = ("torch.nn.", "torch.ao.nn.", "tost_kernels.nn.")
 _TORCH = str(inspect.getfile(torch))[: -len("__init__.py")]
 
 
@@ -63,6 +59,7 @@ class Tracer(fx.Tracer):
     """
 
     proxy_buffer_attributes = True
+    subject: ClassVar[str]  # function and argument in whose name it refuses: "add_ghosts: net"
 
     def __init__(self, net: nn.Module, training: bool, flags: bool = False) -> None:
         super().__init__(autowrap_modules=(math, tost_kernels))  # type: ignore[arg-type]
@@ -100,14 +97,8 @@ class Tracer(fx.Tracer):
         """Raises Untraceable; `place` is by default where the user's code is now."""
         kind = type(self.net).__name__
         raise Untraceable(
-            f"add_ghosts: net: expected a network that torch.fx can trace, got {kind}: {place or _place()}: {what}; {todo}"
+            f"{self.subject}: expected a network that torch.fx can trace, got {kind}: {place or _place()}: {what}; {todo}"
         ) from cause
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kind = type_before_parametrizations(m)
-        if isinstance(m, _LAYERS) or not any(isinstance(inner, _SOUGHT) for inner in m.modules()):
-            return True
-        return f"{kind.__module__}.".startswith(_PACKAGES) and not isinstance(m, nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outer, self.innermost = self.innermost, m
@@ -116,7 +107,8 @@ class Tracer(fx.Tracer):
         return result
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        # torch's own functions believe what passes for a tensor, and crash where a size does
+        return fx.Proxy(node, self) if _is_size(node) else _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         modes = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
@@ -130,6 +122,19 @@ class Tracer(fx.Tracer):
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and self.tensor_attrs.get(a) is None:
             self.refuse("a tensor that is no part of the network", "register it as a buffer")
         return super().create_arg(a)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a value is made of nothing but the sizes of tensors."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):
+        size = True
+    elif node.op == "call_function" and node.target is getattr:
+        size = node.args[1] in ("shape", "ndim")
+    else:
+        inputs = node.all_input_nodes
+        size = node.op == "call_function" and bool(inputs) and all(source.meta.get("size", False) for source in inputs)
+    node.meta["size"] = size
+    return size
 
 
 class _Proxy(fx.Proxy):
