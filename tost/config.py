@@ -18,10 +18,11 @@ from tost.choices import check_choice
 from tost.files import read_yaml
 from tost.model_address import absolute, is_address, short_name
 from tost.recipe import Recipe
+from tost.split_lbi import SplitLBIOptions
 
 BACKENDS = ("dense", "masked-dense", "reference", "sparse")
 RECIPES = ("tost", "vanilla")
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "splitlbi")
 SCHEDULES = ("multistep", "step", "cosine", "constant")
 AMP = ("none", "bf16", "fp16")
 MASK_CHECKS = ("none", "shuffled", "reinitialised")  # arXiv 2009.08576
@@ -71,7 +72,11 @@ class Config:
     steps: int | None = _option(None, "optimizer steps; overrides epochs")
     batch_size: int = _option(128, "images a step, over all processes and accumulated parts")
     accumulate: int = _option(1, "parts a batch is computed in, one after the other, to save memory")
-    optimizer: str = _option("sgd", "sgd, adam or adamw")
+    optimizer: str = _option("sgd", "sgd, adam, adamw; or splitlbi, which finds sparse structure in a dense network")
+    split_lbi: SplitLBIOptions | None = field(
+        default=None,
+        metadata={"help": "of optimizer splitlbi, each as --split_lbi.NAME VALUE (see tost.split_lbi.SplitLBIOptions)"},
+    )
     lr: float = _option(0.1, "learning rate after the warm-up")
     momentum: float = _option(0.9, "momentum of SGD")
     nesterov: bool = _option(False, "Nesterov momentum of SGD")
@@ -108,6 +113,13 @@ class Config:
     def __post_init__(self) -> None:
         recipe = recipe_of(self.recipe)
         object.__setattr__(self, "recipe", recipe)
+
+        options: Any = SplitLBIOptions() if self.split_lbi is None and self.optimizer == "splitlbi" else self.split_lbi
+        if isinstance(options, Mapping):
+            options = SplitLBIOptions.from_dict(options)
+        if not isinstance(options, SplitLBIOptions | None):
+            raise TypeError(f"split_lbi: expected SplitLBIOptions, a mapping or none, got {options!r}")
+        object.__setattr__(self, "split_lbi", options)
 
         # one value, one hash: 1 and 1.0, lists and tuples are the same; a file is the same from any folder
         if isinstance(self.model, str):
@@ -159,6 +171,9 @@ class Config:
         _require(whole, "accumulate", f"a divisor of batch_size ({self.batch_size})", self.accumulate)
         distils = recipe.distillation > 0
         _require(self.teacher is not None or not distils, "teacher", "a run folder, as recipe.distillation > 0", self.teacher)
+        if self.optimizer == "splitlbi":
+            _require(self.backend == "dense", "backend", "'dense' with optimizer 'splitlbi', which finds the masks", self.backend)
+            _require(not recipe.has_ghosts, "recipe", "no ghosts with optimizer 'splitlbi', which would prune them", recipe)
         drop = self.first_drop
         if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and drop is not None:
             # the fade ends at the first drop of the learning rate
@@ -218,6 +233,8 @@ class Config:
         dead: set[str] = set()
         if self.backend != "sparse":
             dead.add("tune")
+        if self.optimizer != "splitlbi":
+            dead.add("split_lbi")
         if self.backend == "dense":
             dead |= {*_CHOOSE_MASKS, "masks"}
             if self.mask_check == "shuffled":  # weights drawn anew are others in a dense network too
@@ -274,6 +291,8 @@ class Config:
         config = self.in_effect
         values = config.as_dict()
         del values["out"], values["cuda_graph"]  # the same kernels, one by one or replayed: the same bits
+        if values["split_lbi"] is None:  # younger than runs that are to be found again
+            del values["split_lbi"]
         if (file := config.masks_file) is not None:
             values["masks"] = hashlib.sha256(file.read_bytes()).hexdigest()
         if is_address(self.model) and (source := tost.models.source_digest(self.model)):

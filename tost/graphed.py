@@ -53,6 +53,8 @@ def why_not_graphed(config: Config, device: torch.device, processes: int = 1) ->
         return f"{processes} processes share the batches, and what they exchange is not recorded"
     if config.amp == "fp16":
         return "the gradient scaler of amp: fp16 decides on the host; bf16 needs none"
+    if config.optimizer == "splitlbi":
+        return "SplitLBI has its learning rate on the host"
     return None
 
 

@@ -122,7 +122,7 @@ class RunFolder:
     state_dict of the network in training, its ghosts included, at the step to which the other rounds go back; the last round
     has lottery.json, the record of all rounds. A run that stopped at a loss without a number has diverged.json, which says where.
     Where snapshots were asked for, epoch-0005.safetensors is the network in training, its ghosts included, as it was after 5
-    epochs.
+    epochs. In solution-path is what SplitLBI had found after each epoch, see `tost.optim.SolutionPath`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,6 +135,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.rewind = path / "rewind.safetensors"
         self.lottery = path / "lottery.json"
+        self.path_points = path / "solution-path"
         self.result = path / "result.json"
         self.divergence = path / "diverged.json"
 
@@ -213,6 +214,7 @@ class RunFolder:
             self.masks,
             self.divergence,
             *self.snapshots.values(),
+            *self.path_points.glob("*"),
         ):
             path.unlink(missing_ok=True)
 

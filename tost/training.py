@@ -37,6 +37,7 @@ from tost.callbacks import (
     NonFiniteLoss,
     ProgressBar,
     Record,
+    RecordPath,
     StopAtNonFinite,
     StopAtSignal,
     Stopped,
@@ -50,6 +51,7 @@ from tost.graphed import update_of
 from tost.isolation import isolated
 from tost.loop import Run, steps
 from tost.masks import Masks
+from tost.optim import SolutionPath
 from tost.preparation import (
     LAYOUTS,
     Prepared,
@@ -240,6 +242,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
     around += [ProgressBar(conduct.title)] if conduct.title is not None and me.is_main else []
     if me.is_main:
         around += [NetworkAt(step, partial(folder.save_snapshot, epoch)) for epoch, step in snapshots.items()]
+        around += [RecordPath(SolutionPath(folder.path_points))] if config.optimizer == "splitlbi" else []
     around += [*conduct.callbacks, record]
     around += [*board, StopAtNonFinite(), stop, Checkpoint(save, conduct.checkpoint_seconds, lambda: stop.number)]
 

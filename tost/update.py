@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 import tost_kernels as tk
 from tost import distributed
 from tost.config import Config
+from tost.optim import SplitLBI, split_lbi_groups
 
 __all__ = ["LossOf", "Update", "load_optimizer", "optimizer_of", "precision_of"]
 
@@ -30,6 +31,8 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
 
     On a CUDA device the learning rate is a tensor there, recorded steps or not, so that both have the same bits.
     """
+    if config.optimizer == "splitlbi":
+        return _split_lbi(config, net)
     groups = tk.param_groups(net, config.weight_decay)
     device = next(net.parameters()).device
     recordable = device.type == "cuda" and config.amp != "fp16"
@@ -41,6 +44,26 @@ def optimizer_of(config: Config, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, lr=lr, betas=(config.betas[0], config.betas[1]), fused=True, capturable=recordable)
+
+
+def _split_lbi(config: Config, net: nn.Module) -> SplitLBI:
+    """It leaves weight decay off whatever has less than two dimensions by itself."""
+    options = config.split_lbi
+    assert options is not None
+    linear = options.lam if options.lam_linear is None else options.lam_linear
+    groups = split_lbi_groups(
+        net, conv={"prox": options.prox, "lam": options.lam}, linear={"prox": options.prox_linear, "lam": linear}
+    )
+    return SplitLBI(
+        groups,
+        lr=config.lr,
+        kappa=options.kappa,
+        nu=options.nu,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        sqrt_d=options.sqrt_d,
+    )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import tost
 from tost import Config, Recipe
+from tost.split_lbi import SplitLBIOptions
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,18 @@ from tost import Config, Recipe
         ("teacher", None),
         ("recipe", "tots"),
         ("recipe", 3),
+        ("split_lbi", 3),
+        ("split_lbi", {"mu": 3}),
+        ("split_lbi.kappa", {"kappa": 0}),
+        ("split_lbi.lam_linear", {"lam_linear": -1}),
+        ("split_lbi.prox", {"prox": "ridge"}),
+        ("split_lbi.sqrt_d", {"sqrt_d": 1}),
     ],
 )
 def test_a_wrong_value_names_its_field(field: str, value: Any) -> None:
     distils = {"recipe": Recipe(distillation=0.5)} if field == "teacher" else {}
     with pytest.raises((ValueError, TypeError), match=rf"^{field}: "):
-        Config(**{field: value, **distils})
+        Config(**{field.partition(".")[0]: value, **distils})
 
 
 def test_errors_across_fields() -> None:
@@ -72,6 +79,10 @@ def test_errors_across_fields() -> None:
         Config(nesterov=True, momentum=0)
     with pytest.raises(ValueError, match=r"^recipe.fade_start: expected at most the first drop"):
         Config(recipe=Recipe(fade_start=0.6))
+    with pytest.raises(ValueError, match=r"^backend: expected 'dense' with optimizer 'splitlbi', .*, got 'sparse'"):
+        Config(optimizer="splitlbi", recipe=Recipe.vanilla())
+    with pytest.raises(ValueError, match=r"^recipe: expected no ghosts with optimizer 'splitlbi'"):
+        Config(optimizer="splitlbi", backend="dense")
     Config(recipe=Recipe(fade_start=0.6, fade_end=0.7))
 
 
@@ -215,10 +226,14 @@ def test_hash_is_about_the_result(tmp_path: Path) -> None:
         "mask_check": "shuffled",
     }
     same = {"out", "cuda_graph"}  # a recorded step is the step
-    assert {f.name for f in dataclasses.fields(Config)} == {*changed, *same}
+    assert {f.name for f in dataclasses.fields(Config)} == {*changed, *same, "split_lbi"}
     assert {dataclasses.replace(base, cuda_graph=value).hash for value in (None, False, True)} == {base.hash}
     hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}
     assert len(hashes | {base.hash}) == len(changed) + 1
+    found = Config(optimizer="splitlbi", backend="dense", recipe=Recipe.vanilla())
+    assert found.hash == dataclasses.replace(found, split_lbi=SplitLBIOptions()).hash
+    assert found.hash != dataclasses.replace(found, split_lbi=SplitLBIOptions(nu=20)).hash
+    assert base.hash == dataclasses.replace(base, split_lbi=SplitLBIOptions(nu=20)).hash  # without effect
 
 
 def test_hash_is_about_the_content_of_files(tmp_path: Path) -> None:
