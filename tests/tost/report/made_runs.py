@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tests.tost.finished_run import made
 from tost.accounting import Accounting
 from tost.config import Config
 from tost.grid import Grid
@@ -19,12 +20,10 @@ TIMES = (
 
 
 def result(accuracy: float, recipe: Recipe, seed: int = 0, **changes: Any) -> Result:
-    return Result(
-        config=Config(recipe=recipe, seed=seed, **changes),
-        run_dir=Path("runs/x"),
+    return made(
+        Config(recipe=recipe, seed=seed, **changes),
+        Path("runs/x"),
         test_accuracy=accuracy,
-        test_loss=1.0,
-        best=None,
         history=(
             {"epoch": 1, "step": 10, "test_accuracy": accuracy / 2},
             {"epoch": 2, "step": 20},
@@ -32,18 +31,8 @@ def result(accuracy: float, recipe: Recipe, seed: int = 0, **changes: Any) -> Re
         ),
         accounting=Accounting(13530, 270608, 0.05, 0, 15108),
         ghost_weights_at_start=29696 if recipe.ghost_skip else 0,
-        masks_fingerprint="m",
-        weights_fingerprint="w",
-        batches_fingerprint="b",
         seconds=12.0,
-        ms_per_step=2.5,
-        ms_per_step_with_ghosts=None,
-        images_per_second=100.0,
         kernels="cpu",
-        device="cpu",
-        processes=1,
-        threads=1,
-        torch="2.13",
     )
 
 
