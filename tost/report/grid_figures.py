@@ -133,11 +133,11 @@ def _forest(axes: Axes, rows: Sequence[_Row], edge: float) -> None:
 
 
 def _edge(rows: Sequence[_Row]) -> float:
-    """Where the axis ends: beyond every mean, and beyond the intervals unless they are far wider than the means are off."""
+    """Where the axis ends: beyond every mean, and beyond the intervals unless a few are far wider than all else."""
     means = [abs(100 * row.difference.mean) for row in rows if row.difference.mean is not None]
     bounds = [abs(100 * bound) for row in rows for bound in (row.difference.low, row.difference.high) if bound is not None]
     farthest = max(means, default=0.0)
-    return max(min(max(bounds, default=0.0), max(3 * farthest, statistics.median(bounds or [0.0]))), 1.05 * farthest, 0.5)
+    return max(min(max(bounds, default=0.0), 3 * max(farthest, statistics.median(bounds or [0.0]))), 1.05 * farthest, 0.5)
 
 
 def _verdict_marks() -> list[Line2D]:
