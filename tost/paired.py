@@ -55,10 +55,14 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """ "won" where the interval lies above 0, "lost" where it lies below, else "undecided", as is a single pair."""
-        if self.low is not None and self.low > 0:
-            return "won"
-        return "lost" if self.high is not None and self.high < 0 else "undecided"
+        """ "won" where the interval lies above 0, "lost" where it lies below, else "undecided".
+
+        A single pair is undecided, and so are pairs that all differ by the same: two accuracies of a thousand images often do by
+        chance, and their interval without width would be a certainty that nobody has.
+        """
+        if self.low is None or self.high is None or self.low == self.high:
+            return "undecided"
+        return "won" if self.low > 0 else "lost" if self.high < 0 else "undecided"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, with the verdict."""

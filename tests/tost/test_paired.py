@@ -44,8 +44,10 @@ def test_a_pair_without_a_value_is_left_out_and_counted() -> None:
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ((0.1, 0.1), "won"),
-        ((-0.1, -0.1), "lost"),
+        ((0.100, 0.101), "won"),
+        ((-0.100, -0.101), "lost"),
+        ((0.1, 0.1), "undecided"),
+        ((-0.1, -0.1), "undecided"),
         ((0.0, 0.0), "undecided"),
         ((0.1, -0.1), "undecided"),
         ((0.1,), "undecided"),
