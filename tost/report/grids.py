@@ -147,7 +147,7 @@ def _summary_sheet(grid: Grid) -> Sheet:
         ("variant", "against", "cells", "won", "lost", "undecided", "pooled difference", "diverged"),
         tuple(rows),
         "Cells: won where the 95% t-interval of the paired difference lies above 0, lost where it lies below, else undecided, "
-        "as without two pairs that differ. Pooled: points; of each seed the mean over the cells, of these the mean over the seeds "
+        "as without two pairs that differ. Pooled: points; of each seed the mean over the cells, of these that of the seeds "
         "with its 95% t-interval, as cells of a seed share weights and batches and are not independent. Diverged: runs of both "
         "without an accuracy; a seed is pooled only where it has all cells, so that each mean is over the same ones.",
         texts=("against", "cells"),
