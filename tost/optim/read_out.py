@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tost.masks.layers import Layer, prunable_layers
+from tost.masks.layers import Layer, is_sparse, prunable_layers
 
 __all__ = ["PathPoint", "Supports", "path_point", "supports"]
 
 
 class Supports(Protocol):
     """The part of SplitLBI that is read."""
+
+    param_groups: list[dict[str, Any]]
 
     def has_gamma(self, param: Tensor) -> bool: ...
 
@@ -66,6 +68,13 @@ def path_point(optimizer: Supports, model: nn.Module) -> PathPoint:
 def _layers(optimizer: Supports, model: nn.Module) -> list[Layer]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    wanted = {id(p) for group in optimizer.param_groups if group["prox"] is not None for p in group["params"]}
+    packed = (name for name, module in model.named_modules() if is_sparse(module) and id(module.values) in wanted)
+    if (name := next(packed, None)) is not None:
+        raise ValueError(
+            f"model: layer {name!r} holds packed weights, a vector without a Gamma: train the dense network "
+            '(tost_kernels.densify), or put them into a group with "prox": None'
+        )
     names = [
         name
         for name, module in model.named_modules()

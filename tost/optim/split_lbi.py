@@ -94,7 +94,8 @@ class SplitLBI(Optimizer):
 
     Raises:
         TypeError, ValueError: an option is not as above; a parameter is complex, sparse, half precision, or the packed
-            `values` of a sparse layer (known by the name, where params are named; or because nothing has a Gamma).
+            `values` of a sparse layer (known by the name, where params are named; or because nothing has a Gamma; `supports`
+            knows them by the module).
     """
 
     _warned: bool
@@ -150,7 +151,7 @@ class SplitLBI(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with options of its own. Raises as the constructor does; nothing is added then."""
-        unknown = param_group.keys() - set(self._options()) - {"params", "initial_lr"}
+        unknown = param_group.keys() - set(self._options()) - {"params", "param_names", "initial_lr"}
         if unknown:
             raise ValueError(f"params: unknown option {min(unknown)!r} of a group; there are {', '.join(self._options())}")
         super().add_param_group(param_group)
@@ -214,7 +215,7 @@ class SplitLBI(Optimizer):
 
         Of the Conv2d and Linear layers of `model` (not its DDP wrapper) whose weights have a Gamma here.
 
-        Raises ValueError if there is none, or such a layer is tied to another.
+        Raises ValueError if there is none, such a layer is tied to another, or weights that should have a Gamma are packed.
         """
         return supports(self, model)
 

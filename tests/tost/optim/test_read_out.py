@@ -47,6 +47,13 @@ def test_packed_weights_are_refused() -> None:
     SplitLBI(vectors, lr=0.1, prox=None)  # nobody asks for a Gamma
     optimizer = SplitLBI([p for p in sparse.parameters() if p.dim() > 1], lr=0.1)
     assert set(optimizer.supports(sparse)) == {"depthwise"}
+    mixed = SplitLBI(sparse.parameters(), lr=0.1)  # bare tensors: `values` looks like a bias
+    for read in (mixed.supports, mixed.path_point):
+        with pytest.raises(ValueError, match="model: layer 'stem' holds packed weights, a vector without a Gamma"):
+            read(sparse)
+    values = [sparse.stem.values, sparse.head.values]
+    others = [p for p in sparse.parameters() if all(p is not v for v in values)]
+    assert set(SplitLBI([{"params": others}, {"params": values, "prox": None}], lr=0.1).supports(sparse)) == {"depthwise"}
 
 
 def test_bad_arguments_of_groups() -> None:

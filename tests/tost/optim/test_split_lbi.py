@@ -344,6 +344,13 @@ def test_a_bad_group_is_not_added() -> None:
     assert [group["lam"] for group in optimizer.param_groups] == [1.0, 3.0]
 
 
+def test_groups_of_another_optimizer_are_taken_over_with_their_names() -> None:
+    first = SplitLBI(small_net().named_parameters(), lr=0.1, lam=0.3)
+    second = SplitLBI([dict(group) for group in first.param_groups], lr=9.0)
+    assert second.param_groups[0].items() >= {"lr": 0.1, "lam": 0.3}.items()
+    assert "stem.weight" in second.param_groups[0]["param_names"]
+
+
 def test_only_parameters_with_a_gamma_are_read_out() -> None:
     net = small_net()
     optimizer = small_lbi(net)
