@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim.swa_utils import AveragedModel
 
 from tost.ghosts.wire import Rewired
 from tost.shrinking.layers import is_mixer, is_norm
@@ -19,7 +20,12 @@ __all__ = ["Graph", "Untraceable", "check_modules", "graph_of"]
 
 _PACKAGES = ("torch.nn.", "torch.ao.nn.", "tost_kernels.nn.")
 # What holds a network, and the attribute where.
-_WRAPPERS = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module", OptimizedModule: "_orig_mod"}
+_WRAPPERS = {
+    nn.DataParallel: "module",
+    nn.parallel.DistributedDataParallel: "module",
+    AveragedModel: "module",
+    OptimizedModule: "_orig_mod",
+}
 _ADVICE = (
     "nothing was removed. A graph cannot branch on values or sizes of tensors, nor assign to parts of them: put such code into a "
     "function under torch.fx.wrap, whose channels then stay"
@@ -79,15 +85,20 @@ def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 def check_modules(net: nn.Module) -> None:
     """Raises TypeError or ValueError for modules that a graph would call in another way, or not at all."""
-    for wrapper, inner in _WRAPPERS.items():
-        if isinstance(net, wrapper):
-            raise TypeError(f"shrink: model: {type(net).__name__} only wraps the network: use model.{inner}, and wrap the result")
     for name, module in net.named_modules():
+        inner = next((inner for wrapper, inner in _WRAPPERS.items() if isinstance(module, wrapper)), None)
+        if inner is not None:
+            path = f"model.{name}" if name else "model"
+            raise TypeError(
+                f"shrink: {path}: {type(module).__name__} only wraps the network: use {path}.{inner}, and wrap the result"
+            )
         label = f"{name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
         if isinstance(module, Rewired):
             raise ValueError(f"shrink: model: {label} has ghosts or fused tails: use tost.finalize(model) first")
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise ValueError(f"shrink: model: {label} has no weight yet: run one batch through the network first")
+        if any(t.is_meta for t in (*module._parameters.values(), *module._buffers.values()) if t is not None):
+            raise ValueError(f"shrink: model: {label} is on the device meta, without numbers: load its weights first")
         hooks = (module._forward_pre_hooks, module._forward_hooks)
         if any(hooks) and not (is_mixer(module) or is_norm(module)):
             raise ValueError(f"shrink: model: expected no hooks on {label}, which a graph does not show: remove them first")

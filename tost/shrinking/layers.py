@@ -61,6 +61,8 @@ def why_fixed(module: nn.Module) -> str | None:
         return "it has hooks"
     if is_norm(module):
         return None if type(module) in _NORMS else f"{type(module).__name__} is a subclass of torch's BatchNorm"
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        return "its weights are complex"
     if isinstance(module, SparseModule):
         return None if type(module) in _SPARSE else f"{type(module).__name__} is a subclass of a sparse layer"
     try:
@@ -87,20 +89,19 @@ class Mixer:
         with torch.no_grad():
             weight = module.weight if isinstance(module, SparseModule) else effective(module, "weight")
             assert isinstance(weight, Tensor)
-            taps = (
-                weight.detach().cpu().double().flatten(2).numpy() if weight.dim() > 2 else weight.detach().cpu().double().numpy()
-            )
             bias: Any = module.bias
+        taps = _numbers(weight.flatten(2) if weight.dim() > 2 else weight)
+        there = taps != 0
         if taps.ndim == 2:
-            self.used, self.leaks, self.sums = taps != 0, np.zeros((1, taps.shape[1]), dtype=bool), taps
+            self.used, self.leaks, self.sums = there, np.zeros((1, taps.shape[1]), dtype=bool), taps
         else:
-            self.used = (taps != 0).any(2)
-            self.leaks = (taps[:, :, ~_inner_taps(module).numpy()] != 0).any(2)
+            self.used = there.any(2)
+            self.leaks = there[:, :, ~_inner_taps(module).numpy()].any(2)
             self.sums = taps.sum(2)
         self.groups = int(getattr(module, "groups", 1))
         self.outputs = taps.shape[0]
         self.inputs = taps.shape[1] * self.groups
-        self.bias = np.zeros(self.outputs) if bias is None else bias.detach().cpu().double().numpy()
+        self.bias = np.zeros(self.outputs) if bias is None else _numbers(bias)
 
     @property
     def pads(self) -> bool:
@@ -135,7 +136,7 @@ class Norm:
     def __init__(self, module: nn.Module) -> None:
         def vector(name: str) -> Array | None:
             value: Any = getattr(module, name)
-            return None if value is None else value.detach().cpu().double().numpy()
+            return None if value is None else _numbers(value)
 
         self.features = int(module.num_features)  # type: ignore[arg-type]
         self.mean, self.variance = vector("running_mean"), vector("running_var")
@@ -150,6 +151,12 @@ class Norm:
         shift = np.zeros(self.features) if self.bias is None else self.bias
         result = (inputs - self.mean) / np.sqrt(self.variance + self.eps) * scale + shift
         return np.where(scale == 0, shift, result)
+
+
+def _numbers(tensor: Tensor) -> Array:
+    """In float64; of complex ones, which only layers that stay have, the magnitude."""
+    tensor = tensor.detach().cpu()
+    return (tensor.abs() if tensor.is_complex() else tensor).double().numpy()
 
 
 def _inner_taps(module: nn.Module) -> Tensor:

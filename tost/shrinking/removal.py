@@ -24,14 +24,14 @@ from tost.shrinking.needs import Needs
 from tost.shrinking.report import KeptDead, LayerChange, ShrinkReport
 from tost.shrinking.saved import save
 from tost.shrinking.walk import Layer, Walk
-from tost.user_batches import call, map_tensors, sample_of_ones, tensors_in
+from tost.user_batches import call, describe, map_tensors, sample_of_ones, tensors_in
 from tost_kernels.nn.surgery import duplicate
 
 __all__ = ["Shrunk", "shrink"]
 
 Zeroed = dict[str, tuple[int, ...]]
-# Both networks compute in float64; their sums have another order, no more.
-_TOLERANCE = 1e-6
+# Both networks compute in float64; their sums have another order, no more. Of the largest output, and where all are almost 0.
+_TOLERANCE, _FLOOR = 1e-6, 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +105,10 @@ def shrink(
             cuts, added = view.cuts(probe)
             _check(model, view.outputs, cuts, added, example)
         small = model if inplace else duplicate(model)
-        batch = len(tensors_in(example)[0])
-        before, macs = _parameters(model), view.macs(model, batch)
+        before, macs = _parameters(model), view.macs(model)
         kinds = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
         cut_out(small, cuts, added)
-    macs_left = view.macs(small, batch)
+    macs_left = view.macs(small)
     report = ShrinkReport(
         layers=view.changes(kinds),
         kept=view.kept(),
@@ -134,8 +133,10 @@ class _View:
                 kinds[module] = Norm(module)
         walk = Walk(graph.code, kinds, fixed)
         arguments = map_tensors(lambda t: t.clone(), graph.arguments)  # forward may write into them
+        torch.default_generator.manual_seed(0)  # what forward draws is the same at every run
         with torch.no_grad():
             self.outputs = walk.run(*arguments)
+        self._samples = 1 if walk.lone_image else _samples(graph.arguments)
         self.layers = list(walk.layers.values())
         self.needs = Needs(walk.slots, self.layers)
 
@@ -183,10 +184,10 @@ class _View:
                 found.setdefault((layer.path, self.needs.reason(int(layer.outputs[place]))), []).append(place)
         return tuple(KeptDead(layer, tuple(places), reason) for (layer, reason), places in found.items())
 
-    def macs(self, net: nn.Module, batch: int) -> tuple[int, int]:
-        """Multiply-adds of one of `batch` inputs in the layers of `net`, with all weights and with those that are kept."""
+    def macs(self, net: nn.Module) -> tuple[int, int]:
+        """Multiply-adds of one input in the layers of `net`, with all weights and with those that are kept."""
         counts = [
-            (layer.positions // batch, weight_count(net.get_submodule(layer.path)))
+            (layer.positions // self._samples, weight_count(net.get_submodule(layer.path)))
             for layer in self.layers
             if isinstance(layer.kind, Mixer)
         ]
@@ -262,7 +263,15 @@ def _example(example: Any, shape: Any) -> Any:
         return map_tensors(lambda t: torch.randn((2, *t.shape[1:]), generator=random, dtype=t.dtype), ones)
     if not tensors_in(example):
         raise TypeError(f"example_input: expected a tensor, or a tuple or mapping of tensors, got {type(example).__name__}")
+    if any(t.is_meta or t.numel() == 0 for t in tensors_in(example)):
+        raise ValueError(f"example_input: expected a batch with numbers, got one that is empty or on meta: {describe(example)}")
     return map_tensors(lambda t: t.detach().cpu().double() if t.is_floating_point() else t.detach().cpu(), example)
+
+
+def _samples(arguments: Any) -> int:
+    """How many samples a batch has: of its tensors, those with the most dimensions are the images; others may be options."""
+    most = max(tensors_in(arguments), key=Tensor.dim)
+    return most.shape[0] if most.dim() else 1
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -329,6 +338,7 @@ def _check(model: nn.Module, outputs: Any, cuts: Mapping[str, Cut], added: Mappi
     after = _plain(model)
     cut_out(after, cuts, added)
     expected = tree_leaves(outputs)
+    torch.default_generator.manual_seed(0)
     with torch.no_grad():
         try:
             got = tree_leaves(call(after, map_tensors(lambda t: t.clone(), example)))
@@ -349,10 +359,12 @@ def _difference(expected: Any, got: Any) -> str | None:
         return None if expected == got else f"{got!r:.50} instead of {expected!r:.50}"
     if expected.shape != got.shape:
         return f"shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
-    scale = max(1.0, float(expected.double().abs().nan_to_num().max())) if expected.numel() else 1.0
-    if torch.allclose(got.double(), expected.double(), rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True):
-        return None
-    return f"outputs that differ by {float((got.double() - expected.double()).abs().max()):.3g}"
+    wide = torch.complex128 if expected.is_complex() or got.is_complex() else torch.float64
+    expected, got = expected.to(wide), got.to(wide)
+    finite = expected[expected.isfinite()].abs()
+    atol = _TOLERANCE * float(finite.max()) + _FLOOR if finite.numel() else 0.0
+    other = ~torch.isclose(got, expected, rtol=0.0, atol=atol, equal_nan=True)
+    return f"outputs that differ by {float((got - expected)[other].abs().max()):.3g}" if other.any() else None
 
 
 def _parameters(net: nn.Module) -> int:

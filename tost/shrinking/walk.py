@@ -56,6 +56,7 @@ class Walk(fx.Interpreter):
         self.slots = Slots()
         self.known: dict[fx.Node, Channels] = {}
         self.layers: dict[nn.Module, Layer] = {}
+        self.lone_image = False  # whether a convolution was given an image without a batch
 
     def run_node(self, n: fx.Node) -> Any:
         versions = {node: value._version for node, value in self.env.items() if isinstance(value, Tensor)}
@@ -119,6 +120,7 @@ class Walk(fx.Interpreter):
         linear = geometry(module)[0] == "in_features"
         # an image alone has its channels first
         axis = rank - 1 if linear else rank - len(module.kernel_size) - 1  # type: ignore[arg-type]
+        self.lone_image |= axis == 0 and not linear
         x = call.first if call.first is not None and call.first.axis == axis else None
         layer = self.layers.get(module)
         if layer is None:

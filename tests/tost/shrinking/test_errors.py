@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import tost
 from tests.tost.shrinking.dead_filters import randomised
@@ -45,6 +46,21 @@ class Variadic(Base):
         return self.last(self.conv(images[0]))
 
 
+class HiddenBesideInfinity(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super().forward(x), x[:, :1, 1:-1, 1:-1] * 0 - torch.inf], 1)
+
+
+class HiddenAndTiny(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e-8
+
+
+class HiddenImaginary(Hidden):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1j
+
+
 def _state(net: nn.Module) -> dict[str, Any]:
     return {name: (id(module), dict(vars(module))) for name, module in net.named_modules()}
 
@@ -55,6 +71,9 @@ def _state(net: nn.Module) -> dict[str, Any]:
     [
         (Branching, r"torch.fx can trace, got Branching: .*test_errors.py:\d+.*; nothing was removed"),
         (Hidden, "depends on the number of channels in a way that its graph does not show, so nothing was removed"),
+        (HiddenBesideInfinity, "outputs that differ by"),
+        (HiddenAndTiny, "outputs that differ by"),
+        (HiddenImaginary, "outputs that differ by"),
         (Variadic, r"got Variadic, whose forward takes \*args or \*\*kwargs"),
     ],
 )
@@ -87,6 +106,15 @@ def test_arguments_are_checked() -> None:
         tost.shrink(tost.add_ghosts(models.build("resnet20"), tost.Recipe.tost()), input_shape=(3, 8, 8))
     with pytest.raises(TypeError, match=r"DataParallel only wraps the network: use model.module, and wrap the result"):
         tost.shrink(nn.DataParallel(net), input_shape=(2, 5, 5))
+    with pytest.raises(TypeError, match=r"shrink: model.0: DataParallel only wraps the network: use model.0.module"):
+        tost.shrink(nn.Sequential(nn.DataParallel(net)), input_shape=(2, 5, 5))
+    with pytest.raises(TypeError, match=r"shrink: model: AveragedModel only wraps the network: use model.module"):
+        tost.shrink(AveragedModel(net), input_shape=(2, 5, 5))
+    with pytest.raises(ValueError, match=r"'0' \(Conv2d\) is on the device meta, without numbers: load its weights first"):
+        tost.shrink(nn.Sequential(nn.Conv2d(2, 4, 3, device="meta")), input_shape=(2, 5, 5))
+    for batch in (torch.zeros(0, 2, 5, 5), torch.zeros(1, 2, 5, 5, device="meta")):
+        with pytest.raises(ValueError, match="example_input: expected a batch with numbers, got one that is empty or on meta"):
+            tost.shrink(net, batch)
     with pytest.raises(ValueError, match=r"'1' \(LazyConv2d\) has no weight yet: run one batch through the network first"):
         tost.shrink(nn.Sequential(nn.Conv2d(2, 3, 1), nn.LazyConv2d(2, 1)), input_shape=(2, 5, 5))
     hooked = nn.Sequential(nn.Sequential(*net))
@@ -148,6 +176,14 @@ class TestPlantedMistakes:
 
         monkeypatch.setattr(Cut, "weight", shifted)
         self._caught(self._net())
+
+
+def test_what_forward_draws_is_the_same_before_and_after() -> None:
+    class Noisy(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.last(self.conv(x)), 0.5)  # in evaluation mode too
+
+    assert tost.shrink(Noisy(), input_shape=(2, 5, 5)).model.conv.out_channels == 3
 
 
 def test_training_code_that_only_evaluation_skips_is_not_looked_at() -> None:

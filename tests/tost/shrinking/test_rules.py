@@ -339,6 +339,41 @@ def test_a_squeezing_gate_follows_its_channels() -> None:
     assert outputs_left(shrunk(net, X)) == {"conv": 4, "norm": 4, "down": 3, "up": 4, "last": 2}
 
 
+def test_complex_layers_stay() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = (nn.Conv2d(2, 2, 1, dtype=torch.complex64) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.conv(x)).abs()
+
+    net = Complex()
+    kill(net.conv, [0])
+    with torch.no_grad():
+        net.conv.weight[1] = 1j  # no real part, and not dead
+    report = tost.shrink(net, X.to(torch.complex64)).report
+    assert report.kept == (("conv", (0,), "'conv' stays as it is: its weights are complex"),)
+
+
+def test_multiply_adds_are_of_one_sample() -> None:
+    net = net_of(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    expected = (12 * (18 * 4 + 4 * 3),) * 2
+    assert tost.shrink(net, X).report.macs == expected
+    assert tost.shrink(net, X[0]).report.macs == expected  # an image without a batch
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+            return self.net(x * scale)
+
+    for scale in (torch.tensor(2.0), torch.ones(1)):
+        assert tost.shrink(Scaled(), (scale, X)).report.macs == expected
+
+
 def test_arguments_of_forward() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
