@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import tost_kernels
 
-__all__ = ["INPLACE_ADD", "NOT_TRACED", "PLAIN", "Flag", "Tracer", "Untraceable", "where"]
+__all__ = ["INPLACE", "INPLACE_ADD", "NOT_TRACED", "PLAIN", "Flag", "Tracer", "Untraceable", "where"]
 
 NOT_TRACED = "move this code into a module without Conv2d, BatchNorm2d and ReLU, which is not traced"
 # Attributes of these types are read once, by the trace, where forward reads them.
@@ -166,11 +166,11 @@ def _add_inplace_operator(name: str) -> Callable[[Any, Any], Any]:
     return function
 
 
-_INPLACE = {
+INPLACE = {
     name: _add_inplace_operator(name)
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul")
 }
-INPLACE_ADD = _INPLACE["iadd"]
+INPLACE_ADD = INPLACE["iadd"]
 
 
 class _NoTensors(TorchFunctionMode):

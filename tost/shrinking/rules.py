@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tost.shrinking.channels import Array, Channels, Slots
-from tost.tracer import INPLACE_ADD
+from tost.tracer import INPLACE
 
 __all__ = ["Call", "keeps_count", "rule_for"]
 
@@ -69,7 +69,7 @@ def _elementwise(call: Call) -> Channels | None:
     known = {node: call.known[node] for node in call.node.all_input_nodes if node in call.known}
     if not known:
         return None
-    values = dict(zip(_nodes(call.node), _leaves(call), strict=True))
+    values = dict(zip(call.node.all_input_nodes, _leaves(call), strict=True))
     width = call.result.dim()
     axis = next(iter(known.values())).axis
     count = call.result.shape[axis]
@@ -114,12 +114,8 @@ def _on_vectors(call: Call, vectors: Mapping[fx.Node, Any]) -> Array:
     return target(*args, **kwargs).numpy()  # type: ignore[no-any-return]
 
 
-def _nodes(node: fx.Node) -> list[fx.Node]:
-    return node.all_input_nodes
-
-
 def _leaves(call: Call) -> list[Any]:
-    """The values of the argument nodes, in the order of `_nodes`."""
+    """The values of the nodes among the arguments, in the order of `all_input_nodes`."""
     found: dict[fx.Node, Any] = {}
 
     def collect(argument: Any, value: Any) -> None:
@@ -145,7 +141,7 @@ def _only_zeros(call: Call, channels: Channels) -> Channels:
 
 
 def _of_images(call: Call) -> Channels | None:
-    """The channels of (N, C, pixels...), where the operation treats each channel as all others."""
+    """The channels of (N, C, pixels...), where every number of the result is one of, or a mean of, those of its channel."""
     x = call.first
     if x is None or x.axis != 1 or call.tensor.dim() < 3 or call.result.dim() != call.tensor.dim():
         return None
@@ -190,11 +186,6 @@ def _padded(call: Call) -> Channels | None:
     return Channels(x.axis, x.slots, np.where(x.constants == value, x.constants, np.nan))
 
 
-def _resized(call: Call) -> Channels | None:
-    """Every pixel is a mean of pixels."""
-    return _of_images(call)
-
-
 def _joined(call: Call) -> Channels | None:
     """torch.cat: along the channels they lie side by side, along another axis they are one."""
     nodes = call.node.args[0] if call.node.args else call.node.kwargs.get("tensors")
@@ -232,7 +223,7 @@ def _reduced(call: Call) -> Channels | None:
 def _moved(call: Call) -> Channels | None:
     """The same numbers in other places: where, an example that holds the number of its channel tells."""
     x = call.first
-    if x is None or (call.name == "squeeze" and len(call.args) + len(call.kwargs) < 2):  # which drops a lone channel's axis
+    if x is None or (call.name == "squeeze" and _may_drop(call, x.axis)):
         return None
     shape = [1] * call.tensor.dim()
     shape[x.axis] = -1
@@ -251,6 +242,14 @@ def _moved(call: Call) -> Channels | None:
         return None
     along = there.movedim(axis, 0).reshape(there.shape[axis], -1)[:, 0].numpy()
     return Channels(axis, x.slots[along], x.constants[along])
+
+
+def _may_drop(call: Call, axis: int) -> bool:
+    """Whether a squeeze drops `axis` where it has a single channel left."""
+    dims = call.argument(1, "dim")
+    if dims is None:
+        return True
+    return axis in [dim % call.tensor.dim() for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
 def _axis_of(places: Tensor) -> int | None:
@@ -283,15 +282,16 @@ def _indexed(call: Call) -> Channels | None:
     return _moved(call)
 
 
-_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
+_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "mul_", "multiply", INPLACE["imul"])
 
 _ELEMENTWISE: tuple[Any, ...] = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.add, torch.sub, torch.mul, torch.multiply,
-    torch.div, torch.neg, INPLACE_ADD, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.abs, torch.square, torch.clamp,
+    torch.div, torch.neg, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.abs, torch.square, torch.clamp,
     torch.maximum, torch.minimum, F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish,
     F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.sigmoid, F.tanh, F.logsigmoid, F.tanhshrink,
     "add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "div", "div_", "neg", "relu", "relu_", "sigmoid", "tanh", "abs",
     "square", "clamp", "clamp_", "clamp_min", "clamp_max",
+    *(INPLACE[name] for name in ("iadd", "isub", "imul", "itruediv")),
 )  # fmt: skip
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
@@ -301,6 +301,8 @@ _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout
 _POOLS = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
 )  # fmt: skip
+
+_RESIZERS = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
@@ -333,7 +335,7 @@ def _rule_for_module(module: nn.Module | None) -> Rule | None:
     kind = type(module)
     if module is None or module._forward_hooks or module._forward_pre_hooks:
         return None
-    if kind in _ACTIVATIONS:
+    if kind in _ACTIVATIONS or (kind is nn.PReLU and module.num_parameters == 1):
         return _elementwise
     if kind in _SAME_MODULES:
         return _same
@@ -341,11 +343,9 @@ def _rule_for_module(module: nn.Module | None) -> Rule | None:
         return _moved
     if not f"{kind.__module__}.".startswith(("torch.nn.", "tost_kernels.nn.")):
         return None
-    if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
-        return _resized
     if isinstance(module, nn.modules.pooling._AvgPoolNd):
         return _averaged
-    if isinstance(module, _POOLS):
+    if isinstance(module, _POOLS + _RESIZERS):
         return _of_images
     pads = (
         nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd,
@@ -370,8 +370,13 @@ def keeps_count(node: fx.Node, axis: int, rank: int) -> bool:
 def _sizes_without(node: fx.Node, axis: int, rank: int) -> bool:
     """Whether nothing is made of the size along `axis` of all those that `node` gives."""
     for user in node.users:
-        if user.op != "call_function" or user.target is not operator.getitem or not isinstance(user.args[1], int):
+        if user.op != "call_function" or user.target is not operator.getitem:
             return False
-        if user.args[1] % rank == axis and user.users:
+        index: Any = user.args[1]
+        ends = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+        if not all(isinstance(end, int | None) for end in ends):
+            return False
+        taken = range(rank)[index]
+        if axis in (taken if isinstance(taken, range) else (taken,)) and user.users:
             return False
     return True

@@ -231,6 +231,7 @@ def _written_behind_its_back(net: Fixed, x: Tensor) -> Tensor:
         (lambda net, x: net.fc(F.dropout(net.conv(x), 0.0).flatten(1)), 48),
         (_written_behind_its_back, 4),
         (lambda net, x: net.conv(x), 4),
+        (lambda net, x: net.fc((lambda y: y * y.shape[:2][1])(net.conv(x)).flatten(1)), 48),
     ],
 )
 def test_what_is_not_known_stays(forward: Callable[[nn.Module, Tensor], Tensor], features: int) -> None:
@@ -337,6 +338,59 @@ def test_a_squeezing_gate_follows_its_channels() -> None:
         net.conv.bias.zero_()
         net.norm.bias[[0, 5]] = -1.0
     assert outputs_left(shrunk(net, X)) == {"conv": 4, "norm": 4, "down": 3, "up": 4, "last": 2}
+
+
+def test_a_squeeze_would_drop_the_last_channel() -> None:
+    net = Fixed(lambda net, x: net.fc(net.conv(x).squeeze(1).mean((-2, -1))), 4)
+    kill(net.conv, [0, 1, 3])
+    assert shrunk(net, X).cuts == {}
+
+
+def test_sizes_of_pixels_may_be_sliced() -> None:
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.down(x)
+            deep = self.up(F.avg_pool2d(x, 2))
+            x = torch.cat([x, F.interpolate(deep, size=x.shape[2:], mode="bilinear")], 1)
+            return F.avg_pool2d(self.last(x), x.size()[-2:])
+
+    net = UNet()
+    kill(net.down, [1])
+    kill(net.up, [0, 3])
+    assert outputs_left(shrunk(net, X)) == {"down": 3, "up": 2, "last": 3}
+
+
+def test_arithmetic_in_place() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.last = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x = F.relu(self.conv(x))
+            x *= torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+            x -= 0.25
+            x /= 2
+            return self.last(y)
+
+    net = InPlace()
+    kill(net.conv, [0, 4])
+    with torch.no_grad():
+        net.conv.bias[[0, 4]] = torch.tensor([-0.5, 0.5])
+    result = shrunk(net, X)  # behind the gate channel 0 is 0, then -0.125; channel 4 is no constant
+    assert outputs_left(result) == {"conv": 5, "gate": 5, "last": 3}
+    assert result.report.folded == ("last",)
+
+
+def test_one_slope_for_all_channels() -> None:
+    net = net_of(nn.Conv2d(2, 4, 1), nn.PReLU(), nn.Conv2d(4, 4, 1), nn.PReLU(4), nn.Conv2d(4, 2, 1))
+    kill(net[0], [1])
+    kill(net[2], [1])
+    assert outputs_left(shrunk(net, X)) == {"0": 3, "2": 4, "4": 2}
 
 
 def test_complex_layers_stay() -> None:
