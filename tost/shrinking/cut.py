@@ -31,11 +31,18 @@ class Cut:
     bias: bool = True
 
     def weight(self, dense: Tensor) -> Tensor:
-        """Of a tensor (outputs, inputs / groups, ...), a weight or a mask, what stays: a new tensor."""
-        rows = dense.detach()[torch.tensor(self.outputs, device=dense.device)]
-        if dense.shape[1] != self.of[0]:  # whole groups, whose filters read all of their own inputs
-            return rows
-        return rows[:, torch.tensor(self.inputs, device=dense.device)]
+        """Of a tensor (outputs, inputs / groups, ...), a weight or a mask, what stays, in the same memory format."""
+        left = dense.detach()[torch.tensor(self.outputs, device=dense.device)]
+        if dense.shape[1] == self.of[0]:  # else whole groups, whose filters read all of their own inputs
+            left = left[:, torch.tensor(self.inputs, device=dense.device)]
+        return left.contiguous(memory_format=_memory_format(dense))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    for rank, channels_last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=channels_last) and not tensor.is_contiguous():
+            return channels_last
+    return torch.contiguous_format
 
 
 @torch.no_grad()

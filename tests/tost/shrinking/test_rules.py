@@ -428,6 +428,16 @@ def test_multiply_adds_are_of_one_sample() -> None:
         assert tost.shrink(Scaled(), (scale, X)).report.macs == expected
 
 
+def test_the_memory_format_stays() -> None:
+    net = net_of(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 3)).to(memory_format=torch.channels_last)
+    kill(net[0], [1, 2])
+    small = shrunk(net, X).model
+    assert small[0].out_channels == 4
+    for layer in small:
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not layer.weight.is_contiguous()
+
+
 def test_arguments_of_forward() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
