@@ -80,6 +80,11 @@ def graph_of(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     }
     tracer = _Tracer(net, training=False)
     graph = tracer.run(fixed)
+    buffers: dict[str, Any] = dict(net.named_buffers())
+    assigned = next((name for name, buffer in buffers.items() if isinstance(buffer, fx.Proxy)), None)
+    if assigned is not None:
+        what = f"an assignment to the buffer {assigned!r}, which a graph would lose; write into it in place, as add_ does"
+        tracer.refuse(what, "", place="its forward")
     return Graph(fx.GraphModule(net, graph), list(bound.arguments.values()), tracer.reads)
 
 

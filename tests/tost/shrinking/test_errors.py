@@ -61,6 +61,16 @@ class HiddenImaginary(Hidden):
         return super().forward(x) * 1j
 
 
+class Counting(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.last(self.conv(x))
+
+
 def _state(net: nn.Module) -> dict[str, Any]:
     return {name: (id(module), dict(vars(module))) for name, module in net.named_modules()}
 
@@ -74,6 +84,7 @@ def _state(net: nn.Module) -> dict[str, Any]:
         (HiddenBesideInfinity, "outputs that differ by"),
         (HiddenAndTiny, "outputs that differ by"),
         (HiddenImaginary, "outputs that differ by"),
+        (Counting, r"its forward: an assignment to the buffer 'calls', which a graph would lose; .*; nothing was removed"),
         (Variadic, r"got Variadic, whose forward takes \*args or \*\*kwargs"),
     ],
 )
