@@ -188,20 +188,30 @@ def _padded(call: Call) -> Channels | None:
 
 def _joined(call: Call) -> Channels | None:
     """torch.cat: along the channels they lie side by side, along another axis they are one."""
-    nodes = call.node.args[0] if call.node.args else call.node.kwargs.get("tensors")
-    if not isinstance(nodes, list | tuple) or any(node not in call.known for node in nodes):
-        return None
-    parts = [call.known[node] for node in nodes]
-    axis = parts[0].axis
+    nodes: Any = call.node.args[0] if call.node.args else call.node.kwargs.get("tensors")
+    known = [call.known[node] for node in nodes if node in call.known] if isinstance(nodes, list | tuple) else []
     dim = call.argument(1, "dim", call.kwargs.get("axis", 0))
-    if not isinstance(dim, int) or any(part.axis != axis for part in parts):
+    if not known or not isinstance(dim, int) or any(part.axis != known[0].axis for part in known):
         return None
-    if dim % call.result.dim() == axis:
+    axis = known[0].axis
+    along = dim % call.result.dim() == axis
+    values = call.argument(0, "tensors")
+    if len(known) < len(nodes) and not (along and all(value.dim() == call.result.dim() for value in values)):
+        return None
+    parts = [call.known.get(node) or _fixed(call, axis, value) for node, value in zip(nodes, values, strict=True)]
+    if along:
         return Channels(axis, np.concatenate([p.slots for p in parts]), np.concatenate([p.constants for p in parts]))
     for part in parts[1:]:
         call.slots.unite(parts[0].slots, part.slots)
     equal = np.all([part.constants == parts[0].constants for part in parts], axis=0)
     return Channels(axis, parts[0].slots, np.where(equal, parts[0].constants, np.nan))
+
+
+def _fixed(call: Call, axis: int, value: Tensor) -> Channels:
+    """Channels of the network's input, or of what follows from pinned ones alone: their number cannot change."""
+    slots = call.slots.new(value.shape[axis])
+    call.slots.pin(slots, f"{call.name} joins the network's input to it, or what is not known to have channels")
+    return Channels(axis, slots, np.full(len(slots), np.nan))
 
 
 def _reduced(call: Call) -> Channels | None:

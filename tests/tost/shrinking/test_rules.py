@@ -131,6 +131,22 @@ def test_a_concatenation_has_channels_of_both() -> None:
     assert result.cuts["last"].inputs == (1, 3, 4, 5, 6, 9, 11)
 
 
+def test_a_concatenation_with_the_input() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(6, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.cat((x, self.conv(x)), 1))
+
+    net = Skip()
+    kill(net.conv, [1, 2])
+    result = shrunk(net, X)
+    assert outputs_left(result) == {"conv": 2, "last": 3}
+    assert result.cuts["last"].inputs == (0, 1, 2, 5)
+
+
 def test_a_product_with_a_dead_channel_is_dead() -> None:
     net = randomised(Branches(torch.mul, 4, padding=1))
     with torch.no_grad():
