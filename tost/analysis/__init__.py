@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tost.analysis.activations import Activations, analyze_activations
 from tost.analysis.curvature import Curvature, Line, Measure, analyze_curvature
+from tost.analysis.filters import Filters, FilterView, Picture, analyze_filters
 from tost.analysis.gradient_flow import GradientFlow, analyze_gradient_flow
 from tost.analysis.iterations import Iterations, IterationsPoint, analyze_iterations
 from tost.analysis.layers import Layers, analyze_layers
@@ -26,6 +27,8 @@ __all__ = [
     "Activations",
     "Curvature",
     "FilterPath",
+    "FilterView",
+    "Filters",
     "GradientFlow",
     "Iterations",
     "IterationsPoint",
@@ -35,6 +38,7 @@ __all__ = [
     "Measure",
     "PSwishCurves",
     "PathDensities",
+    "Picture",
     "Recovery",
     "RunDensities",
     "Saliencies",
@@ -48,6 +52,7 @@ __all__ = [
     "analyze_curvature",
     "analyze_curves",
     "analyze_density",
+    "analyze_filters",
     "analyze_gradient_flow",
     "analyze_iterations",
     "analyze_layers",

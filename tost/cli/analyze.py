@@ -24,6 +24,7 @@ _ACTIONS: dict[str, Action] = {
     "gradients": networks.GRADIENTS,
     "pswish": networks.PSWISH,
     "path": paths.PATH,
+    "filters": paths.FILTERS,
     "density": paths.DENSITY,
     "curves": paths.CURVES,
 }

@@ -10,6 +10,7 @@ from tost.analysis import (
     Activations,
     Curvature,
     FilterPath,
+    Filters,
     GradientFlow,
     Iterations,
     Layers,
@@ -31,6 +32,7 @@ from tost.report.analysis_figures import (
     save_saliency_figure,
 )
 from tost.report.curvature import curvature_sheet, save_curvature_figure
+from tost.report.filter_figures import filters_sheet, save_exciting_figure, save_guided_figure
 from tost.report.grid_figures import grid_pictures
 from tost.report.grids import grid_sheets
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
@@ -101,6 +103,9 @@ KINDS: dict[str, Kind] = {
     FilterPath.kind: Kind(FilterPath.from_dict, _one(path_sheet), _alone(save_path_figure)),
     TrainingCurves.kind: Kind(TrainingCurves.from_dict, _one(curves_sheet), _alone(save_curves_of_runs_figure)),
     PathDensities.kind: Kind(PathDensities.from_dict, density_sheets, _alone(save_density_figure)),
+    Filters.kind: Kind(
+        Filters.from_dict, _one(filters_sheet), lambda found: {"": save_exciting_figure, "guided": save_guided_figure}
+    ),
     Reproduction.kind: Kind(Reproduction.from_dict, reproduction_sheets, lambda found: {}),
 }
 
