@@ -119,6 +119,7 @@ FORBIDDEN = [
     ("tost/analysis/what_filters_see.py", "tost.optim"),
     ("tost/analysis/what_differs.py", "tost.analysis.networks"),
     ("tost/report/lines.py", "tost.analysis"),
+    ("tost/report/structure_figures.py", "tost.report.grid_figures"),
     ("tost/masks", "tost.analysis"),
     ("tost/training.py", "tost.tickets"),
     ("tost/tickets.py", "tost.cli"),
