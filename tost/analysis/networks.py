@@ -20,7 +20,7 @@ from tost.masks import Masks
 from tost.preparation import train_batches, trained_model
 from tost.runs import RunFolder
 
-__all__ = ["FORMS", "Snapshot", "active", "network_of"]
+__all__ = ["FORMS", "Snapshot", "active", "config_in", "network_of"]
 
 FORMS = ("training", "finalized")
 
@@ -75,9 +75,7 @@ def network_of(
     """
     check_choice("form", form, FORMS)
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    if not folder.config.is_file():
-        raise FileNotFoundError(f"run: expected the folder of a run, got {folder.path} without {folder.config.name}")
-    config = _config(folder)
+    config = config_in(folder)
     dataset = load(config.dataset, config.data_dir if data_dir is None else data_dir)
     state = _plain_names(folder.load_model() if epoch is None else folder.load_snapshot(epoch))
     masks = None if config.backend == "dense" else folder.load_masks()
@@ -114,7 +112,10 @@ def active(net: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, tupl
     return found
 
 
-def _config(folder: RunFolder) -> Config:
+def config_in(folder: RunFolder) -> Config:
+    """What the run there trains, finished or not. FileNotFoundError: there is no run. DamagedFile: its file is damaged."""
+    if not folder.config.is_file():
+        raise FileNotFoundError(f"run: expected the folder of a run, got {folder.path} without {folder.config.name}")
     try:
         return Config.from_dict(read_json(folder.config))
     except (ValueError, TypeError) as error:

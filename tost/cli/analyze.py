@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from tost.cli.analyses import networks, pruning
+from tost.cli.analyses import networks, paths, pruning
 from tost.cli.analyses.action import Action
 from tost.cli.options import Parser, set_threads
 from tost.cli.output import show
@@ -23,6 +23,10 @@ _ACTIONS: dict[str, Action] = {
     "activations": networks.ACTIVATIONS,
     "gradients": networks.GRADIENTS,
     "pswish": networks.PSWISH,
+    "path": paths.PATH,
+    "filters": paths.FILTERS,
+    "density": paths.DENSITY,
+    "curves": paths.CURVES,
 }
 
 

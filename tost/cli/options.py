@@ -110,11 +110,16 @@ def add_snapshots(parser: ArgumentParser) -> None:
 
 def epochs_of(value: Sequence[int] | int | str, name: str = "snapshots") -> tuple[int, ...]:
     """The epochs that the option `name` means: 0,5,30."""
+    return numbers_of(value, name, "epochs")
+
+
+def numbers_of(value: Sequence[int] | int | str, name: str, what: str = "numbers") -> tuple[int, ...]:
+    """The whole numbers that the option `name` means: 0,5,30; `what` they are."""
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) else tuple(value)
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
-        raise ValueError(f"{name}: expected epochs as in 0,5,30, got {value!r}")
-    return tuple(int(epoch) for epoch in value.split(","))
+        raise ValueError(f"{name}: expected {what} as in 0,5,30, got {value!r}")
+    return tuple(int(number) for number in value.split(","))
 
 
 def add_running(parser: ArgumentParser) -> None:

@@ -62,8 +62,8 @@ def choose(
 ) -> list[str]:
     """Those of the layers (name -> all its names) that `include` (default: all) names and `exclude` does not, in their order."""
     names = [name for group in layers.values() for name in group]
-    included = set(names) if include is None else _matched("include", include, names)
-    excluded = set() if exclude is None else _matched("exclude", exclude, names)
+    included = set(names) if include is None else matched("include", include, names)
+    excluded = set() if exclude is None else matched("exclude", exclude, names)
     chosen = [name for name, group in layers.items() if not included.isdisjoint(group) and excluded.isdisjoint(group)]
     if not chosen:
         raise ValueError(f"include, exclude: no layer is left to prune, of {', '.join(names)}")
@@ -74,7 +74,8 @@ def _takes_mask(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.Linear)) or is_sparse(module)
 
 
-def _matched(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
+def matched(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
+    """Those of `names` that some pattern (a name, or as in `fnmatch`) means. ValueError: a pattern means none."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     matched: set[str] = set()
     for pattern in patterns:

@@ -101,15 +101,15 @@ class SolutionPath:
 
     def densities(self) -> dict[int, float]:
         """Epoch -> fraction of the weights in the support, of all recorded layers together."""
-        return {epoch: point.density for epoch, point in self._points()}
+        return {epoch: point.density for epoch, point in self.points()}
 
     def norms(self, layer: str) -> Tensor:
         """||W_o|| of the filters (or units) of a layer along the path: (epochs, O), float32."""
-        return torch.stack([_of(layer, point.norms) for _, point in self._points()])
+        return torch.stack([_of(layer, point.norms) for _, point in self.points()])
 
     def in_support(self, layer: str) -> Tensor:
         """Which filters have a weight in the support, along the path: (epochs, O), bool."""
-        return torch.stack([_of(layer, point.masks).flatten(1).any(dim=1) for _, point in self._points()])
+        return torch.stack([_of(layer, point.masks).flatten(1).any(dim=1) for _, point in self.points()])
 
     def entry_epochs(self, layer: str) -> Tensor:
         """The first recorded epoch at which a filter has a weight in the support: (O,), int64; -1: never."""
@@ -150,7 +150,7 @@ class SolutionPath:
 
     def _first_entered(self, density: float) -> Masks:
         entered: dict[str, NDArray[np.int32]] = {}  # layer -> for each weight the first epoch
-        for epoch, point in self._points():
+        for epoch, point in self.points():
             for layer, mask in point.masks.items():
                 entry = entered.setdefault(layer, np.full(mask.numel(), _NEVER, np.int32))
                 entry[(entry == _NEVER) & mask.flatten().numpy()] = epoch
@@ -170,7 +170,7 @@ class SolutionPath:
         parts = np.split(kept, np.cumsum([e.size for e in entered.values()])[:-1])
         return Masks({layer: part.reshape(point.masks[layer].shape) for layer, part in zip(entered, parts, strict=True)})
 
-    def _points(self) -> Iterator[tuple[int, PathPoint]]:
+    def points(self) -> Iterator[tuple[int, PathPoint]]:
         """Every epoch and its point. Raises ValueError if there is none, DamagedFile if one is of other layers than the first."""
         shapes = None
         if not self.epochs:

@@ -14,6 +14,7 @@ from tost.model_address import short_name
 from tost.paired import Paired, mean_and_spread
 from tost.report.figures import COLOURS, MARKERS, new_figure, save
 from tost.report.grids import cell_labels, grid_title
+from tost.report.structure_figures import has_densities, has_epochs, save_densities_figure, save_epochs_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,10 @@ def grid_pictures(grid: Grid) -> Mapping[str, Callable[[Grid, Path], None]]:
         named["forest"] = save_forest_figure
     if len({cell.density for cell in grid.cells}) > 1 or not named:
         named["sparsity"] = save_sparsity_figure
+    if has_densities(grid):
+        named["densities"] = save_densities_figure
+    if has_epochs(grid):
+        named["epochs"] = save_epochs_figure
     first = next(iter(named))
     return {"" if name == first else name: draw for name, draw in named.items()}
 

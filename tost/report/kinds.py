@@ -6,7 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tost.analysis import Activations, Curvature, GradientFlow, Iterations, Layers, PSwishCurves, Recovery, Saliencies, Surfaces
+from tost.analysis import (
+    Activations,
+    Curvature,
+    FilterPath,
+    Filters,
+    GradientFlow,
+    Iterations,
+    Layers,
+    PathDensities,
+    PSwishCurves,
+    Recovery,
+    Saliencies,
+    Surfaces,
+    TrainingCurves,
+)
 from tost.choices import check_choice
 from tost.files import DamagedFile, read_json, write_atomic, write_json
 from tost.grid import Grid
@@ -18,12 +32,15 @@ from tost.report.analysis_figures import (
     save_saliency_figure,
 )
 from tost.report.curvature import curvature_sheet, save_curvature_figure
+from tost.report.filter_figures import filters_sheet, save_exciting_figure, save_guided_figure
 from tost.report.grid_figures import grid_pictures
 from tost.report.grids import grid_sheets
 from tost.report.lotteries import lottery_sheet, save_lottery_figure
 from tost.report.network_figures import save_activations_figure, save_gradients_figure, save_pswish_figure
 from tost.report.networks import activations_sheets, gradients_sheet, pswish_sheet, surface_sheet
 from tost.report.older import modern
+from tost.report.path_figures import save_curves_of_runs_figure, save_density_figure, save_path_figure
+from tost.report.paths import curves_sheet, density_sheets, path_sheet
 from tost.report.reproductions import reproduction_sheets
 from tost.report.sheet import Sheet, csv_tables
 from tost.report.surface_figure import save_surface_figure
@@ -83,6 +100,12 @@ KINDS: dict[str, Kind] = {
     GradientFlow.kind: Kind(GradientFlow.from_dict, _one(gradients_sheet), _alone(save_gradients_figure)),
     PSwishCurves.kind: Kind(PSwishCurves.from_dict, _one(pswish_sheet), _alone(save_pswish_figure)),
     Layers.kind: Kind(Layers.from_dict, _one(layers_sheet), _alone(save_layers_figure)),
+    FilterPath.kind: Kind(FilterPath.from_dict, _one(path_sheet), _alone(save_path_figure)),
+    TrainingCurves.kind: Kind(TrainingCurves.from_dict, _one(curves_sheet), _alone(save_curves_of_runs_figure)),
+    PathDensities.kind: Kind(PathDensities.from_dict, density_sheets, _alone(save_density_figure)),
+    Filters.kind: Kind(
+        Filters.from_dict, _one(filters_sheet), lambda found: {"": save_exciting_figure, "guided": save_guided_figure}
+    ),
     Reproduction.kind: Kind(Reproduction.from_dict, reproduction_sheets, lambda found: {}),
 }
 

@@ -11,7 +11,7 @@ from tost.report.figures import COLOURS, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["band", "epoch_axis", "grouped", "styles"]
+__all__ = ["band", "deviation_band", "epoch_axis", "grouped", "styles"]
 
 Item = TypeVar("Item")
 
@@ -39,6 +39,15 @@ def band(axes: Axes, values: Mapping[float, Sequence[float]], colour: str, marke
     fill = colour if linestyle == "-" else "white"
     axes.plot(list(values), means, color=colour, marker=marker or None, mfc=fill, markersize=4, linestyle=linestyle, label=label)
     axes.fill_between(list(values), list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15)
+
+
+def deviation_band(axes: Axes, values: Mapping[float, Sequence[float]], colour: str, label: str) -> None:
+    """A line through the means, and a band of one standard deviation of the seeds to either side."""
+    places = list(values)
+    means, spreads = zip(*map(mean_and_spread, values.values()), strict=True)
+    axes.plot(places, means, color=colour, linewidth=1.4, marker="." if len(places) == 1 else None, label=label)
+    low, high = ([mean + sign * spread for mean, spread in zip(means, spreads, strict=True)] for sign in (-1, 1))
+    axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def epoch_axis(axes: Axes) -> None:

@@ -48,14 +48,24 @@ def add_computing(parser: Parser) -> None:
 
 def add_runs(parser: Parser, epochs: bool = True) -> None:
     """The runs to look at, with `epochs` also those of their snapshots; --seed, and what `add_output` adds."""
-    parser.add_argument("runs", type=str, nargs="+", help="finished runs: their folders, or folders of them")
+    add_run_folders(parser)
     if epochs:
-        parser.add_argument(
-            "--epochs",
-            type=tuple[int, ...] | int | str | None,
-            default=None,
-            help="networks kept after these epochs (--snapshots), as in 0,5,30; 0: before the first step (default: finished)",
-        )
+        add_epochs(parser, "finished")
+    add_drawing(parser)
+
+
+def add_epochs(parser: Parser, default: str) -> None:
+    """Which snapshots of runs to look at."""
+    parser.add_argument(
+        "--epochs",
+        type=tuple[int, ...] | int | str | None,
+        default=None,
+        help=f"networks kept after these epochs (--snapshots), as in 0,5,30; 0: before the first step (default: {default})",
+    )
+
+
+def add_drawing(parser: Parser) -> None:
+    """--data_dir and --seed, and what `add_output` adds."""
     parser.add_argument(
         "--data_dir", type=str | None, default=None, help="folder of the data set's files, where it has moved since the runs"
     )
@@ -63,8 +73,13 @@ def add_runs(parser: Parser, epochs: bool = True) -> None:
     add_output(parser)
 
 
+def add_run_folders(parser: Parser) -> None:
+    """The runs to look at."""
+    parser.add_argument("runs", type=str, nargs="+", help="finished runs: their folders, or folders of them")
+
+
 def runs_of(options: Namespace) -> list[Result]:
-    """The finished runs that `add_runs` asked for, each once."""
+    """The finished runs that `add_run_folders` asked for, each once."""
     from tost.runs import find_runs
 
     found = {result.run_dir.resolve(): result for folder in options.runs for result in find_runs(folder)}
