@@ -21,7 +21,7 @@ from tost.step_times import StepTime
 __all__ = ["Cell", "Diverged", "Grid", "Verdicts"]
 
 _PLACES = ("out", "data_dir")  # where files lie on this machine: no part of a record
-_NAMED = ("masks", "teacher")  # of these the name alone
+_NAMED = ("masks", "teacher", "weights")  # of these the name alone
 
 
 @dataclass(frozen=True)
