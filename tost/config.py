@@ -187,7 +187,7 @@ class Config:
         for name in ("bn_l1", "soft_filter"):
             _require(not getattr(self, name) or self.backend == "dense", "backend", f"'dense' with {name}", self.backend)
         if self.weights is not None:
-            _require(self.mask_check != "reinitialised", "mask_check", "weights drawn anew, or weights of a file", self.mask_check)
+            _require(self.mask_check != "reinitialised", "mask_check", "no weights drawn anew beside weights", self.mask_check)
             _require(not recipe.rescale_init, "recipe", "no rescale_init with weights, which are taken as they are", recipe)
         drop = self.first_drop
         if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and drop is not None:
@@ -305,9 +305,10 @@ class Config:
         """12 hex digits that name the run, over every field `in_effect` but `out` and `cuda_graph`, and over the version of this
         package.
 
-        Of the files of masks and of weights and of the Python files of a network of yours (see `tost.models.source_digest`) the content counts,
-        not the path, as they are when the hash is first asked for. What else moves the last bits does not count: the number of
-        threads, the versions of torch and the machine, whether the compiled kernels are there. `Result` says what they were.
+        Of the files of masks and weights, and of the Python files of a network of yours (see `tost.models.source_digest`), the
+        content counts, not the path, as they are when the hash is first asked for. What else moves the last bits does not count:
+        the number of threads, the versions of torch and the machine, whether the compiled kernels are there.
+        `Result` says what they were.
         """
         config = self.in_effect
         values = config.as_dict()

@@ -217,8 +217,8 @@ def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> 
 def make_masks(
     config: Config, dataset: Dataset, *, progress: bool = False, on_step: Callable[[PruneStep], object] | None = None
 ) -> Masks:
-    """The masks of a configuration: those of its file; or chosen by its method on the initial weights (or those of `config.weights`) and `scoring_batches`, of
-    which a method of several steps gets a fresh one at each.
+    """The masks of a configuration: those of its file; or chosen by its method on the weights that the run begins
+    with and `scoring_batches`, of which a method of several steps gets a fresh one at each.
 
     Args:
         progress: a bar on stderr for methods of several steps.

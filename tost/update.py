@@ -176,7 +176,7 @@ class Update:
 
     @torch.no_grad()
     def _add_penalty(self) -> None:
-        """The subgradient of `config.bn_l1` times the sum of all |BatchNorm weight|, to gradients that the scaler may have scaled.
+        """The subgradient of `config.bn_l1` times the sum of all |BatchNorm weight|, added to gradients that the scaler scaled.
 
         Behind the exchange of gradients: each process adds the same.
         """

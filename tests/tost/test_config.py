@@ -266,7 +266,7 @@ def test_hash_of_what_searches_are_configured_by(tmp_path: Path) -> None:
         ({"soft_filter": True}, "backend: expected 'dense' with soft_filter, got 'sparse'"),
         ({"soft_filter": 1}, "soft_filter: expected true or false, got 1"),
         ({"bn_l1": -1}, "bn_l1: expected a number"),
-        ({"weights": "w", "mask_check": "reinitialised"}, "mask_check: expected weights drawn anew, or weights of a file"),
+        ({"weights": "w", "mask_check": "reinitialised"}, "mask_check: expected no weights drawn anew beside weights"),
         ({"weights": "w", "recipe": "tost"}, "recipe: expected no rescale_init with weights"),
     ],
 )

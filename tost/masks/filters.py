@@ -77,7 +77,9 @@ def best_filters(
     order = torch.argsort(together, descending=True, stable=True)  # among equals the first
     chosen = torch.zeros(len(together), dtype=torch.bool)
     chosen[order] = torch.cumsum(costs[order], 0) <= room  # a percentile: nothing behind the first that does not fit
-    rows = dict(zip([layer.name for layer in judged], chosen.split([len(layer.weight) for layer in judged]), strict=True))
+    rows = dict(
+        zip([layer.name for layer in judged], chosen.split_with_sizes([len(layer.weight) for layer in judged]), strict=True)
+    )
     return Masks({layer.name: _whole(rows.get(layer.name, torch.ones(1, dtype=torch.bool)), layer.weight) for layer in layers})
 
 
@@ -89,7 +91,7 @@ def _left(layers: Sequence[Layer], pruned: set[str], density: float) -> int:
     if left < 1:
         names = ", ".join(layer.name for layer in layers if layer.name not in pruned)
         raise ValueError(
-            f"density: expected more than {whole / total:.4g}, the weights of {names}, which filters leave whole, got {density:g} "
+            f"density: expected more than {whole / total:.4g}, the weights of {names}, which are kept whole, got {density:g} "
             "(or exclude these layers)"
         )
     return left
