@@ -91,8 +91,8 @@ def compare(
     the support first, until the density of the cell is reached), "slimming" (the filters with the largest BatchNorm weights,
     which an L1 penalty `bn_l1` of 1e-4 makes sparse; arXiv 1708.06519), "soft-filter" (those of the largest norms, where the
     others were zeroed after each epoch; arXiv 1808.06866) and "trained-magnitude" (the largest weights). Runs start from the
-    initial weights, unless they say otherwise; {"mask_check": "reinitialised"} is Scratch-E, "shuffled" as many weights a layer at
-    random places.
+    initial weights, unless they say otherwise; {"mask_check": "reinitialised"} is Scratch-E, "shuffled" as many weights a
+    layer at random places.
     A variant with a search may also say
 
         "search"   fields of `Config`, as the argument, which they override

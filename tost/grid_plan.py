@@ -203,8 +203,10 @@ def _search(base: Config, config: Config, change: Mapping[str, Any]) -> Search |
     like = _like(change)
     if config.backend == "dense" or config.masks is not None or (config.method not in SEARCHES and like is None):
         if of_search:
-            what = "a sparse network without masks of a file" if config.method in SEARCHES or like else " or ".join(SEARCHES)
-            raise ValueError(f"{', '.join(of_search)}: expected it with {what}, got method {config.method!r}")
+            given = f"backend {config.backend!r}, masks {config.masks!r} and method {config.method!r}"
+            raise ValueError(
+                f"{', '.join(of_search)}: expected it with a sparse network and masks of {' or '.join(SEARCHES)}, got {given}"
+            )
         return None
     if config.keep_alive:
         raise ValueError("keep_alive: expected false with masks that a training finds, got true")

@@ -23,7 +23,7 @@ from tost.preparation import initial_model, weights_fingerprint
 from tost.runs import Result, RunFolder
 
 # 3 steps an epoch; the first filters enter during the first one
-SEARCH = {"steps": 6, "schedule": "constant", "split_lbi": {"nu": 1.0, "lam": 0.06, "lam_linear": 0.02, "sqrt_d": True}}
+SEARCH = {"steps": 6, "schedule": "constant", "split_lbi": {"nu": 1.0, "lam": 0.05, "lam_linear": 0.02, "sqrt_d": True}}
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
         "random": {"method": "random", "density": "splitlbi", "at": 1},
         "scratch": {**at, "mask_check": "reinitialised", "budget": "flops"},
     }
-    grid = compare(base, variants, (3,), search=SEARCH)
-    assert len(began) == trainings(plan(base, variants, (3,), search=SEARCH)) == 2 + 6
+    grid = compare(base, variants, (0,), search=SEARCH)
+    assert len(began) == trainings(plan(base, variants, (0,), search=SEARCH)) == 2 + 6
     dense, search = (next(c for c in began if (c.backend, c.optimizer) == ("dense", name)) for name in ("sgd", "splitlbi"))
-    assert (search.steps, search.schedule, search.seed) == (6, "constant", 3)
+    assert (search.steps, search.schedule, search.seed) == (6, "constant", 0)
     lottery, found, shuffled, trained, random, scratch = (only(grid, name) for name in variants)
 
     expected = SolutionPath.load(RunFolder.of(search).path_points).masks(epoch=1)
@@ -92,7 +92,7 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
         assert kept.all() or size[kept].min() >= size[~kept].max()
     assert grid.cells[0].density == pytest.approx(expected.density, abs=1e-4)
 
-    first = weights_fingerprint(initial_model(dataclasses.replace(base, seed=3), toy_images))
+    first = weights_fingerprint(initial_model(base, toy_images))
     assert {run.weights_fingerprint for run in (lottery, shuffled, trained, random)} == {first}
     assert len({first, found.weights_fingerprint, scratch.weights_fingerprint}) == 3
     assert Path(str(found.config.weights)) == RunFolder.of(search).snapshot(1)
@@ -104,26 +104,24 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
     record = json.dumps(grid.as_dict())
     assert base.out not in record
     assert Grid.from_dict(json.loads(record)).variants["found"] == {**at, "start": "found", "search": SEARCH}
-    assert compare(base, variants, (3,), search=SEARCH).as_dict() == grid.as_dict()
+    assert compare(base, variants, (0,), search=SEARCH).as_dict() == grid.as_dict()
     assert len(began) == 8
 
 
 def test_searches_at_the_density_of_the_cell(base: Config, began: list[Config]) -> None:
     methods = ("splitlbi", "slimming", "soft-filter")
-    grid = compare(base, {"a": "vanilla"}, (0,), methods=methods, densities=(0.5, 0.3), search=SEARCH)
+    grid = compare(base, {"a": "vanilla"}, (0,), methods=methods, densities=(0.8, 0.6), search=SEARCH)
     assert len(began) == (1 + 1 + 2) + 6  # to zero filters softly is to know how many
     for cell in grid.cells:
         found = masks(grid.runs(cell, "a")[0])
         if cell.method == "splitlbi":
             assert found.kept == round(cell.density * found.total)
             continue
-        assert cell.density - 0.1 < found.density <= cell.density
+        assert cell.density - 0.15 < found.density <= cell.density
         rows = {name: mask.flatten(1).any(1) for name, mask in found.items()}
         assert all((mask.flatten(1).all(1) == rows[name]).all() for name, mask in found.items())
         if cell.method == "slimming":
-            (state,) = (
-                f.load_model() for f in folders.values() if f.path.joinpath("config.json").read_text().count('"bn_l1": 0.0001')
-            )
+            state = RunFolder.of(next(c for c in began if c.bn_l1)).load_model()
             scales = torch.cat([state[norm].abs() for norm in NORMS])
             chosen = torch.cat([rows[conv] for conv in NORMS.values()])
             assert scales[chosen].min() >= scales[~chosen].max()
@@ -169,8 +167,8 @@ def test_a_search_that_was_cut_off_goes_on(
 
 
 def test_a_search_that_finds_nothing(base: Config, began: list[Config]) -> None:
-    wild = {**SEARCH, "lr": 1e30, "max_skipped": 0}
-    (run,) = compare(base, {"a": "splitlbi"}, (0,), search=wild).results.popitem()[1]["a"]  # type: ignore[attr-defined]
+    wild = {"lr": 1e30, "max_skipped": 0}
+    (run,) = compare(base, {"a": "trained-magnitude"}, (0,), search=wild).results.popitem()[1]["a"]  # type: ignore[attr-defined]
     assert isinstance(run, Diverged)
     assert run.reason.startswith("its search diverged: ")
     closed = {**SEARCH, "steps": 3, "split_lbi": {"lam": 1e3}}
@@ -179,6 +177,14 @@ def test_a_search_that_finds_nothing(base: Config, began: list[Config]) -> None:
     with pytest.raises(ValueError, match="at: expected an epoch with weights in the support, got 1, which has none"):
         compare(base, {"a": {"method": "splitlbi", "at": 1}}, (0,), search=closed)
     assert len(began) == 2  # the two that found too little are one
+
+
+def test_layers_that_are_left_empty_are_told(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Masks({"fc": torch.ones(2, 2), "conv": torch.zeros(2, 2)})
+    monkeypatch.setattr(searches, "masks_of", lambda search: found)
+    with pytest.warns(UserWarning, match=r"the masks of slimming \(seed 0, density 0.5\) leave no weight in conv"):
+        place = searches.find_masks(searches.Search("slimming", base, base)).masks
+    assert Masks.load(place) == found
 
 
 LOTTERY = {"method": "splitlbi", "at": 1}
@@ -195,9 +201,9 @@ LOTTERY = {"method": "splitlbi", "at": 1}
             "a: at: expected it with splitlbi, .* got it with 'slimming'",
         ),
         ({"method": "slimming", "density": 0.01}, {}, r"a: density: expected more than 0.01929, the weights of fc, .* got 0.01"),
-        ({"method": "snip", "at": 1}, {}, "a: at: expected it with splitlbi or slimming or .*, got method 'snip'"),
+        ({"method": "snip", "at": 1}, {"search": None}, "a: at: expected it .* masks of splitlbi or .* got .* method 'snip'"),
         ({"method": "splitlbi", "backend": "dense"}, {"search": None}, ""),
-        ({**LOTTERY, "backend": "dense"}, {}, "a: at, search: expected it with a sparse network"),
+        ({**LOTTERY, "backend": "dense"}, {}, "a: at, search: expected it with a sparse network .* got backend 'dense'"),
         ({"method": "force", "rates": "splitlbi"}, {}, "a: method: expected one of trained-magnitude, .* got 'force'"),
         ({"method": "splitlbi", "rates": "slimming"}, {}, "a: method: expected one of trained-magnitude, .* got 'splitlbi'"),
         ({"method": "random", "rates": "splitlbi", "start": "found"}, {}, "a: start: expected it with a method that trains"),
@@ -217,7 +223,7 @@ LOTTERY = {"method": "splitlbi", "at": 1}
         ({**LOTTERY, "budget": "epochs"}, {}, "a: budget: unknown name 'epochs'"),
         ({**LOTTERY, "split_lbi": {"nu": 3}}, {}, "a: split_lbi: expected it in `search`"),
         ({**LOTTERY, "search": {"seed": 3}}, {}, "a: search: unknown name 'seed'"),
-        ({**LOTTERY, "search": {"split_lbi": {"mu": 3}}}, {}, "a: split_lbi: unknown name 'mu'; did you mean nu"),
+        ({**LOTTERY, "search": {"split_lbi": {"mu": 3}}}, {}, "a: split_lbi: unknown name 'mu'; expected one of kappa"),
         ({**LOTTERY, "search": 3}, {}, "a: search: expected a mapping of fields of the configuration, got 3"),
         ({**LOTTERY, "exclude": ("fc",)}, {}, "a: include, exclude: expected none with splitlbi"),
         ({**LOTTERY, "keep_alive": True}, {}, "a: keep_alive: expected false"),
