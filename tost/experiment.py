@@ -99,7 +99,7 @@ def compare(
         "at"       an epoch of SplitLBI: its support then, whatever the density
         "rates"    "splitlbi", say: its method is "trained-magnitude", or prunes before the training in one step, and keeps as
                    many weights in each layer as the masks of that search (with "at": of that epoch)
-        "density"  a search in the place of a number: the same, as many weights in all layers together
+        "density"  a search in the place of a number: the same, also for "slimming", as many weights in all layers together
         "start"    "found": the run starts from the weights that the search had at that epoch (at its end), those outside the
                    masks 0: early stopping and fine-tuning
         "budget"   "flops": Scratch-B, epochs that make up for the multiply-adds spared, at most twice as many (arXiv 1810.05270)

@@ -34,13 +34,15 @@ from tost.preparation import initial_model, scoring_batches, train_batches, trai
 from tost.runs import RunFolder
 from tost.seeds import derive_seed
 from tost.update import batch_norm_scales
-from tost.variants import SEARCHES, SPLITLBI, TRAINED_MAGNITUDE
+from tost.variants import SEARCHES, SLIMMING, SPLITLBI, TRAINED_MAGNITUDE
 
 __all__ = ["FOUND", "Found", "Search", "as_many_flops", "check_search", "find_masks", "search_of"]
 
 FOUND = "found-masks"  # the folder of the masks, beside the run folders
 MOST_EPOCHS = 2  # times those of the others, however few FLOPs a network has (arXiv 1810.05270)
 _BN_L1 = 1e-4  # of arXiv 1708.06519
+# searches that can keep as many weights as another one: in each layer (True), in all (False)
+_COUNTING = {True: (TRAINED_MAGNITUDE,), False: (TRAINED_MAGNITUDE, SLIMMING)}
 _OF_ONE = ("split_lbi", "bn_l1")  # options that only one method takes
 
 
@@ -126,9 +128,9 @@ def search_of(
     unused = ("method", "method_steps", "density", "include", "exclude", "masks", "mask_check", "keep_alive", "teacher", "tune")
     plain = {**base.as_dict(), **{name: default[name] for name in (*unused, *_OF_ONE, "soft_filter")}, "recipe": "vanilla"}
     masks = Config.from_dict({**plain, **masked})
-    if like is not None and method != TRAINED_MAGNITUDE and (method not in methods() or methods()[method].steps > 1):
+    if like is not None and method not in _COUNTING[by_layer] and (method not in methods() or methods()[method].steps > 1):
         one = ", ".join(name for name, known in methods().items() if known.steps == 1)
-        known = f"{TRAINED_MAGNITUDE}, {one}"
+        known = f"{', '.join(_COUNTING[by_layer])}, {one}"
         raise ValueError(f"method: expected one of {known} to keep as many weights as {like.method}, got {method!r}")
     if method not in SEARCHES:
         return Search(method, None, masks, None, False, like, by_layer)
@@ -140,7 +142,7 @@ def search_of(
         own |= {"optimizer": SPLITLBI, "split_lbi": options.get("split_lbi", base.split_lbi)}
     elif own["optimizer"] == SPLITLBI:
         raise ValueError(f"optimizer: expected another than {SPLITLBI} with the method {method!r}, got it")
-    elif method == "slimming":
+    elif method == SLIMMING:
         own["bn_l1"] = options.get("bn_l1", _BN_L1)
     elif method == "soft-filter":
         own |= {**masked, "soft_filter": True}
@@ -167,6 +169,8 @@ def check_search(search: Search) -> None:
         epochs = math.ceil(search.training.total_steps(per_epoch) / per_epoch)
         if search.epoch is not None and search.epoch > epochs:
             raise ValueError(f"at: expected an epoch of the search, 1 to {epochs}, got {search.epoch}")
+    if search.method == SLIMMING:
+        _scales(model, dataset.input_shape)
     if search.like is None and search.method != SPLITLBI:
         _choose(search, model, dataset)  # a rehearsal, on untrained weights
 
@@ -235,7 +239,7 @@ def _judged(search: Search, model: nn.Module, dataset: Dataset) -> Masks:
     """The masks of the density of the search."""
     config = search.masks
     layers: dict[str, Any] = {"density": config.density, "include": config.include, "exclude": config.exclude}
-    if search.method == "slimming":
+    if search.method == SLIMMING:
         return best_filters(model, _scales(model, dataset.input_shape), **layers)
     if search.method == "soft-filter":
         return strongest_filters(model, **layers)
@@ -244,6 +248,9 @@ def _judged(search: Search, model: nn.Module, dataset: Dataset) -> Masks:
 
 def _as_many(search: Search, like: Masks, model: nn.Module, dataset: Dataset) -> Masks:
     """Masks that keep as many weights as `like`."""
+    if search.method == SLIMMING:
+        same = dataclasses.replace(search.masks, density=like.density)
+        return _judged(dataclasses.replace(search, masks=same), model, dataset)
     method = methods()["magnitude" if search.method in SEARCHES else search.method]
     if search.by_layer:
         counts = [layer.kept for layer in like.per_layer()]

@@ -16,6 +16,7 @@ from tost.recipe import Recipe
 __all__ = [
     "LOTTERY",
     "SEARCHES",
+    "SLIMMING",
     "SPLITLBI",
     "TRAINED_MAGNITUDE",
     "Variant",
@@ -26,8 +27,8 @@ __all__ = [
 ]
 
 LOTTERY = "lth"  # a method that is a lottery: iterative magnitude pruning, rewound to the initial weights
-SPLITLBI, TRAINED_MAGNITUDE = "splitlbi", "trained-magnitude"
-SEARCHES = (SPLITLBI, "slimming", "soft-filter", TRAINED_MAGNITUDE)  # methods that are a training, see tost/searches.py
+SPLITLBI, SLIMMING, TRAINED_MAGNITUDE = "splitlbi", "slimming", "trained-magnitude"
+SEARCHES = (SPLITLBI, SLIMMING, "soft-filter", TRAINED_MAGNITUDE)  # methods that are a training, see tost/searches.py
 Variant = str | Recipe | Mapping[str, Any] | None
 
 _RECIPE = tuple(f.name for f in dataclasses.fields(Recipe))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,16 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
         "shuffled": {**at, "mask_check": "shuffled"},
         "trained": {"method": "trained-magnitude", "rates": "splitlbi", "at": 1},
         "random": {"method": "random", "density": "splitlbi", "at": 1},
+        "slimming": {"method": "slimming", "density": "splitlbi", "at": 1},
         "scratch": {**at, "mask_check": "reinitialised", "budget": "flops"},
     }
     grid = compare(base, variants, (0,), search=SEARCH)
-    assert len(began) == trainings(plan(base, variants, (0,), search=SEARCH)) == 2 + 6
-    dense, search = (next(c for c in began if (c.backend, c.optimizer) == ("dense", name)) for name in ("sgd", "splitlbi"))
+    assert len(began) == trainings(plan(base, variants, (0,), search=SEARCH)) == 3 + 7
+    dense, search = (
+        next(c for c in began if (c.backend, c.optimizer, c.bn_l1) == ("dense", name, 0)) for name in ("sgd", "splitlbi")
+    )
     assert (search.steps, search.schedule, search.seed) == (6, "constant", 0)
-    lottery, found, shuffled, trained, random, scratch = (only(grid, name) for name in variants)
+    lottery, found, shuffled, trained, random, slimming, scratch = (only(grid, name) for name in variants)
 
     expected = SolutionPath.load(RunFolder.of(search).path_points).masks(epoch=1)
     assert 0.05 < expected.density < 0.8
@@ -86,11 +90,13 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
         assert masks(run) != expected
     assert masks(random).kept == expected.kept
     assert counts(masks(random)) != counts(expected)
+    assert expected.kept - 9 * 8 < masks(slimming).kept <= expected.kept  # whole filters
     weights = RunFolder.of(dense).load_model()
     for name, kept in masks(trained).items():
         size = weights[f"{name}.weight"].abs()
         assert kept.all() or size[kept].min() >= size[~kept].max()
-    assert grid.cells[0].density == pytest.approx(expected.density, abs=1e-4)
+    densities = [only(grid, name).accounting.density for name in variants]
+    assert grid.cells[0].density == float(f"{statistics.fmean(densities):.4g}") != base.density
 
     first = weights_fingerprint(initial_model(base, toy_images))
     assert {run.weights_fingerprint for run in (lottery, shuffled, trained, random)} == {first}
@@ -105,7 +111,7 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
     assert base.out not in record
     assert Grid.from_dict(json.loads(record)).variants["found"] == {**at, "start": "found", "search": SEARCH}
     assert compare(base, variants, (0,), search=SEARCH).as_dict() == grid.as_dict()
-    assert len(began) == 8
+    assert len(began) == 10
 
 
 def test_searches_at_the_density_of_the_cell(base: Config, began: list[Config]) -> None:
@@ -205,6 +211,7 @@ LOTTERY = {"method": "splitlbi", "at": 1}
         ({"method": "splitlbi", "backend": "dense"}, {"search": None}, ""),
         ({**LOTTERY, "backend": "dense"}, {}, "a: at, search: expected it with a sparse network .* got backend 'dense'"),
         ({"method": "force", "rates": "splitlbi"}, {}, "a: method: expected one of trained-magnitude, .* got 'force'"),
+        ({"method": "slimming", "rates": "splitlbi"}, {}, "a: method: expected one of trained-magnitude, .* got 'slimming'"),
         ({"method": "splitlbi", "rates": "slimming"}, {}, "a: method: expected one of trained-magnitude, .* got 'splitlbi'"),
         ({"method": "random", "rates": "splitlbi", "start": "found"}, {}, "a: start: expected it with a method that trains"),
         (
