@@ -185,7 +185,9 @@ class Config:
             _require(self.backend == "dense", "backend", "'dense' with optimizer 'splitlbi', which finds the masks", self.backend)
             _require(not recipe.has_ghosts, "recipe", "no ghosts with optimizer 'splitlbi', which would prune them", recipe)
         for name in ("bn_l1", "soft_filter"):
-            _require(not getattr(self, name) or self.backend == "dense", "backend", f"'dense' with {name}", self.backend)
+            if getattr(self, name):
+                _require(self.backend == "dense", "backend", f"'dense' with {name}", self.backend)
+                _require(not recipe.has_ghosts, "recipe", f"no ghosts with {name}, which would prune them", recipe)
         if self.weights is not None:
             _require(self.mask_check != "reinitialised", "mask_check", "no weights drawn anew beside weights", self.mask_check)
             _require(not recipe.rescale_init, "recipe", "no rescale_init with weights, which are taken as they are", recipe)

@@ -263,6 +263,7 @@ def test_hash_of_what_searches_are_configured_by(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"bn_l1": 1e-4}, "backend: expected 'dense' with bn_l1, got 'sparse'"),
+        ({"soft_filter": True, "backend": "dense", "recipe": "tost"}, "recipe: expected no ghosts with soft_filter"),
         ({"soft_filter": True}, "backend: expected 'dense' with soft_filter, got 'sparse'"),
         ({"soft_filter": 1}, "soft_filter: expected true or false, got 1"),
         ({"bn_l1": -1}, "bn_l1: expected a number"),

@@ -21,7 +21,8 @@ from tost.macs import count_macs
 from tost.models.resnet import ResNet
 from tost.optim import SolutionPath
 from tost.preparation import initial_model, weights_fingerprint
-from tost.runs import Result, RunFolder
+from tost.report.from_runs import grids_of
+from tost.runs import Result, RunFolder, find_runs
 
 # 3 steps an epoch; the first filters enter during the first one
 SEARCH = {"steps": 6, "schedule": "constant", "split_lbi": {"nu": 1.0, "lam": 0.05, "lam_linear": 0.02, "sqrt_d": True}}
@@ -107,6 +108,16 @@ def test_what_starts_from_the_masks_of_an_epoch(base: Config, began: list[Config
     macs = count_macs(expected.apply_to(initial_model(base, toy_images)), toy_images.input_shape)
     assert scratch.history[-1]["step"] == round(2 * min(2.0, macs.dense / macs.kept)) > 2
 
+    names = {cell.method for other in grids_of(find_runs(base.out)) for cell in other.cells}  # as `tost report` finds them
+    assert names == {
+        "",  # the dense ones
+        "splitlbi epoch 1",
+        "splitlbi epoch 1, shuffled",
+        "splitlbi epoch 1, reinitialised",
+        "slimming density of splitlbi epoch 1",
+        "random density of splitlbi epoch 1",
+        "trained magnitude layers of splitlbi epoch 1",
+    }
     record = json.dumps(grid.as_dict())
     assert base.out not in record
     assert Grid.from_dict(json.loads(record)).variants["found"] == {**at, "start": "found", "search": SEARCH}
