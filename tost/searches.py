@@ -25,6 +25,7 @@ from tost import distributed
 from tost.accounting import is_weighted
 from tost.config import Config
 from tost.data import Dataset, load
+from tost.files import DamagedFile
 from tost.isolation import isolated
 from tost.macs import count_macs
 from tost.masks import Masks, methods, prune
@@ -212,6 +213,8 @@ def masks_of(search: Search) -> Masks:
         try:
             if search.epoch is None:
                 return path.masks(density=search.masks.density, exact=True)
+        except DamagedFile:
+            raise
         except ValueError as error:
             raise ValueError(f"{error}: lower split_lbi.lam or split_lbi.nu of the search, or give it more epochs") from error
         masks = path.masks(epoch=search.epoch)
