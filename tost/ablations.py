@@ -1,4 +1,4 @@
-"""Sets of variants by name: each takes ToST apart in another way.
+"""Sets of variants by name: most take ToST apart, each in another way.
 
 A variant that says only "recipe" and settings of it runs with the masks, weights and batches of all others.
 """
@@ -70,6 +70,18 @@ ABLATIONS: Mapping[str, Ablation] = {
         {"vanilla": "vanilla", **{f"fade until {end:g}": {"fade_end": end} for end in (0.1, 0.2, 0.3, 0.4, 0.5)}},
         ("vanilla",),
         "how long the ghosts of ToST live, as a fraction of the training",
+    ),
+    "structures": Ablation(
+        {
+            "SplitLBI (Lottery)": "splitlbi",
+            "SGD (Lottery)": {"method": "trained-magnitude", "rates": "splitlbi"},
+            "Scratch-E": {"method": "splitlbi", "mask_check": "reinitialised"},
+            "Scratch-B": {"method": "splitlbi", "mask_check": "reinitialised", "budget": "flops"},
+            "Network Slimming": "slimming",
+            "Soft Filter Pruning": "soft-filter",
+        },
+        ("SplitLBI (Lottery)",),
+        "masks that SplitLBI finds while it trains, against those of other trainings",
     ),
 }
 

@@ -58,6 +58,9 @@ class Config:
         None,
         "file of masks to use, or run folder; method, method_steps, density, include, exclude and keep_alive then do nothing",
     )
+    weights: str | None = _option(
+        None, "file of weights to start from in the place of drawn ones: model.safetensors of a run, or its folder; or a snapshot"
+    )
     mask_check: str = _option(
         "none",
         "control experiment: shuffled (as many weights a layer, at random places) or reinitialised (weights drawn anew, after "
@@ -76,6 +79,12 @@ class Config:
     split_lbi: SplitLBIOptions | None = field(
         default=None,
         metadata={"help": "of optimizer splitlbi, each as --split_lbi.NAME VALUE (see tost.split_lbi.SplitLBIOptions)"},
+    )
+    bn_l1: float = _option(0.0, "L1 penalty of BatchNorm's weights, for a dense network (Network Slimming: 1e-4)")
+    soft_filter: bool = _option(
+        False,
+        "zero the weakest filters of each convolution of a dense network after each epoch, down to density; they go on learning "
+        "(Soft Filter Pruning)",
     )
     lr: float = _option(0.1, "learning rate after the warm-up")
     momentum: float = _option(0.9, "momentum of SGD")
@@ -128,6 +137,7 @@ class Config:
         self._number("lr", above=0.0)
         self._number("momentum", least=0.0, below=1.0)
         self._number("weight_decay", least=0.0)
+        self._number("bn_l1", least=0.0)
         self._number("gamma", above=0.0)
         self._number("drop_every", above=0.0, most=1.0)
         self._number("validation", least=0.0, below=1.0)
@@ -158,10 +168,10 @@ class Config:
             check_choice(name, getattr(self, name), known)
         for name in ("model", "dataset", "method", "out"):
             _require(isinstance(getattr(self, name), str), name, "a name", getattr(self, name))
-        for name in ("data_dir", "teacher", "masks"):
+        for name in ("data_dir", "teacher", "masks", "weights"):
             path = getattr(self, name)
             _require(path is None or (isinstance(path, str) and path != ""), name, "a path or none", path)
-        for name in ("nesterov", "tune", "keep_alive"):
+        for name in ("nesterov", "tune", "keep_alive", "soft_filter"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         _require(isinstance(self.cuda_graph, bool | None), "cuda_graph", "true, false or none", self.cuda_graph)
         _require(not self.nesterov or self.momentum > 0, "momentum", "above 0 with nesterov", self.momentum)
@@ -174,6 +184,13 @@ class Config:
         if self.optimizer == "splitlbi":
             _require(self.backend == "dense", "backend", "'dense' with optimizer 'splitlbi', which finds the masks", self.backend)
             _require(not recipe.has_ghosts, "recipe", "no ghosts with optimizer 'splitlbi', which would prune them", recipe)
+        for name in ("bn_l1", "soft_filter"):
+            if getattr(self, name):
+                _require(self.backend == "dense", "backend", f"'dense' with {name}", self.backend)
+                _require(not recipe.has_ghosts, "recipe", f"no ghosts with {name}, which would prune them", recipe)
+        if self.weights is not None:
+            _require(self.mask_check != "reinitialised", "mask_check", "no weights drawn anew beside weights", self.mask_check)
+            _require(not recipe.rescale_init, "recipe", "no rescale_init with weights, which are taken as they are", recipe)
         drop = self.first_drop
         if recipe.has_ghosts and not recipe.permanent and recipe.fade_end is None and drop is not None:
             # the fade ends at the first drop of the learning rate
@@ -188,7 +205,7 @@ class Config:
         object.__setattr__(self, name, number(name, getattr(self, name), **limits))
 
     def check_names(self) -> None:
-        """Look up model, dataset and, where they have a part, the method or the file of masks.
+        """Look up model, dataset and, where they have a part, the method or the files of masks and weights.
 
         Raises:
             ValueError: an unknown name; names the field and close matches. Steps for a method that takes one.
@@ -196,6 +213,7 @@ class Config:
         """
         tost.models.check_name(self.model)
         check_choice("dataset", self.dataset, tost.data.names())
+        _ = self.weights_file
         if self.backend == "dense" or self.masks_file is not None:
             return
         methods = tost.methods()
@@ -214,13 +232,16 @@ class Config:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        if self.masks is None:
-            return None
-        path = Path(self.masks)
-        file = path / "masks.safetensors" if path.is_dir() else path
-        if not file.is_file():
-            raise FileNotFoundError(f"masks: no such file: {file}")
-        return file
+        return _file("masks", self.masks, "masks.safetensors")
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` means: in a run folder, its model.safetensors.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return _file("weights", self.weights, "model.safetensors")
 
     @property
     def model_name(self) -> str:
@@ -237,6 +258,8 @@ class Config:
             dead.add("split_lbi")
         if self.backend == "dense":
             dead |= {*_CHOOSE_MASKS, "masks"}
+            if self.soft_filter:
+                dead -= {"density", "include", "exclude"}
             if self.mask_check == "shuffled":  # weights drawn anew are others in a dense network too
                 dead.add("mask_check")
         elif self.masks is not None:
@@ -273,10 +296,10 @@ class Config:
         return cls.from_dict(read_yaml(path))
 
     def check_files(self) -> None:
-        """Raise ValueError if the file of masks, or of a network of yours, is no longer what `hash` was taken of."""
+        """Raise ValueError if the file of masks or weights, or of a network of yours, is no longer what `hash` was taken of."""
         if dataclasses.replace(self).hash != self.hash:
             raise ValueError(
-                "masks, model: expected the files that this run was named after, but one has changed: start it again"
+                "masks, weights, model: expected the files that this run was named after, but one has changed: start it again"
             )
 
     @cached_property  # so that a run keeps its name, whatever becomes of its files while it is trained
@@ -284,17 +307,20 @@ class Config:
         """12 hex digits that name the run, over every field `in_effect` but `out` and `cuda_graph`, and over the version of this
         package.
 
-        Of the file of masks and of the Python files of a network of yours (see `tost.models.source_digest`) the content counts,
-        not the path, as they are when the hash is first asked for. What else moves the last bits does not count: the number of
-        threads, the versions of torch and the machine, whether the compiled kernels are there. `Result` says what they were.
+        Of the files of masks and weights, and of the Python files of a network of yours (see `tost.models.source_digest`), the
+        content counts, not the path, as they are when the hash is first asked for. What else moves the last bits does not count:
+        the number of threads, the versions of torch and the machine, whether the compiled kernels are there.
+        `Result` says what they were.
         """
         config = self.in_effect
         values = config.as_dict()
         del values["out"], values["cuda_graph"]  # the same kernels, one by one or replayed: the same bits
-        if values["split_lbi"] is None:  # younger than runs that are to be found again
-            del values["split_lbi"]
-        if (file := config.masks_file) is not None:
-            values["masks"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, default in _YOUNGER.items():
+            if values[name] == default:
+                del values[name]
+        for name, file in (("masks", config.masks_file), ("weights", config.weights_file)):
+            if file is not None:
+                values[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if is_address(self.model) and (source := tost.models.source_digest(self.model)):
             values["model"] = f"{source}:{self.model.rpartition(':')[2]}"
         values["version"] = tost.__version__
@@ -304,6 +330,9 @@ class Config:
 
 # what chooses masks, where they are not read from a file
 _CHOOSE_MASKS = frozenset({"method", "method_steps", "density", "include", "exclude", "keep_alive"})
+
+# fields that are younger than runs that are to be found again, and the value at which the hash knows nothing of them
+_YOUNGER = {"split_lbi": None, "weights": None, "bn_l1": 0.0, "soft_filter": False}
 
 # field -> its least value
 _WHOLE = {
@@ -333,6 +362,17 @@ def recipe_of(value: object) -> Recipe:
     if isinstance(value, Mapping):
         return Recipe.from_dict(value)
     raise TypeError(f"recipe: expected a Recipe, 'tost', 'vanilla' or a mapping, got {value!r}")
+
+
+def _file(name: str, value: str | None, in_folder: str) -> Path | None:
+    """The file that a field means, by its path or that of a run folder."""
+    if value is None:
+        return None
+    path = Path(value)
+    file = path / in_folder if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: no such file: {file}")
+    return file
 
 
 def _items(config: Config, name: str) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from tost.step_times import StepTime
 __all__ = ["Cell", "Diverged", "Grid", "Verdicts"]
 
 _PLACES = ("out", "data_dir")  # where files lie on this machine: no part of a record
-_NAMED = ("masks", "teacher")  # of these the name alone
+_NAMED = ("masks", "teacher", "weights")  # of these the name alone
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Grid:
     Attributes:
         base: what the runs share.
         cells: what was compared, in order.
-        variants: name -> fields of `Config` that are different, "rewind" (see `tost.compare`) among them.
+        variants: name -> what is different: fields of `Config`, and what `tost.compare` says of lotteries and searches.
         baselines: variants that all others are compared with.
         seeds: each decides initial weights and batches, the same for all variants.
         results: cell -> variant -> its runs, in the order of `seeds`.

@@ -13,10 +13,11 @@ from tost.choices import check_choice
 from tost.config import Config
 from tost.grid import Cell
 from tost.masks import Masks, methods
+from tost.searches import Search, check_search, search_of
 from tost.tickets import check_lottery, rounds_to
-from tost.variants import LOTTERY, Variant, changes_of, fields_of, named
+from tost.variants import LOTTERY, SEARCHES, Variant, changes_of, fields_of, named, search_options
 
-__all__ = ["DENSE", "Plan", "Run", "Ticket", "check_lotteries", "plan", "trainings"]
+__all__ = ["DENSE", "Plan", "Run", "Ticket", "check_lotteries", "check_searches", "plan", "trainings"]
 
 DENSE = "dense"  # as a teacher: the dense network of the run's own model, data set and seed
 Item = TypeVar("Item")
@@ -38,11 +39,17 @@ class Run:
         config: without the masks and the teacher that are still to be found.
         ticket: the lottery whose masks it gets; None: its configuration says which masks.
         teacher: the dense run that teaches it; None: its configuration says which, if any.
+        search: what finds its masks; None: its configuration, or a lottery.
+        from_search: it starts from the weights of the search, not from drawn ones.
+        as_many_flops: it is trained for as many FLOPs as a dense network would take, not for as many epochs.
     """
 
     config: Config
     ticket: Ticket | None = None
     teacher: Config | None = None
+    search: Search | None = None
+    from_search: bool = False
+    as_many_flops: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Plan:
     Attributes:
         cells, variants, baselines, seeds: as in `Grid`.
         runs: what each variant comes to in each cell with each seed; a Ticket stands for its last round. Several may be one.
+        found_density: no variant has the density of the cells, but that which a search finds, known when it is finished.
     """
 
     cells: tuple[Cell, ...]
@@ -59,6 +67,7 @@ class Plan:
     baselines: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: Mapping[tuple[Cell, str, int], Run | Ticket]
+    found_density: bool = False
 
 
 def plan(
@@ -70,10 +79,12 @@ def plan(
     methods: Sequence[str] | None = None,
     densities: Sequence[float] | None = None,
     baselines: Sequence[str] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Arguments and errors as those of `tost.compare`. Nothing is read or written but a file of masks; see `check_lotteries`."""
     given = {"vanilla": "vanilla", "tost": "tost"} if variants is None else variants
-    changes = {str(name): changes_of(str(name), variant) for name, variant in _some("variants", given).items()}
+    understood = {str(name): changes_of(str(name), variant) for name, variant in _some("variants", given).items()}
+    changes = _with_search(understood, methods, search)
     chosen = tuple(_each_once("baselines", baselines, tuple(changes)[:1]))
     for name in chosen:
         check_choice("baselines", name, list(changes))
@@ -97,7 +108,32 @@ def plan(
             if names.setdefault(run, name) != name:
                 raise ValueError(f"variants: expected different ones, got the same under the names {names[run]!r} and {name!r}")
             runs[cell, name, seed] = run
-    return Plan(tuple(cells), changes, chosen, tuple(seeds), runs)
+    sparse = [run for run in runs.values() if not (isinstance(run, Run) and run.config.backend == "dense")]
+    found = bool(sparse) and all(isinstance(run, Run) and run.search is not None and run.search.has_density for run in sparse)
+    return Plan(tuple(cells), changes, chosen, tuple(seeds), runs, found)
+
+
+def _with_search(
+    changes: Mapping[str, Mapping[str, Any]], methods: Sequence[str] | None, search: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """The variants that have a search, with what all searches share; their own options override it."""
+    if search is None:
+        return dict(changes)
+    shared, of_axis = search_options(search), bool(set(SEARCHES) & set(methods or ()))
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, change in changes.items():
+        own_masks = {"method", "masks", "rewind"} & set(change)
+        searches = change.get("method") in SEARCHES or _like(change) is not None or (of_axis and not own_masks)
+        found[name] = {**change, "search": {**shared, **change.get("search", {})}} if searches else change
+    if not any("search" in change for change in found.values()):
+        raise ValueError(f"search: expected none, as no variant has the masks of {' or '.join(SEARCHES)}, got {shared}")
+    return found
+
+
+def _like(change: Mapping[str, Any]) -> str | None:
+    """The search whose masks say how many weights a variant keeps."""
+    density = change.get("density")
+    return change.get("rates") or (density if isinstance(density, str) else None)
 
 
 def _methods(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequence[str] | None) -> Sequence[str]:
@@ -114,7 +150,7 @@ def _methods(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequ
 
 
 def _densities(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequence[float] | None) -> Sequence[float]:
-    fixed = [name for name, change in changes.items() if {"density", "masks"} & set(change)]
+    fixed = [name for name, change in changes.items() if {"density", "masks", "at"} & set(change)]
     values = _each_once("densities", given, [base.density])
     if len(values) > 1 and fixed:
         raise ValueError(f"densities: expected one, as the variant {fixed[0]!r} has its own, got {list(values)}")
@@ -145,6 +181,12 @@ def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run 
         if "teacher" in change:
             raise ValueError("teacher: expected recipe.distillation above 0 with it, got 0.0")
         config, teacher = dataclasses.replace(config, teacher=None), None
+    search = _search(Config.from_dict({**base.as_dict(), **of_cell, "method": base.method}), config, change)
+    if search is not None:
+        config = dataclasses.replace(config, method_steps=None)
+        if "start" in change:
+            dataclasses.replace(config, weights="found")  # raises what does not go with them
+        return Run(config, None, teacher, search, "start" in change, "budget" in change)
     if config.method != LOTTERY or config.backend == "dense" or config.masks is not None:
         config.check_names()
         return Run(config, None, teacher)
@@ -153,6 +195,35 @@ def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run 
     masked = {name: getattr(config, name) for name in ("density", "include", "exclude", "keep_alive")}
     ticket = Ticket(Config.from_dict({**base.as_dict(), **of_cell, **plain, **masked}), "init")
     return Run(dataclasses.replace(config, method_steps=None, keep_alive=False), ticket, teacher)
+
+
+def _search(base: Config, config: Config, change: Mapping[str, Any]) -> Search | None:
+    """What finds the masks of a variant's run; None: its configuration says them."""
+    of_search = sorted({"search", "at", "rates", "start", "budget"} & set(change))
+    like = _like(change)
+    if config.backend == "dense" or config.masks is not None or (config.method not in SEARCHES and like is None):
+        if of_search:
+            given = f"backend {config.backend!r}, masks {config.masks!r} and method {config.method!r}"
+            raise ValueError(
+                f"{', '.join(of_search)}: expected it with a sparse network and masks of {' or '.join(SEARCHES)}, got {given}"
+            )
+        return None
+    if config.keep_alive:
+        raise ValueError("keep_alive: expected false with masks that a training finds, got true")
+    if "rates" in change and isinstance(change.get("density"), str):
+        raise ValueError(f"rates, density: expected one to name a search, got {change['rates']!r} and {change['density']!r}")
+    for name in ("split_lbi", "bn_l1"):
+        if name in change:
+            raise ValueError(f"{name}: expected it in `search`, which finds the masks, got {change[name]!r} for the run")
+    options, at, start = change.get("search", {}), change.get("at"), "start" in change
+    masked = {name: getattr(config, name) for name in ("density", "include", "exclude")}
+    if like is None:
+        return search_of(config.method, base, masked, options, at, keep=start)
+    counts = search_of(like, base, masked, options, at)
+    found = search_of(config.method, base, masked, options, keep=start, like=counts, by_layer="rates" in change)
+    if start and found.training is None:
+        raise ValueError(f"start: expected it with a method that trains a network, got {config.method!r}")
+    return found
 
 
 def _takes_one_step(method: str) -> bool:
@@ -187,8 +258,16 @@ def check_lotteries(planned: Plan) -> None:
             check_lottery(ticket.config, rewind=ticket.rewind)
 
 
+def check_searches(planned: Plan) -> None:
+    """Raise what the searches would, as far as it is known before their training; their data sets are read. Of the first seed."""
+    for (_, name, seed), run in planned.runs.items():
+        if isinstance(run, Run) and run.search is not None and seed == planned.seeds[0]:
+            with named(name):
+                check_search(run.search)
+
+
 def trainings(planned: Plan) -> int:
-    """How many networks are trained, unless some are finished: runs, teachers and all rounds of lotteries."""
+    """How many networks are trained, unless some are finished: runs, teachers, searches and all rounds of lotteries."""
     runs = set(planned.runs.values())
     plain = {run for run in runs if isinstance(run, Run)}
     tickets = {run for run in runs if isinstance(run, Ticket)} | {run.ticket for run in plain if run.ticket is not None}
@@ -197,8 +276,11 @@ def trainings(planned: Plan) -> int:
         shared = dataclasses.replace(ticket, config=dataclasses.replace(ticket.config, density=1.0))
         rounds.setdefault(shared, set()).update(rounds_to(ticket.config.density))
     teachers = {run.teacher for run in plain if run.teacher is not None}
-    configs = {run.config for run in plain if run.ticket is None and run.teacher is None}
-    return len(plain) + len(teachers - configs) + sum(map(len, rounds.values()))
+    first = teachers.union(*(run.search.trainings for run in plain if run.search is not None))
+    configs = {run.config for run in plain if run.ticket is None and run.teacher is None and run.search is None}
+    return (
+        len(plain) + len({config.hash for config in first} - {config.hash for config in configs}) + sum(map(len, rounds.values()))
+    )
 
 
 def _some(name: str, values: Mapping[str, Item]) -> Mapping[str, Item]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import tost_kernels as tk
-from tost import distributed, models
+from tost import distributed, models, tensor_file
 from tost.config import Config
 from tost.data import Dataset, TrainBatches, eval_batches, validation_split
 from tost.ghosts import add_ghosts
@@ -152,14 +152,29 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def initial_model(config: Config, dataset: Dataset) -> nn.Module:
-    """The dense network that the seed decides; the global random generators are left as found.
+    """The dense network that a run begins with: the seed decides it, or `config.weights`; the global random generators are left
+    as found.
 
     Where the weights are re-initialised as a control, not the one that the masks are chosen on.
 
     Raises:
-        ValueError, TypeError: a network of the user's cannot be built, or does not turn images into logits.
+        ValueError, TypeError: a network of the user's cannot be built, or does not turn images into logits; the weights are those
+            of another network. FileNotFoundError, DamagedFile: no good file of weights.
     """
-    return _drawn("reinitialised" if config.mask_check == "reinitialised" else "weights", config, dataset)
+    if config.mask_check == "reinitialised":
+        return _drawn("reinitialised", config, dataset)
+    return _chosen_on(config, dataset)
+
+
+def _chosen_on(config: Config, dataset: Dataset) -> nn.Module:
+    """The dense network that masks are chosen on."""
+    if (file := config.weights_file) is None:
+        return _drawn("weights", config, dataset)
+    try:
+        return trained_model(config, dataset, tensor_file.read(file, "network of a run", "pt", 1)[0])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"weights: {file} does not fit {config.model} for {dataset.name}: {reason}") from error
 
 
 def _drawn(stream: str, config: Config, dataset: Dataset) -> nn.Module:
@@ -180,7 +195,7 @@ def trained_model(config: Config, dataset: Dataset, state: Mapping[str, Tensor])
     Raises:
         RuntimeError: they are those of another network.
     """
-    model = initial_model(config, dataset)
+    model = _drawn("weights", config, dataset)
     names = model.state_dict().keys()
     model.load_state_dict({name: value for name, value in state.items() if name in names})
     return model
@@ -202,8 +217,8 @@ def scoring_batches(config: Config, dataset: Dataset, stream: str = "prune") -> 
 def make_masks(
     config: Config, dataset: Dataset, *, progress: bool = False, on_step: Callable[[PruneStep], object] | None = None
 ) -> Masks:
-    """The masks of a configuration: those of its file; or chosen by its method on the initial weights and `scoring_batches`, of
-    which a method of several steps gets a fresh one at each.
+    """The masks of a configuration: those of its file; or chosen by its method on the weights that the run begins
+    with and `scoring_batches`, of which a method of several steps gets a fresh one at each.
 
     Args:
         progress: a bar on stderr for methods of several steps.
@@ -220,7 +235,7 @@ def make_masks(
 def _chosen(config: Config, dataset: Dataset, progress: bool, on_step: Callable[[PruneStep], object] | None) -> Masks:
     method = methods()[config.method]
     return prune(
-        _drawn("weights", config, dataset),
+        _chosen_on(config, dataset),
         method if config.method_steps is None else dataclasses.replace(method, steps=config.method_steps),
         config.density,
         data=scoring_batches(config, dataset),

@@ -353,10 +353,10 @@ def _told_of(round: str) -> Iterator[None]:
 def _check_config(config: Config) -> None:
     if config.backend == "dense":
         raise ValueError("backend: expected that of the sparse rounds (sparse, masked-dense, reference), got 'dense'")
-    for name, expected in (("masks", None), ("mask_check", "none"), ("keep_alive", False)):
+    for name, expected in (("masks", None), ("weights", None), ("mask_check", "none"), ("keep_alive", False)):
         value = getattr(config, name)
         if value != expected:
-            raise ValueError(f"{name}: expected {expected!r}, for a lottery finds its masks by itself, got {value!r}")
+            raise ValueError(f"{name}: expected {expected!r}, for a lottery finds masks and weights by itself, got {value!r}")
     dataclasses.replace(config, backend="dense").check_names()  # all but the method
 
 

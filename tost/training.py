@@ -38,6 +38,7 @@ from tost.callbacks import (
     ProgressBar,
     Record,
     RecordPath,
+    SoftFilters,
     StopAtNonFinite,
     StopAtSignal,
     Stopped,
@@ -235,6 +236,7 @@ def _train(folder: RunFolder, config: Config, conduct: Conduct, start: Start | N
             folder.save_checkpoint(state_of(run, batches, update, around, fingerprints, elapsed))
 
     around: list[Callback] = [LearningRate()]
+    around += [SoftFilters()] if config.soft_filter else []
     around += [fade] if config.recipe.has_ghosts else []
     around += [Average(config.ema)] if config.ema is not None else []
     # permanent ghosts are part of the finalized form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from tost import distributed
 from tost.config import Config
 from tost.optim import SplitLBI, split_lbi_groups
 
-__all__ = ["LossOf", "Update", "load_optimizer", "optimizer_of", "precision_of"]
+__all__ = ["LossOf", "Update", "batch_norm_scales", "load_optimizer", "optimizer_of", "precision_of"]
 
 LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(outputs, inputs, targets) -> 0-dim loss, the mean over the samples."""
@@ -79,6 +79,19 @@ def precision_of(config: Config, device: torch.device) -> AbstractContextManager
     return nullcontext() if config.amp == "none" else torch.autocast(device.type, dtype=_AMP_TYPES[config.amp])
 
 
+def batch_norm_scales(net: nn.Module) -> list[nn.Parameter]:
+    """The weights of all BatchNorms, which Network Slimming makes sparse (https://arxiv.org/abs/1708.06519).
+
+    Raises:
+        ValueError: there is none.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _NormBase)]
+    scales = [norm.weight for norm in norms if isinstance(norm.weight, nn.Parameter)]
+    if not scales:
+        raise ValueError("bn_l1: expected a network with BatchNorm, whose weights it makes sparse, found none in it")
+    return scales
+
+
 class Update:
     """Calling it with this process's share of a batch updates `net` once and returns the mean loss over all processes.
 
@@ -99,6 +112,7 @@ class Update:
     """
 
     not_recorded: str | None = "nobody asked for it"
+    _scales: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -113,6 +127,8 @@ class Update:
         self.loss_of, self.to_input, self.device = loss_of, to_input, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.forward = net
+        if config.bn_l1:
+            self._scales = batch_norm_scales(net)
         self.rewrap()
 
     def rewrap(self) -> None:
@@ -155,7 +171,18 @@ class Update:
                     loss = self.loss_of(outputs, part, wanted) / len(parts)
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        self._add_penalty()
         return total
+
+    @torch.no_grad()
+    def _add_penalty(self) -> None:
+        """The subgradient of `config.bn_l1` times the sum of all |BatchNorm weight|, added to gradients that the scaler scaled.
+
+        Behind the exchange of gradients: each process adds the same.
+        """
+        for scale in self._scales:
+            if scale.grad is not None:  # None: the network did not call it
+                scale.grad.add_(scale.sign(), alpha=self.config.bn_l1 * self.scaler.get_scale())
 
     def _clip(self, bound: float) -> Tensor:
         """Scale the gradients down to the norm `bound`; returns the norm they had, 0-dim."""

@@ -226,7 +226,8 @@ def test_hash_is_about_the_result(tmp_path: Path) -> None:
         "mask_check": "shuffled",
     }
     same = {"out", "cuda_graph"}  # a recorded step is the step
-    assert {f.name for f in dataclasses.fields(Config)} == {*changed, *same, "split_lbi"}
+    of_searches = {"split_lbi", "weights", "bn_l1", "soft_filter"}
+    assert {f.name for f in dataclasses.fields(Config)} == {*changed, *same, *of_searches}
     assert {dataclasses.replace(base, cuda_graph=value).hash for value in (None, False, True)} == {base.hash}
     hashes = {dataclasses.replace(base, **{name: value}).hash for name, value in changed.items()}
     assert len(hashes | {base.hash}) == len(changed) + 1
@@ -234,6 +235,45 @@ def test_hash_is_about_the_result(tmp_path: Path) -> None:
     assert found.hash == dataclasses.replace(found, split_lbi=SplitLBIOptions()).hash
     assert found.hash != dataclasses.replace(found, split_lbi=SplitLBIOptions(nu=20)).hash
     assert base.hash == dataclasses.replace(base, split_lbi=SplitLBIOptions(nu=20)).hash  # without effect
+
+
+def test_hash_of_what_searches_are_configured_by(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("weights")
+    dense = Config(backend="dense", recipe=Recipe.vanilla())
+    soft = dataclasses.replace(dense, soft_filter=True)
+    changed = [
+        dataclasses.replace(dense, bn_l1=1e-4),
+        soft,
+        dataclasses.replace(soft, density=0.3),  # there they have an effect
+        dataclasses.replace(soft, exclude=("fc",)),
+        dataclasses.replace(dense, weights=str(tmp_path)),
+    ]
+    assert len({one.hash for one in [dense, *changed]}) == 6
+    assert changed[-1].hash == dataclasses.replace(dense, weights=str(tmp_path / "model.safetensors")).hash
+    assert dense.hash == dataclasses.replace(dense, density=0.3, exclude=("fc",)).hash
+    (tmp_path / "model.safetensors").write_text("others")
+    assert changed[-1].hash != dataclasses.replace(dense, weights=str(tmp_path)).hash
+    with pytest.raises(ValueError, match="masks, weights, model: expected the files that this run was named after"):
+        changed[-1].check_files()
+    with pytest.raises(FileNotFoundError, match="weights: no such file: nosuch"):
+        Config(weights="nosuch", recipe=Recipe.vanilla()).check_names()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bn_l1": 1e-4}, "backend: expected 'dense' with bn_l1, got 'sparse'"),
+        ({"soft_filter": True, "backend": "dense", "recipe": "tost"}, "recipe: expected no ghosts with soft_filter"),
+        ({"soft_filter": True}, "backend: expected 'dense' with soft_filter, got 'sparse'"),
+        ({"soft_filter": 1}, "soft_filter: expected true or false, got 1"),
+        ({"bn_l1": -1}, "bn_l1: expected a number"),
+        ({"weights": "w", "mask_check": "reinitialised"}, "mask_check: expected no weights drawn anew beside weights"),
+        ({"weights": "w", "recipe": "tost"}, "recipe: expected no rescale_init with weights"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**{"recipe": "vanilla", **fields})
 
 
 def test_hash_is_about_the_content_of_files(tmp_path: Path) -> None:

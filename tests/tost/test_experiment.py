@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tost
-from tost import Config, Masks, Recipe, experiment, parallel, step_times, tickets, training
+from tost import Config, Masks, Recipe, experiment, parallel, searches, step_times, tickets, training
 from tost.ablations import ABLATIONS
 from tost.data import Dataset
 from tost.experiment import compare
@@ -25,7 +25,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_images: Dataset) -
     def build(model: str, classes: int, channels: int, size: tuple[int, int]) -> ResNet:
         return ResNet((1, 1), (4, 8) if model == "resnet20" else (4, 12), classes, channels)
 
-    for module in (training, tickets, experiment):
+    for module in (training, tickets, experiment, searches):
         monkeypatch.setattr(module, "load", lambda name, folder: toy_images)
     monkeypatch.setattr(tost.models, "build", build)
     return Config(recipe=Recipe.vanilla(), steps=3, batch_size=16, density=0.3, out=str(tmp_path / "runs"))
@@ -148,9 +148,10 @@ def test_ablations_can_be_trained(base: Config, name: str) -> None:
     chosen = ABLATIONS[name]
     planned = experiment.plan(base, chosen.variants, (0,), baselines=chosen.baselines)
     assert planned.baselines == chosen.baselines
-    configs = {run.config for run in planned.runs.values() if isinstance(run, experiment.Run)}
-    assert len(configs) == len(chosen.variants)
-    assert {config.method for config in configs} == {"erk"}  # the same masks for all
+    runs = {run for run in planned.runs.values() if isinstance(run, experiment.Run)}
+    assert len(runs) == len(chosen.variants)
+    assert name == "structures" or {run.config.method for run in runs} == {"erk"}  # the same masks for all
+    experiment.check_searches(planned)
 
 
 @pytest.mark.parametrize("what", ["batches_fingerprint", "weights_fingerprint", "masks_fingerprint"])

@@ -37,6 +37,11 @@ GHOSTLESS = {"ghost_skip": False, "ghost_swish": False, "rescale_init": False}
         ({**GHOSTLESS, "label_smoothing": 0.0}, {"recipe": "vanilla"}),
         ({"backend": "dense", "lr": 0.05}, {"backend": "dense", "lr": 0.05}),
         ({"rewind": "1ep"}, {"rewind": "1ep"}),
+        ("splitlbi", {"method": "splitlbi"}),
+        (
+            {"method": "slimming", "density": "splitlbi", "at": 5, "search": {"epochs": 9}, "start": "found", "budget": "flops"},
+            {"method": "slimming", "density": "splitlbi", "at": 5, "search": {"epochs": 9}, "start": "found", "budget": "flops"},
+        ),
     ],
 )
 def test_what_a_variant_may_say(variant: Any, changes: Mapping[str, Any]) -> None:

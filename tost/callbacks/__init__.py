@@ -9,6 +9,7 @@ from tost.callbacks.learning_rate import LearningRate, learning_rate_at
 from tost.callbacks.network_at import NetworkAt
 from tost.callbacks.progress import ProgressBar
 from tost.callbacks.record import Record
+from tost.callbacks.soft_filters import SoftFilters
 from tost.callbacks.solution_path import RecordPath
 from tost.callbacks.tensorboard import TensorBoard
 from tost.loop import Callback, Run
@@ -27,6 +28,7 @@ __all__ = [
     "Record",
     "RecordPath",
     "Run",
+    "SoftFilters",
     "StopAtNonFinite",
     "StopAtSignal",
     "Stopped",

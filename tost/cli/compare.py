@@ -35,7 +35,8 @@ def parser() -> Parser:
         "--methods",
         type=tuple[str, ...] | str | None,
         default=None,
-        help="as --method, several; lth is a lottery, found first and shared by all variants",
+        help="as --method, several; masks of lth (a lottery), splitlbi, slimming, soft-filter and trained-magnitude are found "
+        "first, by trainings that all variants share",
     )
     compare.add_argument(
         "--densities", type=tuple[float, ...] | float | str | None, default=None, help="as --density, several: 0.05,0.02"
@@ -46,7 +47,14 @@ def parser() -> Parser:
         default=None,
         help="name -> vanilla, tost or a pruning method; or what is different, as {lr: 0.05, ghost_swish: false}: fields of the "
         "configuration and settings of the recipe (others as in `recipe`, or as in tost); {backend: dense}; {teacher: dense, "
-        "distillation: 0.9}; {rewind: init}: a lottery (default: vanilla and tost)",
+        "distillation: 0.9}; {rewind: init}: a lottery; {method: splitlbi, at: 5, start: found}: masks that a training finds, "
+        "see tost.compare (default: vanilla and tost)",
+    )
+    compare.add_argument(
+        "--search",
+        type=dict | None,
+        default=None,
+        help="how these trainings (but lotteries) differ from the runs, as {epochs: 20, schedule: constant, split_lbi: {nu: 9}}",
     )
     compare.add_argument("--ablation", type=str | None, default=None, help=f"variants by name: {_ablations()}")
     compare.add_argument(
@@ -118,6 +126,7 @@ def _asked(options: Namespace) -> dict[str, Any]:
         **axes,
         "densities": _densities(options.densities),
         "baselines": baselines,
+        "search": options.search,
     }
 
 

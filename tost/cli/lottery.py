@@ -12,7 +12,8 @@ from tost.cli.output import note, print_json, print_sheets
 from tost.config import Config
 
 HELP = "lottery tickets: iterative magnitude pruning with rewinding"
-_FOUND = ("method", "method_steps", "masks", "mask_check", "keep_alive")  # what a lottery does without
+# what a lottery does without
+_FOUND = ("method", "method_steps", "masks", "weights", "mask_check", "keep_alive", "bn_l1", "soft_filter")
 
 
 def parser() -> Parser:

@@ -14,6 +14,7 @@ from tost.grid import Cell, Grid
 from tost.model_address import is_address
 from tost.recipe import Recipe, recipe_name
 from tost.runs import Result, RunFolder
+from tost.searches import FOUND
 from tost.tickets import Lottery
 from tost.variants import LOTTERY, changes_of
 
@@ -69,8 +70,9 @@ def _shared(config: Config) -> str:
         del values[name]
     if not is_address(config.model):
         del values["model"]  # of yours two may have the same name: each has tables of its own
-    # a teacher that differs only in the seed is the same one
-    return json.dumps({**values, "teacher": _run_of(config.teacher)}, sort_keys=True)
+    # a teacher, or run to start from, that differs only in the seed is the same one
+    weights = None if config.weights is None else _weights_of(Path(config.weights))
+    return json.dumps({**values, "teacher": _run_of(config.teacher), "weights": weights}, sort_keys=True)
 
 
 def _cell(result: Result) -> Cell:
@@ -86,12 +88,19 @@ def _cell(result: Result) -> Cell:
 
 
 def _masks_of(path: Path) -> str:
-    """What chose the masks at `path`: a lottery, the method of a run, or else the name of the file."""
+    """What chose the masks at `path`: a lottery, a search, the method of a run, or else the name of the file."""
+    if path.parent.name == FOUND:
+        return path.stem.rpartition("-")[0].replace("-", " ")
     folder = path.parent if path.name == "masks.safetensors" else path
     if folder.parent.name.startswith("lottery-"):
         return LOTTERY
     of_run = _run_of(str(folder))
     return f"{of_run['method']}, of a run" if isinstance(of_run, dict) else path.name
+
+
+def _weights_of(path: Path) -> list[Any]:
+    """The run whose network it is, as `_run_of` says it, and which of its networks."""
+    return [_run_of(str(path)), ""] if path.is_dir() else [_run_of(str(path.parent)), path.name]
 
 
 def _run_of(folder: str | None) -> dict[str, Any] | str | None:

@@ -72,7 +72,7 @@ def _note(grid: Grid) -> str:
     note = "Accuracy after the last step, finalized network: mean ± standard deviation."
     if any(True for _ in _pairs(grid)):
         note += (
-            " Difference: points, mean over pairs of the same seed, mask, initial weights and batches, with its 95% t-interval, "
+            f" Difference: points, mean over pairs of the same {_paired_by(grid)}, with its 95% t-interval, "
             "and how many of the pairs are above 0; won: the interval lies above 0, lost: it lies below."
         )
     if _ghosts(grid):
@@ -80,6 +80,19 @@ def _note(grid: Grid) -> str:
     if _diverged(grid):
         note += " Diverged: runs whose loss was no number any more; they have no accuracy, and their pairs no difference."
     return note
+
+
+def _paired_by(grid: Grid) -> str:
+    """What all runs of a cell and seed have in common; a dense one has no mask."""
+    shared = {"mask": "masks_fingerprint", "initial weights": "weights_fingerprint", "batches": "batches_fingerprint"}
+    for cell in grid.cells:
+        for runs in zip(*grid.results[cell].values(), strict=True):
+            for what, field in list(shared.items()):
+                values = {getattr(run, field) for run in runs if isinstance(run, Result)} - {None}
+                if len(values) > 1:
+                    del shared[what]
+    *first, last = ("seed", *shared)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _ghosts(grid: Grid) -> bool:
