@@ -123,7 +123,7 @@ class SolutionPath:
         Args:
             epoch: a recorded one: its support.
             density: in its place, a fraction of the weights of the recorded layers, in (0, 1]: the support of the last epoch
-                that has at most so many.
+                that has at most so many, and some.
             exact: keep exactly round(density * weights): those that entered the support first; of those that entered at the
                 epoch where they become too many, the ones of the filters with the largest ||W_o|| at the last epoch (so at most
                 one filter with a Gamma by groups is cut).
@@ -141,11 +141,11 @@ class SolutionPath:
         density = number("density", density, above=0, most=1)
         if exact:
             return self._first_entered(density)
-        densities = self.densities()
-        sparse = [recorded for recorded, fraction in densities.items() if fraction <= density]
+        filled = {recorded: fraction for recorded, fraction in self.densities().items() if fraction > 0}
+        sparse = [recorded for recorded, fraction in filled.items() if fraction <= density]
         if not sparse:
-            least = min(densities.values())
-            raise ValueError(f"density: expected at least that of a recorded epoch, {least:.4g}, got {density:g}")
+            least = f"{min(filled.values()):.4g} (or exact=True)" if filled else "none of which has a weight"
+            raise ValueError(f"density: expected at least that of a recorded epoch, {least}, got {density:g}")
         return Masks(self.point(sparse[-1]).masks)
 
     def _first_entered(self, density: float) -> Masks:

@@ -65,7 +65,11 @@ def test_masks_of_a_density(walked: Walked) -> None:
             assert walked.path.masks(density=density) == walked.masks[last]
             assert walked.path.masks(density=density + 1e-6) == walked.masks[last]
             before = [e for e in range(epoch) if densities[e] < density]
-            assert walked.path.masks(density=density - 1e-6) == walked.masks[before[-1]]
+            if densities[before[-1]] > 0:
+                assert walked.path.masks(density=density - 1e-6) == walked.masks[before[-1]]
+            else:  # an empty mask is nobody's wish
+                with pytest.raises(ValueError, match=rf"density: expected .* epoch, {density:.4g} \(or exact=True\), got"):
+                    walked.path.masks(density=density - 1e-6)
     assert walked.path.masks(density=1.0) == walked.masks[10]
 
 
@@ -213,7 +217,7 @@ def test_no_epoch_is_sparse_enough(walked: Walked, tmp_path: Path) -> None:
     path = SolutionPath(tmp_path)
     path.record(3, walked.net, walked.optimizer)
     density = path.densities()[3]
-    with pytest.raises(ValueError, match=f"density: expected at least that of a recorded epoch, {density:.4g}, got 0.001"):
+    with pytest.raises(ValueError, match=f"density: expected at least that of a recorded epoch, {density:.4g} "):
         path.masks(density=0.001)
 
 
