@@ -10,8 +10,9 @@ import secrets
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -188,12 +189,18 @@ def read_json(path: Path) -> Any:
     """What `write_json` wrote.
 
     Raises:
-        DamagedFile: not JSON, nested too deep, or an object names a member twice.
+        DamagedFile: not JSON, nested too deep, an object names a member twice, or a number is beyond float64.
         OSError: it cannot be read; FileNotFoundError: there is no such file.
     """
     content = path.read_bytes()
     try:
-        return json.loads(content.decode(), object_pairs_hook=_members, parse_constant=_no_number)
+        return json.loads(
+            content.decode(),
+            object_pairs_hook=_members,
+            parse_constant=_no_number,
+            parse_float=partial(_finite, float),
+            parse_int=partial(_finite, int),
+        )
     except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"not the JSON that was written: {error}") from error
 
@@ -207,6 +214,14 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(kind: Callable[[str], Any], text: str) -> Any:
+    """`text` as a number; statistics of one that float64 takes for infinite end in errors far from here."""
+    value = kind(text)
+    if not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{text:.20}... is beyond float64")
+    return value
 
 
 class _Loader(yaml.SafeLoader):

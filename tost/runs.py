@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tost import checkpoint, tensor_file
 from tost.accounting import Accounting
-from tost.checks import check_types, is_of
+from tost.checks import check_types, is_of, number
 from tost.config import Config
 from tost.files import DamagedFile, locked, read_json, remove_stale, write_atomic, write_json
 from tost.masks import Masks
@@ -108,6 +108,7 @@ class Result:
         )
         check_types(result.accounting)
         check_types(result)
+        number("test_accuracy", result.test_accuracy, least=0.0, most=1.0)  # statistics stumble over an infinity
         _check_history(result.history)
         return result
 
@@ -321,8 +322,9 @@ def _check_history(lines: tuple[Mapping[str, Any], ...]) -> None:
     if not lines:
         raise TypeError("history: expected an epoch or more, got none")
     for line in lines:
-        if not (is_of(line["epoch"], int) and is_of(line["step"], int) and is_of(line.get("test_accuracy", 0.0), float)):
-            raise TypeError(f"history: expected numbers for epoch, step and test_accuracy, got {line!r:.100}")
+        if not (is_of(line["epoch"], int) and is_of(line["step"], int)):
+            raise TypeError(f"history: expected numbers for epoch and step, got {line!r:.100}")
+        number("history: test_accuracy", line.get("test_accuracy", 0.0), least=0.0, most=1.0)
 
 
 def _save_weights(path: Path, net: nn.Module) -> None:

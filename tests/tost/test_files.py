@@ -289,7 +289,7 @@ def test_yaml_reads_what_people_mean_by_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1, "a": 2}', b"NaN", b"1" * 5000],
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1, "a": 2}', b"NaN", b"1" * 5000, b"1" * 400, b"-1e999"],
     ids=lambda content: repr(content[:9]),
 )
 def test_json_that_was_not_written(tmp_path: Path, content: bytes) -> None:

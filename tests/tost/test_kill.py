@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KILLS = 50
+KILLS = 25  # more: python tests/tost/kill_runs.py FOLDER 50 0
 
 
 def killing(script: str, folder: Path, kills: int) -> Any:

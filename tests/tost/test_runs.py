@@ -69,7 +69,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "wrong"), [("seconds", "1"), ("history", [3]), ("threads", True), ("best", []), ("torch", None)]
+    ("field", "wrong"),
+    [("seconds", "1"), ("history", [3]), ("threads", True), ("best", []), ("torch", None), ("test_accuracy", 1.5)],
 )
 def test_a_value_of_another_type_is_named(tmp_path: Path, field: str, wrong: object) -> None:
     result = finished(tmp_path)
@@ -83,8 +84,9 @@ def test_a_value_of_another_type_is_named(tmp_path: Path, field: str, wrong: obj
     [
         ([], "history: expected an epoch or more, got none"),
         ([{"epoch": 1}], "'step'"),
-        ([{"epoch": 1, "step": "3"}], "history: expected numbers for epoch, step and test_accuracy, got "),
-        ([{"epoch": 1, "step": 3, "test_accuracy": "0.5"}], "history: expected numbers for epoch, step and test_accuracy, got "),
+        ([{"epoch": 1, "step": "3"}], "history: expected numbers for epoch and step, got "),
+        ([{"epoch": 1, "step": 3, "test_accuracy": "0.5"}], "history: test_accuracy: expected a number .*, got str"),
+        ([{"epoch": 1, "step": 3, "test_accuracy": 50}], "history: test_accuracy: expected a number in .*, got 50"),
     ],
 )
 def test_a_history_that_cannot_be_drawn_is_named(tmp_path: Path, history: list[object], message: str) -> None:

@@ -174,7 +174,9 @@ def test_a_file_that_changed_before_the_run_began_is_told(config: Callable[..., 
     named = config(masks=str(tmp_path / "m.npz"))
     assert not (tmp_path / named.hash).exists()
     masks.shuffled(1).save(tmp_path / "m.npz")
-    with pytest.raises(ValueError, match="masks, model: expected the files that this run was named after, but one has changed"):
+    with pytest.raises(
+        ValueError, match="masks, weights, model: expected the files that this run was named after, but one has changed"
+    ):
         train(named)
     assert not (tmp_path / named.hash).exists()
     with pytest.raises(ValueError, match="masks: expected a path or none, got ''"):
