@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tost import distributed
 from tost.callbacks import NonFiniteLoss
 from tost.checks import integer
 from tost.config import Config
@@ -23,6 +24,7 @@ from tost.environment import environment
 from tost.grid import Cell, Diverged, Grid
 from tost.grid_plan import Plan, Run, Ticket, check_lotteries, check_searches, plan
 from tost.launch import Launcher, Processes
+from tost.optim import SolutionPath
 from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
 from tost.runs import Result, RunFolder
@@ -172,10 +174,14 @@ class _Ground:
     progress: bool
     report: Callable[[str], None]
 
-    def train(self, configs: Mapping[Config, str], snapshots: Sequence[int] = ()) -> dict[Config, Outcome]:
-        """The outcome of each, told by its name as it ends; what is one run is trained once. Snapshots as in `train`."""
+    def train(self, configs: Mapping[Config, str], snapshots: Sequence[int] = (), again: bool = False) -> dict[Config, Outcome]:
+        """The outcome of each, told by its name as it ends; what is one run is trained once. Snapshots as in `train`; `again`:
+
+        whatever is there already.
+        """
         once = {RunFolder.of(config).path: config for config in reversed(list(configs))}
-        diverged = {} if self.overwrite else _diverged(once)
+        again = again or self.overwrite
+        diverged = {} if again else _diverged(once)
         for path, reason in diverged.items():
             self._tell(path, once[path].seed, configs[once[path]], Diverged(reason), "diverged earlier")
         left = [config for path, config in reversed(once.items()) if path not in diverged]
@@ -187,7 +193,7 @@ class _Ground:
         trained = train_all(
             left,
             self.launcher,
-            overwrite=self.overwrite,
+            overwrite=again,
             snapshots=snapshots,
             progress=self.progress,
             bear=NonFiniteLoss,
@@ -210,10 +216,18 @@ class _Ground:
         for config, epochs, name in wanted:
             names.setdefault(config, name)
             kept.setdefault(RunFolder.of(config).path, set()).update(epochs)
+        with distributed.processes():
+            absent = distributed.from_main(_not_kept(kept))  # rank 0 asks before it forgets any of them
+        groups: dict[tuple[tuple[int, ...], bool], dict[Config, str]] = {}
+        for config, name in names.items():
+            path = RunFolder.of(config).path
+            if again := path in absent and not self.overwrite:
+                name += f", again for the network after epoch {', '.join(map(str, absent[path]))}"
+                kept[path].update(RunFolder(path).snapshots)  # other comparisons start from these
+            groups.setdefault((tuple(sorted(kept[path])), again), {})[config] = name
         outcomes: dict[Config, Outcome] = {}
-        for epochs in sorted({tuple(sorted(epochs)) for epochs in kept.values()}):
-            alike = {config: name for config, name in names.items() if tuple(sorted(kept[RunFolder.of(config).path])) == epochs}
-            outcomes |= self.train(alike, snapshots=epochs)
+        for (epochs, again), alike in sorted(groups.items(), key=lambda group: group[0]):
+            outcomes |= self.train(alike, epochs, again)
         found: dict[Search, Found | Diverged] = {}
         for search in searches:
             lost = [end for config in search.trainings if isinstance(end := outcomes[config], Diverged)]
@@ -280,6 +294,17 @@ def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
         reason = RunFolder(path).diverged
         if reason is not None:
             found[path] = reason
+    return found
+
+
+def _not_kept(wanted: Mapping[Path, Iterable[int]]) -> dict[Path, list[int]]:
+    """Folder of a search that has done some of these epochs and did not keep the network -> which."""
+    found: dict[Path, list[int]] = {}
+    for path, epochs in wanted.items():
+        folder = RunFolder(path)
+        done = SolutionPath(folder.path_points).epochs if folder.path_points.is_dir() else ()
+        absent = [epoch for epoch in sorted(epochs) if epoch in done and not folder.snapshot(epoch).is_file()]
+        found |= {path: absent} if absent else {}
     return found
 
 

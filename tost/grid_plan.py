@@ -104,7 +104,7 @@ def plan(
         names: dict[Run | Ticket, str] = {}
         for name, change in changes.items():
             with named(name):
-                run = _run(base, cell, change, seed)
+                run = _run(base, cell, _in_cell(cell, change, understood[name]), seed)
             if names.setdefault(run, name) != name:
                 raise ValueError(f"variants: expected different ones, got the same under the names {names[run]!r} and {name!r}")
             runs[cell, name, seed] = run
@@ -128,6 +128,13 @@ def _with_search(
     if not any("search" in change for change in found.values()):
         raise ValueError(f"search: expected none, as no variant has the masks of {' or '.join(SEARCHES)}, got {shared}")
     return found
+
+
+def _in_cell(cell: Cell, change: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`change`, without what all searches share in a cell whose masks no search finds; a search of its `own` stays."""
+    if cell.method in SEARCHES or {"method", "search"} & set(own) or _like(change) is not None:
+        return change
+    return {field: value for field, value in change.items() if field != "search"}
 
 
 def _like(change: Mapping[str, Any]) -> str | None:

@@ -183,6 +183,29 @@ def test_a_search_that_was_cut_off_goes_on(
     assert only(grid, "a").test_loss == only(whole, "a").test_loss
 
 
+def test_a_search_that_kept_no_network_of_an_epoch_is_repeated(base: Config, began: list[Config], toy_images: Dataset) -> None:
+    at = {"method": "splitlbi", "start": "found"}
+    told: list[str] = []
+
+    def at_epoch(epoch: int) -> Grid:
+        return compare(base, {"a": {**at, "at": epoch}}, (0,), search=SEARCH, report=told.append)
+
+    first = at_epoch(1)
+    search = RunFolder.of(began[0])
+    path = [file.read_bytes() for file in sorted(search.path_points.iterdir())]
+    weights = search.snapshot(1).read_bytes()
+    last = at_epoch(2)
+    assert [line.partition(":")[0] for line in told if "again" in line] == [
+        "seed 0  search, splitlbi, again for the network after epoch 2"
+    ]
+    assert [config.optimizer for config in began] == ["splitlbi", "sgd"] * 2
+    assert [file.read_bytes() for file in sorted(search.path_points.iterdir())] == path
+    assert search.snapshot(1).read_bytes() == weights  # other comparisons start from it
+    assert Path(str(only(last, "a").config.weights)) == search.snapshot(2)
+    assert at_epoch(1).as_dict() == first.as_dict()
+    assert len(began) == 4
+
+
 def test_a_search_that_finds_nothing(base: Config, began: list[Config]) -> None:
     wild = {"lr": 1e30, "max_skipped": 0}
     (run,) = compare(base, {"a": "trained-magnitude"}, (0,), search=wild).results.popitem()[1]["a"]  # type: ignore[attr-defined]
@@ -267,6 +290,16 @@ def test_slimming_needs_batch_norm(base: Config, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="variants: a: bn_l1: expected a network with BatchNorm"):
         compare(base, {"a": "slimming"}, (0,))
     assert not Path(base.out).exists()
+
+
+def test_what_searches_share_is_for_cells_with_a_search(base: Config) -> None:
+    methods = ("splitlbi", "random", "lth")
+    planned = plan(base, {"a": None, "b": {"lr": 0.05}}, (0,), methods=methods, search=SEARCH)
+    (found,) = {run.search for run in planned.runs.values() if isinstance(run, experiment.Run)} - {None}
+    assert found is not None and found.training is not None
+    assert found.training.steps == SEARCH["steps"]
+    with pytest.raises(ValueError, match="a: search: expected it with a sparse network and masks of"):
+        plan(base, {"a": {"search": {"lr": 1}}}, (0,), methods=methods, search=SEARCH)
 
 
 def test_variants_share_a_search_whatever_their_own_schedule(base: Config) -> None:
