@@ -176,7 +176,6 @@ class _Ground:
 
     def train(self, configs: Mapping[Config, str], snapshots: Sequence[int] = (), again: bool = False) -> dict[Config, Outcome]:
         """The outcome of each, told by its name as it ends; what is one run is trained once. Snapshots as in `train`; `again`:
-
         whatever is there already.
         """
         once = {RunFolder.of(config).path: config for config in reversed(list(configs))}
@@ -216,18 +215,18 @@ class _Ground:
         for config, epochs, name in wanted:
             names.setdefault(config, name)
             kept.setdefault(RunFolder.of(config).path, set()).update(epochs)
+        groups: dict[tuple[tuple[int, ...], Config | None], dict[Config, str]] = {}
         with distributed.processes():
-            absent = distributed.from_main(_not_kept(kept))  # rank 0 asks before it forgets any of them
-        groups: dict[tuple[tuple[int, ...], bool], dict[Config, str]] = {}
-        for config, name in names.items():
-            path = RunFolder.of(config).path
-            if again := path in absent and not self.overwrite:
-                name += f", again for the network after epoch {', '.join(map(str, absent[path]))}"
-                kept[path].update(RunFolder(path).snapshots)  # other comparisons start from these
-            groups.setdefault((tuple(sorted(kept[path])), again), {})[config] = name
+            for config, name in names.items():
+                folder = RunFolder.of(config)
+                epochs = tuple(sorted(kept[folder.path]))
+                again = distributed.from_main(bool(_not_kept(folder, epochs))) and not self.overwrite
+                name += f", again for the network after epoch {', '.join(map(str, epochs))}" if again else ""
+                groups.setdefault((epochs, dataclasses.replace(config, seed=0) if again else None), {})[config] = name
         outcomes: dict[Config, Outcome] = {}
-        for (epochs, again), alike in sorted(groups.items(), key=lambda group: group[0]):
-            outcomes |= self.train(alike, epochs, again)
+        for (epochs, repeated), alike in groups.items():
+            others = {epoch for config in alike if repeated for epoch in RunFolder.of(config).snapshots}  # others start from them
+            outcomes |= self.train(alike, sorted({*epochs, *others}), repeated is not None)
         found: dict[Search, Found | Diverged] = {}
         for search in searches:
             lost = [end for config in search.trainings if isinstance(end := outcomes[config], Diverged)]
@@ -297,15 +296,10 @@ def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def _not_kept(wanted: Mapping[Path, Iterable[int]]) -> dict[Path, list[int]]:
-    """Folder of a search that has done some of these epochs and did not keep the network -> which."""
-    found: dict[Path, list[int]] = {}
-    for path, epochs in wanted.items():
-        folder = RunFolder(path)
-        done = SolutionPath(folder.path_points).epochs if folder.path_points.is_dir() else ()
-        absent = [epoch for epoch in sorted(epochs) if epoch in done and not folder.snapshot(epoch).is_file()]
-        found |= {path: absent} if absent else {}
-    return found
+def _not_kept(search: RunFolder, epochs: Iterable[int]) -> list[int]:
+    """Those of the epochs that a search has done, without keeping the network."""
+    done = SolutionPath(search.path_points).epochs if search.path_points.is_dir() else ()
+    return [epoch for epoch in epochs if epoch in done and not search.snapshot(epoch).is_file()]
 
 
 def _rounds(group: Sequence[Ticket]) -> list[tuple[RunFolder, Config]]:

@@ -296,7 +296,8 @@ def test_what_searches_share_is_for_cells_with_a_search(base: Config) -> None:
     methods = ("splitlbi", "random", "lth")
     planned = plan(base, {"a": None, "b": {"lr": 0.05}}, (0,), methods=methods, search=SEARCH)
     (found,) = {run.search for run in planned.runs.values() if isinstance(run, experiment.Run)} - {None}
-    assert found is not None and found.training is not None
+    assert found is not None
+    assert found.training is not None
     assert found.training.steps == SEARCH["steps"]
     with pytest.raises(ValueError, match="a: search: expected it with a sparse network and masks of"):
         plan(base, {"a": {"search": {"lr": 1}}}, (0,), methods=methods, search=SEARCH)
