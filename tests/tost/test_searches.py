@@ -240,7 +240,11 @@ LOTTERY = {"method": "splitlbi", "at": 1}
             {},
             "a: at: expected it with splitlbi, .* got it with 'slimming'",
         ),
-        ({"method": "slimming", "density": 0.01}, {}, r"a: density: expected more than 0.01929, the weights of fc, .* got 0.01"),
+        (
+            {"method": "slimming", "density": 0.01},
+            {"search": None},
+            r"a: density: expected more than 0.01929, the weights of fc, .* got 0.01",
+        ),
         ({"method": "snip", "at": 1}, {"search": None}, "a: at: expected it .* masks of splitlbi or .* got .* method 'snip'"),
         ({"method": "splitlbi", "backend": "dense"}, {"search": None}, ""),
         ({**LOTTERY, "backend": "dense"}, {}, "a: at, search: expected it with a sparse network .* got backend 'dense'"),
@@ -270,6 +274,12 @@ LOTTERY = {"method": "splitlbi", "at": 1}
         ({**LOTTERY, "keep_alive": True}, {}, "a: keep_alive: expected false"),
         ({"method": "slimming", "search": {"optimizer": "splitlbi"}}, {}, "a: optimizer: expected another than splitlbi"),
         (LOTTERY, {"densities": (0.5, 0.3)}, "densities: expected one, as the variant 'a' has its own"),
+        ({"rewind": "init", "search": {"lr": 1}}, {"search": None}, "a: search: expected it without rewind"),
+        ({**LOTTERY, "rewind": "init"}, {}, "a: at, search: expected it without rewind"),
+        ({**LOTTERY, "start": "found", "weights": __file__}, {}, "a: weights: expected none with start"),
+        ({**LOTTERY, "search": {"optimizer": "adam"}}, {}, "a: optimizer: expected none in the search of splitlbi"),
+        ("trained-magnitude", {}, "search: split_lbi: expected it with masks of splitlbi, which no variant has"),
+        ({**LOTTERY, "search": {"bn_l1": 0.1}}, {}, "search: bn_l1: expected it with masks of slimming, which no variant has"),
         ("snip", {}, "search: expected none, as no variant has the masks of splitlbi or slimming"),
     ],
 )
@@ -280,6 +290,17 @@ def test_wrong_arguments(base: Config, variant: Any, options: dict[str, Any], me
     with pytest.raises((ValueError, TypeError), match=message):
         compare(base, {"a": variant}, (0,), **{"search": SEARCH, **options})
     assert not Path(base.out).exists()
+
+
+def test_weights_that_are_not_there(base: Config) -> None:
+    with pytest.raises(FileNotFoundError, match="weights: no such file: absent"):
+        compare(base, {"a": {**LOTTERY, "weights": "absent"}}, (0,), search=SEARCH)
+    assert not Path(base.out).exists()
+
+
+def test_the_method_of_the_base_may_be_a_search(base: Config) -> None:
+    one = plan(dataclasses.replace(base, method="splitlbi"), {"a": None}, (0,), search=SEARCH)
+    assert list(one.runs.values()) == list(plan(base, {"a": None}, (0,), methods=["splitlbi"], search=SEARCH).runs.values())
 
 
 def test_slimming_needs_batch_norm(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
