@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tost import distributed
 from tost.callbacks import NonFiniteLoss
 from tost.checks import integer
 from tost.config import Config
@@ -23,6 +24,7 @@ from tost.environment import environment
 from tost.grid import Cell, Diverged, Grid
 from tost.grid_plan import Plan, Run, Ticket, check_lotteries, check_searches, plan
 from tost.launch import Launcher, Processes
+from tost.optim import SolutionPath
 from tost.parallel import carry_out, check_launcher, train_all
 from tost.recipe import Recipe
 from tost.runs import Result, RunFolder
@@ -172,10 +174,13 @@ class _Ground:
     progress: bool
     report: Callable[[str], None]
 
-    def train(self, configs: Mapping[Config, str], snapshots: Sequence[int] = ()) -> dict[Config, Outcome]:
-        """The outcome of each, told by its name as it ends; what is one run is trained once. Snapshots as in `train`."""
+    def train(self, configs: Mapping[Config, str], snapshots: Sequence[int] = (), again: bool = False) -> dict[Config, Outcome]:
+        """The outcome of each, told by its name as it ends; what is one run is trained once. Snapshots as in `train`; `again`:
+        whatever is there already.
+        """
         once = {RunFolder.of(config).path: config for config in reversed(list(configs))}
-        diverged = {} if self.overwrite else _diverged(once)
+        again = again or self.overwrite
+        diverged = {} if again else _diverged(once)
         for path, reason in diverged.items():
             self._tell(path, once[path].seed, configs[once[path]], Diverged(reason), "diverged earlier")
         left = [config for path, config in reversed(once.items()) if path not in diverged]
@@ -187,7 +192,7 @@ class _Ground:
         trained = train_all(
             left,
             self.launcher,
-            overwrite=self.overwrite,
+            overwrite=again,
             snapshots=snapshots,
             progress=self.progress,
             bear=NonFiniteLoss,
@@ -210,10 +215,18 @@ class _Ground:
         for config, epochs, name in wanted:
             names.setdefault(config, name)
             kept.setdefault(RunFolder.of(config).path, set()).update(epochs)
+        groups: dict[tuple[tuple[int, ...], Config | None], dict[Config, str]] = {}
+        with distributed.processes():
+            for config, name in names.items():
+                folder = RunFolder.of(config)
+                epochs = tuple(sorted(kept[folder.path]))
+                again = distributed.from_main(bool(_not_kept(folder, epochs))) and not self.overwrite
+                name += f", again for the network after epoch {', '.join(map(str, epochs))}" if again else ""
+                groups.setdefault((epochs, dataclasses.replace(config, seed=0) if again else None), {})[config] = name
         outcomes: dict[Config, Outcome] = {}
-        for epochs in sorted({tuple(sorted(epochs)) for epochs in kept.values()}):
-            alike = {config: name for config, name in names.items() if tuple(sorted(kept[RunFolder.of(config).path])) == epochs}
-            outcomes |= self.train(alike, snapshots=epochs)
+        for (epochs, repeated), alike in groups.items():
+            others = {epoch for config in alike if repeated for epoch in RunFolder.of(config).snapshots}  # others start from them
+            outcomes |= self.train(alike, sorted({*epochs, *others}), repeated is not None)
         found: dict[Search, Found | Diverged] = {}
         for search in searches:
             lost = [end for config in search.trainings if isinstance(end := outcomes[config], Diverged)]
@@ -281,6 +294,12 @@ def _diverged(paths: Iterable[Path]) -> dict[Path, str]:
         if reason is not None:
             found[path] = reason
     return found
+
+
+def _not_kept(search: RunFolder, epochs: Iterable[int]) -> list[int]:
+    """Those of the epochs that a search has done, without keeping the network."""
+    done = SolutionPath(search.path_points).epochs if search.path_points.is_dir() else ()
+    return [epoch for epoch in epochs if epoch in done and not search.snapshot(epoch).is_file()]
 
 
 def _rounds(group: Sequence[Ticket]) -> list[tuple[RunFolder, Config]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from tost.choices import check_choice
 from tost.config import Config
 from tost.grid import Cell
 from tost.masks import Masks, methods
-from tost.searches import Search, check_search, search_of
+from tost.searches import OPTIONS_OF_ONE, Search, check_search, search_of
 from tost.tickets import check_lottery, rounds_to
 from tost.variants import LOTTERY, SEARCHES, Variant, changes_of, fields_of, named, search_options
 
@@ -84,7 +84,7 @@ def plan(
     """Arguments and errors as those of `tost.compare`. Nothing is read or written but a file of masks; see `check_lotteries`."""
     given = {"vanilla": "vanilla", "tost": "tost"} if variants is None else variants
     understood = {str(name): changes_of(str(name), variant) for name, variant in _some("variants", given).items()}
-    changes = _with_search(understood, methods, search)
+    changes = _with_search(understood, (base.method,) if methods is None else methods, search)
     chosen = tuple(_each_once("baselines", baselines, tuple(changes)[:1]))
     for name in chosen:
         check_choice("baselines", name, list(changes))
@@ -104,22 +104,33 @@ def plan(
         names: dict[Run | Ticket, str] = {}
         for name, change in changes.items():
             with named(name):
-                run = _run(base, cell, change, seed)
+                run = _run(base, cell, _in_cell(cell, change, understood[name]), seed)
             if names.setdefault(run, name) != name:
                 raise ValueError(f"variants: expected different ones, got the same under the names {names[run]!r} and {name!r}")
             runs[cell, name, seed] = run
     sparse = [run for run in runs.values() if not (isinstance(run, Run) and run.config.backend == "dense")]
+    _check_used(changes, runs.values())
     found = bool(sparse) and all(isinstance(run, Run) and run.search is not None and run.search.has_density for run in sparse)
     return Plan(tuple(cells), changes, chosen, tuple(seeds), runs, found)
 
 
+def _check_used(changes: Mapping[str, Mapping[str, Any]], runs: Iterable[Run | Ticket]) -> None:
+    """Raise ValueError if the options of searches have one that is for a method of which there is no search."""
+    searches = [run.search for run in runs if isinstance(run, Run) and run.search is not None]
+    used = {search.method for search in searches} | {search.like.method for search in searches if search.like is not None}
+    for change in changes.values():
+        for option, method in OPTIONS_OF_ONE.items():
+            if option in change.get("search", {}) and method not in used:
+                raise ValueError(f"search: {option}: expected it with masks of {method}, which no variant has")
+
+
 def _with_search(
-    changes: Mapping[str, Mapping[str, Any]], methods: Sequence[str] | None, search: Mapping[str, Any] | None
+    changes: Mapping[str, Mapping[str, Any]], methods: Sequence[str], search: Mapping[str, Any] | None
 ) -> dict[str, Mapping[str, Any]]:
     """The variants that have a search, with what all searches share; their own options override it."""
     if search is None:
         return dict(changes)
-    shared, of_axis = search_options(search), bool(set(SEARCHES) & set(methods or ()))
+    shared, of_axis = search_options(search), bool(set(SEARCHES) & set(methods))
     found: dict[str, Mapping[str, Any]] = {}
     for name, change in changes.items():
         own_masks = {"method", "masks", "rewind"} & set(change)
@@ -130,10 +141,22 @@ def _with_search(
     return found
 
 
+def _in_cell(cell: Cell, change: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`change`, without what all searches share in a cell whose masks no search finds; a search of its `own` stays."""
+    if cell.method in SEARCHES or {"method", "search"} & set(own) or _like(change) is not None:
+        return change
+    return {field: value for field, value in change.items() if field != "search"}
+
+
 def _like(change: Mapping[str, Any]) -> str | None:
     """The search whose masks say how many weights a variant keeps."""
     density = change.get("density")
     return change.get("rates") or (density if isinstance(density, str) else None)
+
+
+def _of_search(change: Mapping[str, Any]) -> list[str]:
+    """What a variant says that only a search can mean."""
+    return sorted({"search", "at", "rates", "start", "budget"} & set(change))
 
 
 def _methods(base: Config, changes: Mapping[str, Mapping[str, Any]], given: Sequence[str] | None) -> Sequence[str]:
@@ -175,6 +198,8 @@ def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run 
         fields["method_steps"] = None  # those of the base are for the others
     config = Config.from_dict(fields)
     if "rewind" in change:
+        if of_search := _of_search(change):
+            raise ValueError(f"{', '.join(of_search)}: expected it without rewind, whose masks are those of a lottery")
         return Ticket(config, str(change["rewind"]))
     teacher = _dense(base, cell, seed) if config.teacher == DENSE else None
     if teacher is not None and not config.recipe.distillation:
@@ -184,7 +209,10 @@ def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run 
     search = _search(Config.from_dict({**base.as_dict(), **of_cell, "method": base.method}), config, change)
     if search is not None:
         config = dataclasses.replace(config, method_steps=None)
+        _ = config.weights_file  # there, or an error
         if "start" in change:
+            if "weights" in change:
+                raise ValueError(f"weights: expected none with start, which says from where, got {change['weights']!r}")
             dataclasses.replace(config, weights="found")  # raises what does not go with them
         return Run(config, None, teacher, search, "start" in change, "budget" in change)
     if config.method != LOTTERY or config.backend == "dense" or config.masks is not None:
@@ -199,8 +227,7 @@ def _run(base: Config, cell: Cell, change: Mapping[str, Any], seed: int) -> Run 
 
 def _search(base: Config, config: Config, change: Mapping[str, Any]) -> Search | None:
     """What finds the masks of a variant's run; None: its configuration says them."""
-    of_search = sorted({"search", "at", "rates", "start", "budget"} & set(change))
-    like = _like(change)
+    of_search, like = _of_search(change), _like(change)
     if config.backend == "dense" or config.masks is not None or (config.method not in SEARCHES and like is None):
         if of_search:
             given = f"backend {config.backend!r}, masks {config.masks!r} and method {config.method!r}"

@@ -37,14 +37,14 @@ from tost.seeds import derive_seed
 from tost.update import batch_norm_scales
 from tost.variants import SEARCHES, SLIMMING, SPLITLBI, TRAINED_MAGNITUDE
 
-__all__ = ["FOUND", "Found", "Search", "as_many_flops", "check_search", "find_masks", "search_of"]
+__all__ = ["FOUND", "OPTIONS_OF_ONE", "Found", "Search", "as_many_flops", "check_search", "find_masks", "search_of"]
 
 FOUND = "found-masks"  # the folder of the masks, beside the run folders
 MOST_EPOCHS = 2  # times those of the others, however few FLOPs a network has (arXiv 1810.05270)
 _BN_L1 = 1e-4  # of arXiv 1708.06519
 # searches that can keep as many weights as another one: in each layer (True), in all (False)
 _COUNTING = {True: (TRAINED_MAGNITUDE,), False: (TRAINED_MAGNITUDE, SLIMMING)}
-_OF_ONE = ("split_lbi", "bn_l1")  # options that only one method takes
+OPTIONS_OF_ONE = {"split_lbi": SPLITLBI, "bn_l1": SLIMMING}  # option -> the one method that takes it
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def search_of(
         raise ValueError(f"at: expected it with {SPLITLBI}, whose masks have an epoch, got it with {method!r}")
     default = {f.name: f.default for f in dataclasses.fields(Config)}
     unused = ("method", "method_steps", "density", "include", "exclude", "masks", "mask_check", "keep_alive", "teacher", "tune")
-    plain = {**base.as_dict(), **{name: default[name] for name in (*unused, *_OF_ONE, "soft_filter")}, "recipe": "vanilla"}
+    plain = {**base.as_dict(), **{name: default[name] for name in (*unused, *OPTIONS_OF_ONE, "soft_filter")}, "recipe": "vanilla"}
     masks = Config.from_dict({**plain, **masked})
     if like is not None and method not in _COUNTING[by_layer] and (method not in methods() or methods()[method].steps > 1):
         one = ", ".join(name for name, known in methods().items() if known.steps == 1)
@@ -136,10 +136,12 @@ def search_of(
     if method not in SEARCHES:
         return Search(method, None, masks, None, False, like, by_layer)
     own: dict[str, Any] = {**plain, "backend": "dense", "steps": None if "epochs" in options else base.steps}
-    own |= {name: value for name, value in options.items() if name not in _OF_ONE}
+    own |= {name: value for name, value in options.items() if name not in OPTIONS_OF_ONE}
     if method == SPLITLBI:
         if masked["include"] is not None or masked["exclude"] is not None:
             raise ValueError(f"include, exclude: expected none with {SPLITLBI}, which prunes all layers, got some")
+        if options.get("optimizer", SPLITLBI) != SPLITLBI:
+            raise ValueError(f"optimizer: expected none in the search of {SPLITLBI}, which is one, got {options['optimizer']!r}")
         own |= {"optimizer": SPLITLBI, "split_lbi": options.get("split_lbi", base.split_lbi)}
     elif own["optimizer"] == SPLITLBI:
         raise ValueError(f"optimizer: expected another than {SPLITLBI} with the method {method!r}, got it")

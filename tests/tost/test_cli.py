@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tost import Config, Masks, Recipe, experiment, tickets, training
-from tost.cli import analyze, main
+from tost.cli import analyze, compare, main
 from tost.data import Dataset
 
 LENET = ["--model", "lenet300100", "--recipe", "vanilla", "--steps", "2", "--batch-size", "16"]
@@ -247,6 +247,13 @@ def test_compare_saves_tables_picture_and_record(tmp_path: Path, capsys: pytest.
     assert values == json.loads((tmp_path / "o" / "comparison.json").read_text())
     assert values["seeds"] == [3, 4]
     assert [(cell["method"], cell["density"]) for cell in values["cells"]] == [("erk", 0.5), ("erk", 0.2)]
+
+
+def test_what_ghosts_do_not_go_with_may_be_compared() -> None:
+    words = ["--optimizer", "splitlbi", "--backend", "dense", "--variants", "{a: {split_lbi: {nu: 2}}, b: {split_lbi: {nu: 3}}}"]
+    planned = compare.plan_of(compare.parser().parse_args(words))
+    assert {run.config.split_lbi.nu for run in planned.runs.values()} == {2, 3}  # type: ignore[union-attr]
+    assert compare.plan_of(compare.parser().parse_args(["--weights", __file__, "--variants", "{a: {lr: 1}}"])).runs
 
 
 @pytest.mark.usefixtures("small_images")

@@ -11,6 +11,7 @@ from torch import nn
 import tost
 from tost import Config, training
 from tost.callbacks import Callback, Run, Stopped
+from tost.callbacks.soft_filters import SoftFilters
 from tost.data import Dataset
 from tost.models.resnet import ResNet
 from tost.preparation import prepare
@@ -91,6 +92,15 @@ def test_soft_filters_are_zeroed_and_go_on_learning(config: Config) -> None:
         train(soft, overwrite=True, callbacks=[Watch(stop_at=4)])
     assert train(soft).test_loss == result.test_loss
     torch.testing.assert_close(RunFolder.of(soft).load_model(), weights, rtol=0, atol=0)
+
+
+def test_an_average_is_without_the_same_filters(config: Config) -> None:
+    net, average = (nn.Sequential(nn.Conv2d(1, 4, 3)) for _ in range(2))
+    soft = dataclasses.replace(config, soft_filter=True, density=0.5)
+    SoftFilters().on_epoch_end(Run(soft, net, torch.optim.SGD(net.parameters(), lr=1.0), 1, averaged=average))
+    kept, of_average = (module[0].weight.flatten(1).any(1) for module in (net, average))  # type: ignore[operator]
+    assert kept.sum() == 2
+    assert torch.equal(kept, of_average)
 
 
 def test_a_run_starts_from_the_weights_of_another(config: Config, toy_images: Dataset) -> None:

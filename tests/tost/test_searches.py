@@ -183,6 +183,29 @@ def test_a_search_that_was_cut_off_goes_on(
     assert only(grid, "a").test_loss == only(whole, "a").test_loss
 
 
+def test_a_search_that_kept_no_network_of_an_epoch_is_repeated(base: Config, began: list[Config], toy_images: Dataset) -> None:
+    at = {"method": "splitlbi", "start": "found"}
+    told: list[str] = []
+
+    def at_epoch(epoch: int) -> Grid:
+        return compare(base, {"a": {**at, "at": epoch}}, (0,), search=SEARCH, report=told.append)
+
+    first = at_epoch(1)
+    search = RunFolder.of(began[0])
+    path = [file.read_bytes() for file in sorted(search.path_points.iterdir())]
+    weights = search.snapshot(1).read_bytes()
+    last = at_epoch(2)
+    assert [line.partition(":")[0] for line in told if "again" in line] == [
+        "seed 0  search, splitlbi, again for the network after epoch 2"
+    ]
+    assert [config.optimizer for config in began] == ["splitlbi", "sgd"] * 2
+    assert [file.read_bytes() for file in sorted(search.path_points.iterdir())] == path
+    assert search.snapshot(1).read_bytes() == weights  # other comparisons start from it
+    assert Path(str(only(last, "a").config.weights)) == search.snapshot(2)
+    assert at_epoch(1).as_dict() == first.as_dict()
+    assert len(began) == 4
+
+
 def test_a_search_that_finds_nothing(base: Config, began: list[Config]) -> None:
     wild = {"lr": 1e30, "max_skipped": 0}
     (run,) = compare(base, {"a": "trained-magnitude"}, (0,), search=wild).results.popitem()[1]["a"]  # type: ignore[attr-defined]
@@ -217,7 +240,11 @@ LOTTERY = {"method": "splitlbi", "at": 1}
             {},
             "a: at: expected it with splitlbi, .* got it with 'slimming'",
         ),
-        ({"method": "slimming", "density": 0.01}, {}, r"a: density: expected more than 0.01929, the weights of fc, .* got 0.01"),
+        (
+            {"method": "slimming", "density": 0.01},
+            {"search": None},
+            r"a: density: expected more than 0.01929, the weights of fc, .* got 0.01",
+        ),
         ({"method": "snip", "at": 1}, {"search": None}, "a: at: expected it .* masks of splitlbi or .* got .* method 'snip'"),
         ({"method": "splitlbi", "backend": "dense"}, {"search": None}, ""),
         ({**LOTTERY, "backend": "dense"}, {}, "a: at, search: expected it with a sparse network .* got backend 'dense'"),
@@ -247,6 +274,12 @@ LOTTERY = {"method": "splitlbi", "at": 1}
         ({**LOTTERY, "keep_alive": True}, {}, "a: keep_alive: expected false"),
         ({"method": "slimming", "search": {"optimizer": "splitlbi"}}, {}, "a: optimizer: expected another than splitlbi"),
         (LOTTERY, {"densities": (0.5, 0.3)}, "densities: expected one, as the variant 'a' has its own"),
+        ({"rewind": "init", "search": {"lr": 1}}, {"search": None}, "a: search: expected it without rewind"),
+        ({**LOTTERY, "rewind": "init"}, {}, "a: at, search: expected it without rewind"),
+        ({**LOTTERY, "start": "found", "weights": __file__}, {}, "a: weights: expected none with start"),
+        ({**LOTTERY, "search": {"optimizer": "adam"}}, {}, "a: optimizer: expected none in the search of splitlbi"),
+        ("trained-magnitude", {}, "search: split_lbi: expected it with masks of splitlbi, which no variant has"),
+        ({**LOTTERY, "search": {"bn_l1": 0.1}}, {}, "search: bn_l1: expected it with masks of slimming, which no variant has"),
         ("snip", {}, "search: expected none, as no variant has the masks of splitlbi or slimming"),
     ],
 )
@@ -259,6 +292,17 @@ def test_wrong_arguments(base: Config, variant: Any, options: dict[str, Any], me
     assert not Path(base.out).exists()
 
 
+def test_weights_that_are_not_there(base: Config) -> None:
+    with pytest.raises(FileNotFoundError, match="weights: no such file: absent"):
+        compare(base, {"a": {**LOTTERY, "weights": "absent"}}, (0,), search=SEARCH)
+    assert not Path(base.out).exists()
+
+
+def test_the_method_of_the_base_may_be_a_search(base: Config) -> None:
+    one = plan(dataclasses.replace(base, method="splitlbi"), {"a": None}, (0,), search=SEARCH)
+    assert list(one.runs.values()) == list(plan(base, {"a": None}, (0,), methods=["splitlbi"], search=SEARCH).runs.values())
+
+
 def test_slimming_needs_batch_norm(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
@@ -267,6 +311,17 @@ def test_slimming_needs_batch_norm(base: Config, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="variants: a: bn_l1: expected a network with BatchNorm"):
         compare(base, {"a": "slimming"}, (0,))
     assert not Path(base.out).exists()
+
+
+def test_what_searches_share_is_for_cells_with_a_search(base: Config) -> None:
+    methods = ("splitlbi", "random", "lth")
+    planned = plan(base, {"a": None, "b": {"lr": 0.05}}, (0,), methods=methods, search=SEARCH)
+    (found,) = {run.search for run in planned.runs.values() if isinstance(run, experiment.Run)} - {None}
+    assert found is not None
+    assert found.training is not None
+    assert found.training.steps == SEARCH["steps"]
+    with pytest.raises(ValueError, match="a: search: expected it with a sparse network and masks of"):
+        plan(base, {"a": {"search": {"lr": 1}}}, (0,), methods=methods, search=SEARCH)
 
 
 def test_variants_share_a_search_whatever_their_own_schedule(base: Config) -> None:

@@ -114,7 +114,7 @@ def plan_of(options: Namespace) -> Plan:
 
 def _asked(options: Namespace) -> dict[str, Any]:
     """The question, as `tost.compare` takes it."""
-    base = dataclasses.replace(config_of(options), recipe=Recipe.vanilla(), out=options.runs or options.out)
+    base = config_of(options, recipe=Recipe.vanilla(), out=options.runs or options.out)
     variants, baselines = _variants(options)
     if options.seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {options.seeds}")

@@ -17,7 +17,7 @@ _TYPES = {
     "tuple[str": 'a list like ["layer1*", "fc"]',
     "tuple[int": "a list like [1, 10]",
     "tuple[float": "a list like [0.5, 0.75]",
-    "dict": 'a mapping like {"baseline": "vanilla", "mine": "tost"}',
+    "dict": "a mapping like {name: value}",
 }
 
 

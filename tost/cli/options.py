@@ -8,7 +8,7 @@ import sys
 from argparse import Action
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -132,9 +132,10 @@ def add_json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def config_of(options: Namespace, without: Sequence[str] = ()) -> Config:
+def config_of(options: Namespace, without: Sequence[str] = (), **given: Any) -> Config:
+    """The configuration that the options say, but for the fields `without`, and with those `given` in the place of its own."""
     known = {f.name for f in dataclasses.fields(Config)}.difference(without)
-    return Config.from_dict({name: value for name, value in options.as_dict().items() if name in known})
+    return Config.from_dict({**{name: value for name, value in options.as_dict().items() if name in known}, **given})
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Iterator
 
 from tost.grid import Cell, Grid
@@ -12,7 +14,9 @@ from tost.report.sheet import Change, Difference, Number, Part, Sheet, Spread
 from tost.report.step_times import NONE_COMPILED, none_compiled, step_time_sheet
 from tost.runs import Result
 
-__all__ = ["cell_labels", "grid_sheets", "grid_title", "steps_of"]
+__all__ = ["cell_labels", "densities_of", "grid_sheets", "grid_title", "several_densities", "steps_of"]
+
+_APART = 1.02  # densities with a smaller ratio are one
 
 
 def grid_sheets(grid: Grid) -> list[Sheet]:
@@ -30,12 +34,33 @@ def grid_title(grid: Grid, cell: Cell | None = None) -> str:
     if cell is None and len(grid.cells) == 1:
         cell = grid.cells[0]
     runs = [run for each in (grid.cells if cell is None else [cell]) for name in grid.variants for run in grid.runs(each, name)]
-    what = [cell.title] if cell is not None else _shared(grid)
+    what = [_title(grid, cell)] if cell is not None else _shared(grid)
     lengths = sorted({steps_of(run) for run in runs})
     if lengths:
         what.append(f"{' or '.join(map(str, lengths))} steps")
     count = len(grid.seeds)
     return ", ".join([*what, f"{count} seed{'s' if count > 1 else ''}"])
+
+
+def densities_of(grid: Grid, cell: Cell) -> list[float]:
+    """Mean fraction of the weights that each variant keeps, of those that keep not all."""
+    runs = [found for name in grid.variants if (found := grid.runs(cell, name))]
+    means = [statistics.fmean(run.accounting.density for run in of_variant) for of_variant in runs]
+    return [mean for mean in means if 0 < mean < 1]
+
+
+def several_densities(grid: Grid, cell: Cell) -> bool:
+    """Whether the variants of a cell, dense ones aside, differ in how many weights they keep."""
+    kept = densities_of(grid, cell)
+    return bool(kept) and max(kept) > _APART * min(kept)
+
+
+def _title(grid: Grid, cell: Cell) -> str:
+    """That of the cell; where its variants are not all of its density, with those that they have."""
+    if not several_densities(grid, cell):
+        return cell.title
+    sparsest, densest = (100 * (1 - limit(densities_of(grid, cell))) for limit in (min, max))
+    return f"{cell.title.rpartition(', ')[0]}, {densest:.4g} to {sparsest:.4g}% sparse"
 
 
 def cell_labels(grid: Grid) -> dict[Cell, str]:
@@ -75,6 +100,8 @@ def _note(grid: Grid) -> str:
             f" Difference: points, mean over pairs of the same {_paired_by(grid)}, with its 95% t-interval, "
             "and how many of the pairs are above 0; won: the interval lies above 0, lost: it lies below."
         )
+    if any(len({run.accounting.weights_kept for run in grid.runs(*place)}) > 1 for place in _places(grid)):
+        note += " Weights kept: mean over the seeds."
     if _ghosts(grid):
         note += " Ghost weights: while training -> left in the result."
     if _diverged(grid):
@@ -96,11 +123,16 @@ def _paired_by(grid: Grid) -> str:
 
 
 def _ghosts(grid: Grid) -> bool:
-    return any(run.ghost_weights_at_start for cell in grid.cells for name in grid.variants for run in grid.runs(cell, name))
+    return any(run.ghost_weights_at_start for place in _places(grid) for run in grid.runs(*place))
 
 
 def _diverged(grid: Grid) -> bool:
-    return any(grid.diverged(cell, name) for cell in grid.cells for name in grid.variants)
+    return any(grid.diverged(*place) for place in _places(grid))
+
+
+def _places(grid: Grid) -> Iterator[tuple[Cell, str]]:
+    """(cell, variant)"""
+    return itertools.product(grid.cells, grid.variants)
 
 
 def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
@@ -114,8 +146,8 @@ def _cell_sheet(grid: Grid, cell: Cell, note: str) -> Sheet:
             row.append(Difference(grid.against(cell, name, baseline) if name != baseline else None))
         if diverged:
             row.append(Number(grid.diverged(cell, name)))
-        counts = runs[0].accounting if runs else None
-        row.append(Part(counts.weights_kept, counts.weights_prunable) if counts else "")
+        kept = [run.accounting.weights_kept for run in runs]
+        row.append(Part(round(statistics.fmean(kept)), runs[0].accounting.weights_prunable) if runs else "")
         if ghosts:
             left = [run.accounting.ghost_weights for run in runs]
             row.append(Change(runs[0].ghost_weights_at_start, max(left)) if runs else "")

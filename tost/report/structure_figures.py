@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tost.grid import Cell, Grid
 from tost.paired import mean_and_spread
 from tost.report.figures import new_figure, save
-from tost.report.grids import cell_labels, grid_title
+from tost.report.grids import cell_labels, densities_of, grid_title, several_densities
 from tost.report.lines import epoch_axis, styles
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ __all__ = ["has_densities", "has_epochs", "save_densities_figure", "save_epochs_
 
 _AT = "at"  # of a variant: the epoch of the training that found its masks
 _DECADES = 20  # beyond this ratio densities lie on a logarithmic axis
-_APART = 1.02  # densities with a smaller ratio are one
+_LEGEND = 30  # letters in a line of it: long names must not take the panels' room
 
 
 def has_densities(grid: Grid) -> bool:
     """Whether in some cell variants differ in how many weights they keep, dense ones aside."""
-    return any(max(kept) > _APART * min(kept) for cell in grid.cells if (kept := _sparse(grid, cell)))
+    return any(several_densities(grid, cell) for cell in grid.cells)
 
 
 def has_epochs(grid: Grid) -> bool:
@@ -52,7 +54,7 @@ def save_densities_figure(grid: Grid, path: str | Path) -> None:
                 axes.axhline(accuracy, color=colour, linestyle="--", linewidth=1.2, label=name)
             else:
                 axes.errorbar(kept, accuracy, spread, width, color=colour, marker=marker, linestyle="", capsize=2, label=name)
-        sparse = _sparse(grid, cell)
+        sparse = densities_of(grid, cell)
         if sparse and max(sparse) > _DECADES * min(sparse):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -100,13 +102,30 @@ def save_epochs_figure(grid: Grid, path: str | Path) -> None:
 
 
 def _series(grid: Grid) -> dict[str, dict[int, str]]:
-    """What variants with the same changes but for the epoch share -> epoch -> variant; of at least two epochs."""
-    series: dict[str, dict[int, str]] = {}
+    """What variants with the same changes but for the epoch share -> epoch -> variant; of at least two epochs.
+
+    Of the options of searches it names only those that not all of them have.
+    """
+    series: dict[tuple[tuple[str, str], ...], dict[int, str]] = {}
     for name, changes in grid.variants.items():
         if isinstance(epoch := changes.get(_AT), int):
-            shared = ", ".join(f"{field} {value}" for field, value in changes.items() if field != _AT)
+            shared = tuple(sorted((field, str(value)) for field, value in _flat(changes).items() if field != _AT))
             series.setdefault(shared, {})[epoch] = name
-    return {shared: dict(sorted(names.items())) for shared, names in series.items() if len(names) > 1}
+    several = {shared: names for shared, names in series.items() if len(names) > 1}
+    found = {}
+    for shared, names in several.items():
+        said = [(f, value) for f, value in shared if not f.startswith("search ") or any((f, value) not in s for s in several)]
+        found[", ".join(f"{field} {value}" for field, value in said)] = dict(sorted(names.items()))
+    return found
+
+
+def _flat(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings in mappings as one: {"search": {"lr": 1}} is {"search lr": 1}."""
+    flat: dict[str, Any] = {}
+    for field, value in changes.items():
+        inner = _flat(value) if isinstance(value, Mapping) else None
+        flat |= {field: value} if inner is None else {f"{field} {name}": each for name, each in inner.items()}
+    return flat
 
 
 def _accuracies(grid: Grid, cell: Cell, name: str) -> list[float]:
@@ -119,13 +138,8 @@ def _kept(grid: Grid, cell: Cell, name: str) -> list[float]:
     return [100 * run.accounting.density for run in grid.runs(cell, name)]
 
 
-def _sparse(grid: Grid, cell: Cell) -> list[float]:
-    """Mean percent of the weights that each variant keeps, of those that keep not all."""
-    means = [mean_and_spread(kept)[0] for name in grid.variants if (kept := _kept(grid, cell, name))]
-    return [mean for mean in means if 0 < mean < 100]
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     title = "mean ± standard\ndeviation of seeds"
+    names = [textwrap.fill(name, _LEGEND) for name in names]
     figure.legend(handles, names, loc="outside right center", fontsize=8, title=title, title_fontsize=8)

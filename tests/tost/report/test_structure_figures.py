@@ -11,12 +11,13 @@ from tests.tost.report.made_runs import pair, result
 from tost import Recipe
 from tost.accounting import Accounting
 from tost.grid import Cell, Diverged, Grid
-from tost.report import pictures_of, structure_figures
+from tost.report import pictures_of, sheets_of, structure_figures
 
+SEARCH = {"epochs": 9, "split_lbi": {"nu": 20, "lam": 0.1}}
 # name -> what is different, densities and accuracies of two seeds
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[float, float], tuple[float, float]]] = {
-    "from 8": ({"method": "splitlbi", "start": "found", "at": 8}, (0.5, 0.6), (0.9, 0.92)),
-    "from 2": ({"method": "splitlbi", "start": "found", "at": 2}, (0.1, 0.1), (0.6, 0.7)),
+    "from 8": ({"method": "splitlbi", "start": "found", "at": 8, "search": SEARCH}, (0.5, 0.6), (0.9, 0.92)),
+    "from 2": ({"method": "splitlbi", "start": "found", "at": 2, "search": SEARCH}, (0.1, 0.1), (0.6, 0.7)),
     "new": ({"method": "splitlbi", "at": 2}, (0.1, 0.1), (0.5, 0.5)),
     "random": ({"method": "random"}, (0.1, 0.1), (0.4, 0.4)),
     "few": ({"method": "force"}, (0.001, 0.001), (0.2, 0.2)),
@@ -61,6 +62,27 @@ def test_accuracy_against_density(drawn: list[Figure]) -> None:
     assert axes.get_xscale() == "log"
     pictures_of(grid("random", "from 8"))["densities"](Path("p.png"))
     assert drawn[1].axes[0].get_xscale() == "linear"
+
+
+def test_tables_of_masks_that_are_not_of_one_density() -> None:
+    (sheet,) = sheets_of(grid("from 8", "from 2", "dense"))
+    assert [str(row[3]) for row in sheet.rows] == ["550 of 1,000", "100 of 1,000", "1,000 of 1,000"]
+    assert "Weights kept: mean over the seeds." in sheet.note
+    assert "lenet5 on mnist5k, 45 to 90% sparse, " in sheet.title
+    (sheet,) = sheets_of(grid("new", "random", "dense"))
+    assert "Weights kept" not in sheet.note
+    assert "lenet5 on mnist5k, 95% sparse, " in sheet.title
+
+
+def test_what_tells_searches_apart_is_in_the_legend(drawn: list[Figure]) -> None:
+    found = grid("from 8", "from 2", "new", "random")
+    more = {"method": "splitlbi", "start": "found", "search": {**SEARCH, "split_lbi": {"nu": 50, "lam": 0.1}}}
+    variants = {**found.variants, "new": {**more, "at": 2}, "random": {**more, "at": 8}}
+    pictures_of(dataclasses.replace(found, variants=variants))["epochs"](Path("p.png"))
+    labels = [bars.get_label() for bars in drawn[0].axes[0].containers]
+    assert labels == [f"method splitlbi, search split_lbi nu {nu}, start found" for nu in (20, 50)]
+    (legend,) = drawn[0].legends
+    assert all(len(line) <= 30 for text in legend.get_texts() for line in text.get_text().splitlines())
 
 
 def test_accuracy_against_the_epoch_of_the_masks(drawn: list[Figure]) -> None:
