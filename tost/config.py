@@ -183,7 +183,12 @@ class Config:
         _require(self.teacher is not None or not distils, "teacher", "a run folder, as recipe.distillation > 0", self.teacher)
         if self.optimizer == "splitlbi":
             _require(self.backend == "dense", "backend", "'dense' with optimizer 'splitlbi', which finds the masks", self.backend)
-            _require(not recipe.has_ghosts, "recipe", "no ghosts with optimizer 'splitlbi', which would prune them", recipe)
+            _require(
+                not recipe.has_ghosts,
+                "recipe",
+                "no ghosts with optimizer 'splitlbi', which would prune them (vanilla has none)",
+                recipe,
+            )
         for name in ("bn_l1", "soft_filter"):
             if getattr(self, name):
                 _require(self.backend == "dense", "backend", f"'dense' with {name}", self.backend)

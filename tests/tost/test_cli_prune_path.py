@@ -72,6 +72,11 @@ def test_masks_by_epoch_by_density_and_the_projection(run: Result, tmp_path: Pat
     assert main(["train", *config, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accounting"]["weights_kept"] == Masks.load(masks_file).kept
 
+    assert main([*command, "--epoch", "0"]) == 0
+    assert "cannot learn; a larger --density or a later --epoch has more" in capsys.readouterr().err
+    assert main(["shrink", str(run.run_dir), "--passes", "0"]) == 0
+    assert f"are in Gamma, not in these weights: tost prune --path {run.run_dir} --out FILE" in capsys.readouterr().err
+
     for words, message in (
         (["--epoch", "9"], "epoch: expected a recorded one of"),
         (["--epoch", "1", "--exact"], "exact: expected it with a density, got an epoch"),

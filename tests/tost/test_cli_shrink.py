@@ -34,7 +34,10 @@ def test_from_a_run_to_a_smaller_network(tmp_path: Path, capsys: pytest.CaptureF
     folder.save_model(net)
 
     assert main(["shrink", str(folder.path), "--passes", "2", "--batch", "3"]) == 0
-    text = capsys.readouterr().out
+    text, said = capsys.readouterr()
+    assert said == ""
+    line = f"net = tost.load_shrunk(tost.models.build('resnet20', 3, 1, (8, 8)), '{folder.path / 'shrunk.safetensors'}').eval()"
+    assert text.endswith(f"\nin Python: {line}\n")
     assert "resnet20 without its dead filters" in text
     assert "its constant would leak into the padding of 'layer1.0.conv2'" in text
     assert "ms of a batch of 3" in text

@@ -75,7 +75,8 @@ class _Guided(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _RELUS and result.requires_grad:
+        capped = func is F.hardtanh and (args[1] if len(args) > 1 else (kwargs or {}).get("min_val")) == 0  # what nn.ReLU6 calls
+        if (func in _RELUS or capped) and result.requires_grad:
             result.register_hook(lambda gradient: gradient.clamp(min=0))
         return result
 

@@ -83,6 +83,9 @@ def run(options: Namespace) -> None:
     masks, what, effective = _of_method(config) if options.path is None else _of_path(options)
     accuracy = _project(options, masks) if options.projected is not None else None
     masks.save(out)
+    if effective is not None and not effective.kept:
+        later = "; a larger --density or a later --epoch has more" if options.path is not None else ""
+        note(f"tost: note: no weight is on a path from an input to an output: a network with these masks cannot learn{later}")
     if options.figure is not None:
         layers = {"kept": masks.per_layer()} | ({"on a path": effective.per_layer()} if effective is not None else {})
         layer_figure(layers, options.figure, what)

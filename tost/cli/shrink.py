@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from tost.checks import integer
 from tost.cli.options import Parser, add_json, set_threads
-from tost.cli.output import print_json, print_sheets
+from tost.cli.output import note, print_json, print_sheets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,8 @@ HELP = "remove the dead filters of a finished run's network"
 
 def parser() -> Parser:
     shrink = Parser(
-        description="Remove the dead filters of a finished run's network, and all that only they feed. Outputs stay the same."
+        description="Remove the dead filters of a finished run's network, and all that only they feed. Outputs stay the same. "
+        "Of optimizer splitlbi: tost prune --path RUN --out FILE, tost train --masks FILE, then shrink that run."
     )
     shrink.add_argument("run", type=str, help="folder of a finished run")
     shrink.add_argument("--out", type=str | None, default=None, help="file to write (default: shrunk.safetensors in the run)")
@@ -50,6 +51,11 @@ def run(options: Namespace) -> None:
     from tost.shrinking import shrink, time_forward
 
     snapshot = network_of(options.run)
+    if snapshot.config.optimizer == "splitlbi":
+        note(
+            "tost: note: the zeros that optimizer splitlbi finds are in Gamma, not in these weights: tost prune --path "
+            f"{options.run} --out FILE, tost train --masks FILE, then shrink that run"
+        )
     net = _plain(snapshot.net)
     shape = snapshot.dataset.input_shape
     result = shrink(net, input_shape=shape, zero_constants=options.zero_constants)
@@ -74,6 +80,9 @@ def run(options: Namespace) -> None:
         return
     title = f"{snapshot.config.model_name} without its dead filters, saved to {out}"
     print_sheets([_layers(report, title), *([_kept(report)] if report.kept else []), _sums(report, times, batch)])
+    classes, (channels, *size) = snapshot.dataset.num_classes, shape
+    network = f"tost.models.build({snapshot.config.model!r}, {classes}, {channels}, {tuple(size)})"
+    print(f"in Python: net = tost.load_shrunk({network}, {str(out)!r}).eval()")
 
 
 def _plain(net: nn.Module) -> nn.Module:

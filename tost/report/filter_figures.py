@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["filters_sheet", "save_exciting_figure", "save_guided_figure"]
 
 _SIDE = 1.0  # inches of a picture
+_SCALE = "grey: 0, brighter: above, each to its own scale"
 
 
 def filters_sheet(found: Filters) -> Sheet:
@@ -78,8 +79,8 @@ def _of(found: Filters, epoch: int) -> list[FilterView]:
 
 
 def _draw(found: Filters, path: str | Path, title: str, rows: Sequence[Sequence[_Tile]], labels: Sequence[str]) -> None:
-    figure = new_figure(max(_SIDE * len(rows[0]) + 1.0, 6.0), _SIDE * len(rows) + 1.3)
-    figure.suptitle(title, fontsize=10)
+    figure = new_figure(max(_SIDE * len(rows[0]) + 1.0, 6.0), _SIDE * len(rows) + 1.5)
+    figure.suptitle(f"{title}\n{_SCALE}", fontsize=10)
     places: Any = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for i, (tiles, label) in enumerate(zip(rows, labels, strict=True)):
         for axes, tile in zip(places[i], tiles, strict=True):

@@ -22,6 +22,8 @@ __all__ = ["INSIDE", "OUTSIDE", "save_curves_of_runs_figure", "save_density_figu
 
 INSIDE, OUTSIDE = COLOURS[0], COLOURS[1]  # the support of Gamma
 _COLUMNS = 4
+_ALL = 103.0  # percent, and a line there is not at the very edge: a deviation from the mean may reach further, no value does
+_CHARACTER, _HANDLE = 0.072, 0.5  # inches in a legend: of a character of this size, and of what else an entry holds
 
 
 def save_path_figure(found: FilterPath, path: str | Path) -> None:
@@ -83,6 +85,8 @@ def save_curves_of_runs_figure(found: TrainingCurves, path: str | Path) -> None:
         axes.set_ylabel(label)
         if name == "support_density":
             axes.set_ylim(bottom=0)
+        if name != "train_loss":
+            axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]), top=min(_ALL, axes.get_ylim()[1]))
         epoch_axis(axes)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -110,7 +114,7 @@ def save_density_figure(found: PathDensities, path: str | Path) -> None:
         if found.layers:
             axes.set_title(layer or "all layers", fontsize=9)
         axes.set_ylabel("weights in the support, %")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=min(_ALL, axes.get_ylim()[1]))
         epoch_axis(axes)
         axes.grid(alpha=0.3)
     _legend(figure, places[0], any(len(group) > 1 for group in by_variant(found.runs).values()))
@@ -141,4 +145,8 @@ def _by_epoch(runs: Iterable[tuple[Sequence[int], Sequence[float | None]]]) -> d
 def _legend(figure: Figure, axes: Axes, several: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     title = "mean, and standard deviation over the seeds" if several else None
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=title, title_fontsize=8, frameon=False)
+    widest = _CHARACTER * max(map(len, labels), default=0) + _HANDLE
+    columns = min(3, max(1, int(figure.get_figwidth() / widest)))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, title=title, title_fontsize=8, frameon=False
+    )

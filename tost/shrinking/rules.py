@@ -269,14 +269,51 @@ def _axis_of(places: Tensor) -> int | None:
 
 
 def _reshaped(call: Call) -> Channels | None:
-    """view, reshape: only where forward leaves the number of channels open, by a -1."""
+    """view, reshape: where forward leaves the number of channels open, by a -1, or takes it from a tensor that has as many."""
     found = _moved(call)
-    if found is None:
-        return None
     sizes = call.node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
         sizes = tuple(sizes[0])
-    return found if len(sizes) == call.result.dim() and sizes[found.axis] == -1 else None
+    counted = [(node, of) for node in call.node.all_input_nodes if (of := _counted(call, node)) is not None]
+    if found is not None and len(sizes) == call.result.dim():
+        if sizes[found.axis] == -1 and not counted:
+            return found
+        alone = len(counted) == 1 and sizes[found.axis] is counted[0][0] and sizes.count(counted[0][0]) == 1
+        if alone and len(counted[0][1].slots) == len(found.slots):  # they go together, so it counts those that are left
+            call.slots.unite(found.slots, counted[0][1].slots)
+            return found
+    for _, of in counted:
+        call.slots.pin(of.slots, f"{call.name} depends on how many there are")
+    return None
+
+
+def _counted(call: Call, node: fx.Node) -> Channels | None:
+    """The channels whose number `node` is, by `x.size(1)`, `x.size()[1]` or `x.shape[1]`."""
+    if node.op == "call_method" and node.target == "size" and len(node.args) == 2:
+        of, dim = node.args
+    elif node.op == "call_function" and node.target is operator.getitem:
+        sizes, dim = node.args
+        if not isinstance(sizes, fx.Node) or not (
+            sizes.target == "size" or (sizes.target is getattr and sizes.args[1] == "shape")
+        ):
+            return None
+        of = sizes.args[0]
+    else:
+        return None
+    known = call.known.get(of) if isinstance(of, fx.Node) else None
+    return known if known is not None and dim == known.axis else None
+
+
+def _expanded(call: Call) -> Channels | None:
+    """x.expand_as(other), both with as many channels."""
+    x = call.first
+    others = [call.known[node] for node in call.node.all_input_nodes[1:] if node in call.known]
+    if x is None or len(others) != 1 or call.tensor.dim() != call.result.dim():
+        return None
+    if others[0].axis != x.axis or len(others[0].slots) != len(x.slots):
+        return None
+    call.slots.unite(x.slots, others[0].slots)
+    return x
 
 
 def _indexed(call: Call) -> Channels | None:
@@ -285,9 +322,10 @@ def _indexed(call: Call) -> Channels | None:
     if x is None:
         return None
     parts = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in parts or None in parts or not all(isinstance(part, int | slice) for part in parts):
+    taken = [part for part in parts if part is not None]  # None makes a new axis
+    if Ellipsis in taken or not all(isinstance(part, int | slice) for part in taken):
         return None
-    if len(parts) > x.axis and parts[x.axis] != slice(None):
+    if len(taken) > x.axis and taken[x.axis] != slice(None):
         return None
     return _moved(call)
 
@@ -327,7 +365,9 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", torch.movedim, "movedim"), _moved),
     **dict.fromkeys((torch.reshape, "reshape", "view"), _reshaped),
     operator.getitem: _indexed,
+    "expand_as": _expanded,
 }
+_RESHAPES = ("view", "reshape", torch.reshape)
 
 
 def rule_for(node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rule | None:
@@ -369,7 +409,11 @@ def keeps_count(node: fx.Node, axis: int, rank: int) -> bool:
     if node.op == "call_method":
         if node.target == "size":
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            return _sizes_without(node, axis, rank) if dim is None else isinstance(dim, int) and dim % rank != axis
+            return (
+                _sizes_without(node, axis, rank)
+                if dim is None
+                else isinstance(dim, int) and (dim % rank != axis or _reshapes_alone(node, dim))
+            )
         return node.target in ("dim", "type", "is_floating_point", "ndimension", "get_device")
     if node.op == "call_function" and node.target is getattr:
         attribute = node.args[1]
@@ -387,6 +431,12 @@ def _sizes_without(node: fx.Node, axis: int, rank: int) -> bool:
         if not all(isinstance(end, int | None) for end in ends):
             return False
         taken = range(rank)[index]
-        if axis in (taken if isinstance(taken, range) else (taken,)) and user.users:
+        if axis in (taken if isinstance(taken, range) else (taken,)) and not _reshapes_alone(user, index):
             return False
     return True
+
+
+def _reshapes_alone(count: fx.Node, dim: Any) -> bool:
+    """Whether a number of channels, the size along `dim`, is used only where `_reshaped` looks at it and `_counted` finds it."""
+    users = count.users
+    return not users or (isinstance(dim, int) and dim >= 0 and all(user.target in _RESHAPES for user in users))

@@ -91,8 +91,9 @@ def test_guided_gradients_by_hand(form: str) -> None:
     assert found.tolist() == [[[[0.25, 0.0, 0.25, 0.0]]], [[[0.0, 0.0, 0.0, 0.0]]]]
 
 
-def test_what_is_below_zero_in_the_gradient_does_not_pass() -> None:
-    net = nn.Sequential(conv([[[1.0, 0.0]], [[0.0, 1.0]]]), nn.ReLU(), nn.Conv2d(2, 1, 1, bias=False))
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+def test_what_is_below_zero_in_the_gradient_does_not_pass(act: type[nn.Module]) -> None:
+    net = nn.Sequential(conv([[[1.0, 0.0]], [[0.0, 1.0]]]), act(), nn.Conv2d(2, 1, 1, bias=False))
     net[2].weight.data = torch.tensor([3.0, -1.0]).reshape(1, 2, 1, 1)  # type: ignore[union-attr]
     image = torch.tensor([[[2.0, 1.0]]])  # hidden 2 and 1, output 5
     plain = torch.autograd.functional.jacobian(lambda x: net(x.unsqueeze(0)).mean(), image)  # type: ignore[no-untyped-call]

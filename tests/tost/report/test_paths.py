@@ -1,5 +1,6 @@
 """Tables and pictures of made-up solution paths, densities and trainings."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,3 +115,16 @@ def test_tables() -> None:
         ("optimizer sgd, seed 3", "2", "1.0000", "1.5000", "75.00", ""),
         ("optimizer splitlbi, 2 seeds", "3", "2.0000 ± 1.4142", "2.0000 ± 0.0000", "50.00 ± 0.00", "50.00 ± 0.00"),
     )
+
+
+def test_long_names_of_settings_are_in_the_picture(drawn: list[Figure]) -> None:
+    runs = [dataclasses.replace(run, variant=f"{run.variant}, {'a setting ' * 6}") for run in densities().runs]
+    path_figures.save_density_figure(PathDensities("a network", tuple(runs)), "p.png")
+    (figure,) = drawn
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
+
+
+def test_no_axis_shows_more_than_all(drawn: list[Figure]) -> None:
+    runs = [dataclasses.replace(run, test_accuracy=(0.0, None, seed)) for seed, run in enumerate(curves().runs[1:])]
+    path_figures.save_curves_of_runs_figure(TrainingCurves("a network", tuple(runs)), "p.png")
+    assert drawn[0].axes[1].get_ylim() == (0, 103)  # the deviation of 0 and 100% would be from -20 to 120%

@@ -476,3 +476,54 @@ def test_arguments_of_forward() -> None:
         assert outputs_left(result) == {"one": 3, "two": 3, "last": 2}
         assert result.report.macs == (4 * 2 * 30 + 3 * 4 + 2 * 4 * 30, 3 * 2 * 30 + 3 * 3 + 2 * 3 * 30)
         torch.testing.assert_close(result.model(X, code)["image"], net(X, code)["image"])
+
+
+class Squeezed(nn.Module):
+    """Squeeze and excitation: `gate` has the features, their means under its own view, and the two linear layers."""
+
+    def __init__(self, gate: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 6, 3, bias=False), nn.Conv2d(6, 3, 3)
+        self.gates = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6), nn.Sigmoid())
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.gate(self.first(x), self.gates))
+
+
+def _unpacked(x: Tensor, gates: Callable[[Tensor], Tensor]) -> Tensor:
+    b, c, _, _ = x.size()
+    return x * gates(F.adaptive_avg_pool2d(x, 1).view(b, c)).view(b, c, 1, 1).expand_as(x)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        _unpacked,
+        lambda x, gates: x * gates(x.view(x.shape[0], x.shape[1], -1).mean(2))[:, :, None, None],
+        lambda x, gates: x * gates(x.mean((2, 3)).reshape((x.size(0), x.size(1)))).view(-1, x.size(1), 1, 1),
+    ],
+    ids=["unpacked", "shape", "size"],
+)
+def test_squeeze_and_excitation_with_the_number_of_channels(gate: Callable[..., Tensor]) -> None:
+    net = randomised(Squeezed(gate))
+    kill(net.first, [1, 4, 5])
+    result = shrunk(net, X)
+    assert outputs_left(result) == {"first": 3, "gates.0": 4, "gates.2": 3, "last": 3}
+    assert result.report.kept == ()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x, gates: x + x.mean((2, 3)).view(x.size(0), x.size(1) * 1, 1, 1),
+        lambda x, gates: x + gates(x.mean((2, 3))).view(x.size(1), x.size(0), 1, 1).transpose(0, 1).mean(1, keepdim=True),
+        lambda x, gates: x + gates(x.mean((2, 3))).sum(1).new_ones(2, 6).view(x.size(1), 2).sum(),
+        lambda x, gates: x.view(x.size(0), x.size(-3), 4, 3),
+    ],
+    ids=["computed with", "another axis", "of another tensor", "from the end"],
+)
+def test_a_number_of_channels_that_is_used_otherwise_pins_them(gate: Callable[..., Tensor]) -> None:
+    net = randomised(Squeezed(gate))
+    kill(net.first, [1, 4, 5])
+    assert outputs_left(shrunk(net, X))["first"] == 6
