@@ -516,9 +516,9 @@ def test_squeeze_and_excitation_with_the_number_of_channels(gate: Callable[..., 
 @pytest.mark.parametrize(
     "gate",
     [
-        lambda x, gates: x + x.mean((2, 3)).view(x.size(0), x.size(1) * 1, 1, 1),
-        lambda x, gates: x + gates(x.mean((2, 3))).view(x.size(1), x.size(0), 1, 1).transpose(0, 1).mean(1, keepdim=True),
-        lambda x, gates: x + gates(x.mean((2, 3))).sum(1).new_ones(2, 6).view(x.size(1), 2).sum(),
+        lambda x, gates: x * x.mean((2, 3)).view(x.size(0), x.size(1) * 1, 1, 1),
+        lambda x, gates: x * gates(x.mean((2, 3))).view(x.size(1), x.size(0), 1, 1).transpose(0, 1).mean(1, keepdim=True),
+        lambda x, gates: x * gates(x.mean((2, 3))).sum(1).new_ones(2, 6).view(x.size(1), 2).sum(),
         lambda x, gates: x.view(x.size(0), x.size(-3), 4, 3),
     ],
     ids=["computed with", "another axis", "of another tensor", "from the end"],
